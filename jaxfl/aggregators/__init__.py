@@ -1,0 +1,16 @@
+"""Rules that turn the clients' updates into one."""
+
+from jaxfl.aggregators.base import Aggregator as Aggregator
+from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
+from jaxfl.aggregators.base import PreAggregator as PreAggregator
+from jaxfl.aggregators.base import Statistics as Statistics
+from jaxfl.aggregators.base import WeightingRule as WeightingRule
+from jaxfl.aggregators.centered_clipping import CenteredClipping as CenteredClipping
+from jaxfl.aggregators.coordinatewise import Median as Median
+from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
+from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
+from jaxfl.aggregators.krum import Krum as Krum
+from jaxfl.aggregators.krum import MultiKrum as MultiKrum
+from jaxfl.aggregators.mean import Mean as Mean
+from jaxfl.aggregators.mean import Oracle as Oracle
+from jaxfl.aggregators.pipeline import Pipeline as Pipeline

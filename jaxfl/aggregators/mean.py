@@ -1,0 +1,59 @@
+"""Averages: of all updates, and of the honest ones."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxfl.aggregators.base import Statistics, WeightingRule
+from jaxfl.numerics.rows import safe_ratio
+from jaxfl.types import Context, Info, State
+
+
+class Mean(WeightingRule):
+    """The mean, ``sum_i w_i x_i``: what federated averaging does without a defence.
+
+    ``weighted`` takes w_i from the clients' sample counts, otherwise all are equal. Non-finite
+    rows are left out.
+
+    Cost: two reads of the matrix. Breaks down with one Byzantine client.
+    McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+    AISTATS 2017.
+    """
+
+    weighted: bool = True
+
+    tolerates: ClassVar[bool] = False
+    accepts_absent: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def weigh(
+        self, statistics: Statistics, state: State, context: Context
+    ) -> tuple[Float[Array, " n"], Info]:
+        usable = statistics.usable.astype(context.weights.dtype)
+        # After bucketing the rows are no longer the clients that the weights belong to.
+        whole = self.weighted and context.weights.shape == usable.shape
+        weights = context.weights * usable if whole else usable
+        weights = safe_ratio(weights, jnp.sum(weights))
+        return weights, Info(selected=statistics.usable, weights=weights)
+
+
+class Oracle(WeightingRule):
+    """The mean of the honest updates: the ceiling of every table, no defence.
+
+    It reads ``context.byzantine``, which no server knows.
+    """
+
+    tolerates: ClassVar[bool] = True
+    accepts_absent: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def weigh(
+        self, statistics: Statistics, state: State, context: Context
+    ) -> tuple[Float[Array, " n"], Info]:
+        if context.byzantine is None:
+            raise ValueError("Oracle needs context.byzantine, the mask of Byzantine clients")
+        honest = statistics.usable & ~context.byzantine
+        weights = context.weights * honest
+        weights = safe_ratio(weights, jnp.sum(weights))
+        return weights, Info(selected=honest, weights=weights)

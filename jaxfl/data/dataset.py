@@ -1,0 +1,153 @@
+"""Data sets before and after they are divided among clients."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxfl.types import Struct
+
+if TYPE_CHECKING:
+    from jaxfl.data.partitions import Partition
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and test samples of one task, not yet divided among clients.
+
+    ``inputs`` may be uint8 images: they stay so on the device, and become
+    ``(x / 255 - mean) / std`` inside the program. Other inputs are used as they are.
+    """
+
+    name: str
+    inputs: np.ndarray | Array
+    labels: np.ndarray | Array
+    test_inputs: np.ndarray | Array
+    test_labels: np.ndarray | Array
+    classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    client_ids: np.ndarray | None = None
+    """Whose each training sample is, where the data says so."""
+
+    def __post_init__(self) -> None:
+        for part, inputs, labels in (
+            ("training", self.inputs, self.labels),
+            ("test", self.test_inputs, self.test_labels),
+        ):
+            if len(inputs) != len(labels) or len(inputs) == 0:
+                raise ValueError(
+                    f"{self.name}: {part} data needs as many labels as inputs, at least one; "
+                    f"got {len(inputs)} inputs and {len(labels)} labels"
+                )
+            if not np.issubdtype(labels.dtype, np.integer):
+                raise ValueError(f"{self.name}: labels must be integers; got {labels.dtype}")
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.classes:
+                raise ValueError(
+                    f"{self.name}: {part} labels must lie in 0..{self.classes - 1}; "
+                    f"got {low}..{high}"
+                )
+
+    def split(self, partition: "Partition", clients: int, seed: int = 0) -> "FederatedData":
+        """Divides the training samples among clients: a new assignment for each seed."""
+        if clients < 1:
+            raise ValueError(f"{self.name}: clients must be at least 1; got {clients}")
+        if clients > len(self.labels):
+            raise ValueError(
+                f"{self.name}: {clients} clients cannot share {len(self.labels)} samples; "
+                "every client needs at least one"
+            )
+        owners = partition.assign(np.asarray(self.labels), clients, np.random.default_rng(seed))
+        return self.federate(owners, clients)
+
+    def by_client(self) -> "FederatedData":
+        """Divides the samples as ``client_ids`` says."""
+        if self.client_ids is None:
+            raise ValueError(f"{self.name} has no client_ids; use split(partition, clients)")
+        unique, owners = np.unique(self.client_ids, return_inverse=True)
+        return self.federate(owners, len(unique))
+
+    def federate(self, owners: np.ndarray, clients: int) -> "FederatedData":
+        """The federated data set in which sample i belongs to client ``owners[i]``."""
+        if len(owners) != len(self.labels):
+            raise ValueError(
+                f"{self.name}: need one client id per training sample; "
+                f"got {len(owners)} for {len(self.labels)}"
+            )
+        count = np.bincount(owners, minlength=clients)
+        if count.min() == 0:
+            raise ValueError(f"{self.name}: client {int(count.argmin())} has no sample")
+        start = np.concatenate([[0], np.cumsum(count)[:-1]])
+        return FederatedData(
+            inputs=jnp.asarray(self.inputs),
+            labels=jnp.asarray(self.labels, jnp.int32),
+            test_inputs=jnp.asarray(self.test_inputs),
+            test_labels=jnp.asarray(self.test_labels, jnp.int32),
+            order=jnp.asarray(np.argsort(owners, kind="stable"), jnp.int32),
+            start=jnp.asarray(start, jnp.int32),
+            count=jnp.asarray(count, jnp.int32),
+            classes=self.classes,
+            capacity=int(count.max()),
+            mean=self.mean,
+            std=self.std,
+            name=self.name,
+        )
+
+
+class FederatedData(Struct):
+    """All samples on the device, and whose they are.
+
+    Client k owns samples ``order[start[k] : start[k] + count[k]]``: ragged clients need no
+    padding, and different partitions have the same shapes.
+    """
+
+    inputs: Array
+    labels: Int[Array, " N"]
+    test_inputs: Array
+    test_labels: Int[Array, " T"]
+    order: Int[Array, " N"]
+    start: Int[Array, " K"]
+    count: Int[Array, " K"]
+    classes: int = struct.field(pytree_node=False)
+    capacity: int = struct.field(pytree_node=False)
+    """Samples of the largest client: bounds the steps of a local epoch."""
+    mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
+    std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    name: str = struct.field(pytree_node=False, default="data")
+
+    @property
+    def clients(self) -> int:
+        """The population."""
+        return self.count.shape[-1]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return self.inputs.shape[1:]
+
+    def prepare(self, inputs: Array) -> Array:
+        """Inputs as the model sees them: float32, images scaled and normalised."""
+        if inputs.dtype != jnp.uint8:
+            return inputs
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        scale, shift = 1 / (255 * std), mean / std
+        shape = (1,) * (inputs.ndim - 1) + (-1,)
+        return inputs.astype(jnp.float32) * scale.reshape(shape) - shift.reshape(shape)
+
+    def stack(self, others: Sequence["FederatedData"]) -> "FederatedData":
+        """Several partitions of the same samples, along a new axis of order, start, count."""
+        parts = [self, *others]
+        mapped = ("order", "start", "count")
+        stacked = {name: jnp.stack([getattr(p, name) for p in parts]) for name in mapped}
+        return self.replace(capacity=max(p.capacity for p in parts), **stacked)
+
+    def axes(self) -> "FederatedData":
+        """The ``in_axes`` of a stacked data set: partitions are mapped, samples shared."""
+        shared = jax.tree.map(lambda _: None, self)
+        return shared.replace(order=0, start=0, count=0)

@@ -1,0 +1,161 @@
+"""The client axis over chunks, devices and hosts.
+
+Two ways to use several devices, chosen by one word and with the same results to rounding:
+
+``"shard_map"``: the round is one global program. Clients are mapped over the mesh, then the update
+matrix is laid out anew by columns, so that sorting and inner products run on d / devices
+coordinates each (see ``numerics.columns``). This is the way over several hosts.
+
+``"pmap"``: the round is one SPMD program. Every device computes its share of the clients, the
+updates are gathered, and each device aggregates the whole matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import Array
+
+from jaxfl.numerics.columns import AXIS, mesh_kind
+from jaxfl.types import PyTree
+
+Device = Any
+"""A ``jax.Device``."""
+
+WAYS = ("shard_map", "pmap")
+
+CPU_WORKING_SET = 8 * 2**20
+"""Bytes that a chunk's intermediate results should stay under on a CPU: about its caches."""
+
+
+def map_clients(function: Callable[..., PyTree], arguments: PyTree, *, chunk: int) -> PyTree:
+    """``function`` over the leading client axis: chunks in sequence, clients of a chunk vmapped.
+
+    Inside a mesh each device takes an equal share of the clients; numbers that do not divide
+    are padded with copies of client 0, which are computed and dropped.
+    """
+    n = jax.tree.leaves(arguments)[0].shape[0]
+    kind, devices = mesh_kind()
+
+    def local(arguments: PyTree) -> PyTree:
+        count = jax.tree.leaves(arguments)[0].shape[0]
+        if chunk >= count:
+            return jax.vmap(function)(arguments)
+        return jax.lax.map(function, arguments, batch_size=chunk if chunk > 1 else None)
+
+    if kind == "single" or devices == 1:
+        return local(arguments)
+    share = -(-n // devices)
+    pad = share * devices - n
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(pad, axis=0)]), arguments)
+    if kind == "auto":
+        spec = PartitionSpec(AXIS)
+        result = jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(padded)
+    else:
+        start = jax.lax.axis_index(AXIS) * share
+        mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, share), padded)
+        result = jax.lax.all_gather(local(mine), AXIS, tiled=True)
+    return jax.tree.map(lambda x: x[:n], result)
+
+
+def by_columns(matrix: Array) -> Array:
+    """Lays an ``[n, d]`` matrix out by columns over the mesh: one all-to-all, no gather."""
+    kind, devices = mesh_kind()
+    if kind != "auto" or devices == 1:
+        return matrix
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, AXIS))
+
+
+def working_set(function: Callable[..., PyTree], *arguments: PyTree) -> int:
+    """Bytes of all intermediate results of one call: what a client's step would like cached."""
+
+    def size(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            for parameter in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+            ):
+                inner = getattr(parameter, "jaxpr", parameter)
+                total += size(inner) if hasattr(inner, "eqns") else 0
+        return total
+
+    return size(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def choose_chunk(clients: int, bytes_per_client: int) -> int:
+    """How many clients to vmap at once.
+
+    On a CPU as many as fit its caches; elsewhere as many as fit a quarter of the device's memory.
+    The result divides ``clients`` evenly where that costs less than half of it, because a
+    remainder is compiled a second time.
+    """
+    budget = CPU_WORKING_SET
+    if jax.default_backend() != "cpu":
+        statistics = jax.devices()[0].memory_stats() or {}
+        budget = statistics.get("bytes_limit", 2**33) // 4
+    most = min(max(budget // max(bytes_per_client, 1), 1), clients)
+    divisors = [c for c in range(1, most + 1) if clients % c == 0]
+    return divisors[-1] if divisors[-1] * 2 >= most else most
+
+
+def make_mesh(devices: Sequence[Device]) -> Mesh:
+    """The 1-D mesh over these devices."""
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def compile_for(
+    function: Callable[..., PyTree],
+    *,
+    way: str = "shard_map",
+    devices: Sequence[Device] | None = None,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., PyTree]:
+    """Compiles a pure function of positional pytrees for one or several devices.
+
+    Args:
+      function: calls ``map_clients`` and ``numerics.columns`` somewhere inside.
+      way: ``"shard_map"`` or ``"pmap"``; without effect on one device.
+      devices: defaults to the first device alone.
+      donate: positions of arguments whose memory the result may take.
+
+    Raises:
+      ValueError: an unknown way.
+    """
+    if way not in WAYS:
+        raise ValueError(f"devices: way must be one of {', '.join(WAYS)}; got {way!r}")
+    devices = list(devices or jax.devices()[:1])
+    if len(devices) == 1:
+        jitted = jax.jit(function, donate_argnums=donate)
+
+        def on_one(*arguments: PyTree) -> PyTree:
+            with jax.default_device(devices[0]):
+                return jitted(*arguments)
+
+        return on_one
+    if way == "shard_map":
+        mesh = make_mesh(devices)
+        whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
+        jitted = jax.jit(function, donate_argnums=donate, out_shardings=whole)
+
+        def on_mesh(*arguments: PyTree) -> PyTree:
+            with jax.set_mesh(mesh):
+                return jitted(*(jax.device_put(a, whole) for a in arguments))
+
+        return on_mesh
+    mapped: dict[int, Callable[..., PyTree]] = {}
+
+    def on_all(*arguments: PyTree) -> PyTree:
+        if len(arguments) not in mapped:
+            mapped[len(arguments)] = jax.pmap(
+                lambda _, *a: function(*a),
+                axis_name=AXIS,
+                in_axes=(0, *[None] * len(arguments)),  # pyright: ignore[reportArgumentType]
+                out_axes=None,  # pyright: ignore[reportArgumentType]
+                devices=devices,
+            )
+        return mapped[len(arguments)](jnp.arange(len(devices)), *arguments)
+
+    return on_all

@@ -1,0 +1,313 @@
+"""THE round: one pure function of the federation's state, with all clients as a leading axis.
+
+    cohort -> data poisoning and local work -> clip and noise -> attack -> aggregate -> server step
+
+Everything in it is traced into one program. ``Federation`` holds the parts (a pytree, so any
+number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shape the program.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxfl.aggregators import Aggregator, Mean
+from jaxfl.attacks import Attack, NoAttack
+from jaxfl.attacks.base import ClientView, Defence, attack_rows
+from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
+from jaxfl.component import Component, field
+from jaxfl.data.dataset import FederatedData
+from jaxfl.devices import by_columns, map_clients
+from jaxfl.models.objective import Objective, Statistics
+from jaxfl.numerics import rows
+from jaxfl.optimizers import SGD, Optimizer
+from jaxfl.participation import Full, Participation
+from jaxfl.privacy import MessagePrivacy
+from jaxfl.types import Batch, Context, Info, PyTree, Spec, State, Struct, present_mask
+
+NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
+
+
+class Federation(Component):
+    """The parts of a federation. Each is replaceable; numbers in them are leaves."""
+
+    algorithm: ClientAlgorithm = FedSGD(batch_size=32)
+    attack: Attack = NoAttack()
+    aggregator: Aggregator = Mean()
+    optimizer: Optimizer = SGD(learning_rate=0.1)
+    participation: Participation = Full()
+    privacy: MessagePrivacy | None = None
+    byzantine: int = field(default=0, at_least=0)
+    """How many clients of the population are Byzantine; which ones, the seed decides."""
+    noise: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
+    """``noise_then_attack``: all follow the privacy mechanism, attackers then rewrite their
+    messages and send them unclipped and without noise. ``attack_then_noise``: the attack works on
+    clean updates, and every message, also a crafted one, is clipped and noised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What shapes the program: static and hashable."""
+
+    objective: Objective
+    spec: Spec
+    chunk: int
+
+
+class FederationState(Struct):
+    """All that a run carries from round to round; a checkpoint of it resumes the run."""
+
+    params: Float[Array, " d"]
+    statistics: Statistics
+    optimizer: PyTree
+    clients: State
+    """Memory of every client of the population, leading axis K."""
+    attack: State
+    aggregator: State
+    byzantine: Bool[Array, " K"]
+    round: Int[Array, ""]
+    key: Key[Array, ""]
+
+
+class Exchange(Struct):
+    """The messages of one round, for study: what would have been sent, and what was."""
+
+    ids: Int[Array, " n"]
+    byzantine: Bool[Array, " n"]
+    present: Bool[Array, " n"] | None
+    own: Float[Array, "n d"]
+    """Every client's own update, before any attack on messages."""
+    sent: Float[Array, "n d"]
+    """What the server receives."""
+
+
+class RoundRecord(Struct):
+    """What is written down about a round."""
+
+    loss: Float[Array, ""]
+    """Training loss, mean over the honest clients of the cohort."""
+    honest_norm: Float[Array, ""]
+    """Mean norm of the honest messages received."""
+    byzantine_norm: Float[Array, ""]
+    """Mean norm of the Byzantine messages received (NaN where there are none)."""
+    aggregate_norm: Float[Array, ""]
+    distance: Float[Array, ""]
+    """From the aggregate to the mean of the honest messages."""
+    cosine: Float[Array, ""]
+    """Between the aggregate and the mean of the honest messages."""
+    honest_selected: Float[Array, ""]
+    """Share of the honest clients that the rule selected (NaN where a rule selects nobody)."""
+    malicious_selected: Float[Array, ""]
+    """Share of the Byzantine clients that the rule selected."""
+    malicious_weight: Float[Array, ""]
+    """Share of the aggregate's weight that Byzantine clients got (NaN for coordinatewise rules)."""
+    cohort: Int[Array, ""]
+    """Clients that took part."""
+
+
+def init_state(federation: Federation, plan: Plan, seed: Int[Array, ""] | int) -> FederationState:
+    """The state before the first round; the seed decides parameters and who is Byzantine."""
+    spec = plan.spec
+    model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
+    params, statistics = plan.objective.init(model_key)
+    one_client = federation.algorithm.init(spec)
+    return FederationState(
+        params=params,
+        statistics=statistics,
+        optimizer=federation.optimizer.transform().init(params),
+        clients=jax.tree.map(lambda x: jnp.tile(x, (spec.population, *[1] * x.ndim)), one_client),
+        attack=federation.attack.init(spec),
+        aggregator=federation.aggregator.init(spec),
+        byzantine=jax.random.permutation(byzantine_key, spec.population) < federation.byzantine,
+        round=jnp.zeros((), jnp.int32),
+        key=run_key,
+    )
+
+
+def run_round(
+    federation: Federation, plan: Plan, data: FederatedData, state: FederationState
+) -> tuple[FederationState, RoundRecord]:
+    """One round: pure, and one program."""
+    context, messages, clients = _client_phase(federation, plan, data, state)
+    sent, attack_state = _attack_phase(federation, plan, state, context, messages.update)
+    result = federation.aggregator.aggregate(sent, state.aggregator, context)
+
+    change, optimizer = federation.optimizer.transform().update(
+        result.update, state.optimizer, state.params
+    )
+    present = present_mask(context, sent.shape[0])
+    new_state = state.replace(
+        params=optax.apply_updates(state.params, change),
+        statistics=_mean_statistics(messages.statistics, state.statistics, present),
+        optimizer=optimizer,
+        clients=clients,
+        attack=attack_state,
+        aggregator=result.state,
+        round=state.round + 1,
+    )
+    return new_state, _record(context, messages.loss, sent, result.update, result.info)
+
+
+def exchange(
+    federation: Federation, plan: Plan, data: FederatedData, state: FederationState
+) -> Exchange:
+    """The messages of the next round, which is not taken."""
+    context, messages, _ = _client_phase(federation, plan, data, state)
+    own = messages.update
+    sent, _ = _attack_phase(federation, plan, state, context, own)
+    byzantine = jnp.zeros((), bool) if context.byzantine is None else context.byzantine
+    return Exchange(
+        ids=context.client_ids, byzantine=byzantine, present=context.present, own=own, sent=sent
+    )
+
+
+def _round_keys(state: FederationState) -> Key[Array, " roles"]:
+    """Keys of this round by role: cohort, clients, noise, attack, attacker's probe, server."""
+    return jax.random.split(jax.random.fold_in(state.key, state.round), 6)
+
+
+def _client_phase(
+    federation: Federation, plan: Plan, data: FederatedData, state: FederationState
+) -> tuple[Context, Message, State]:
+    """Draws the cohort and computes every client's message and new memory."""
+    cohort_key, client_key, noise_key, _, _, server_key = _round_keys(state)
+    population = plan.spec.population
+    ids, present = federation.participation.sample(population, cohort_key)
+    broadcast = Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics)
+    noise_first = federation.privacy is not None and federation.noise == NOISE_FIRST
+
+    def one_client(arguments: PyTree) -> tuple[Message, State]:
+        client, start, count, memory = arguments
+        key = jax.random.fold_in(client_key, client.id)
+
+        def load(place: Array, mask: Array, key: Array) -> Batch:
+            index = data.order[start + place]
+            batch = Batch(data.prepare(data.inputs[index]), data.labels[index], mask)
+            if plan.spec.max_byzantine == 0 or not federation.attack.poisons:
+                return batch
+            poisoned = federation.attack.poison(batch, client, key)
+            return jax.tree.map(lambda a, b: jnp.where(client.byzantine, a, b), poisoned, batch)
+
+        samples = Samples(count=count, load=load, capacity=data.capacity)
+        message, memory = federation.algorithm.step(plan.objective, broadcast, samples, memory, key)
+        if noise_first:
+            assert federation.privacy is not None
+            noise = jax.random.fold_in(noise_key, client.id)
+            message = message.replace(update=federation.privacy.privatise(message.update, noise))
+        return message, memory
+
+    taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
+    byzantine = state.byzantine[taken] & (ids < population)
+    views = ClientView(
+        id=taken,
+        byzantine=byzantine,
+        round=jnp.full_like(taken, state.round),
+        classes=data.classes,
+    )
+    memory = jax.tree.map(lambda x: x[taken], state.clients)
+    messages, memory = map_clients(
+        one_client, (views, data.start[taken], data.count[taken], memory), chunk=plan.chunk
+    )
+    clients = jax.tree.map(lambda x, m: x.at[ids].set(m, mode="drop"), state.clients, memory)
+
+    share = data.count[taken] * (ids < population)
+    context = Context(
+        key=server_key,
+        round=state.round,
+        weights=share / jnp.maximum(jnp.sum(share), 1),
+        client_ids=ids,
+        present=present,
+        params=state.params,
+        byzantine=byzantine,
+    )
+    return context, messages.replace(update=by_columns(messages.update)), clients
+
+
+def _attack_phase(
+    federation: Federation,
+    plan: Plan,
+    state: FederationState,
+    context: Context,
+    own: Float[Array, "n d"],
+) -> tuple[Float[Array, "n d"], State]:
+    """What the clients send, and the attack's new memory."""
+    _, _, noise_key, attack_key, probe_key, _ = _round_keys(state)
+    assert context.byzantine is not None
+    defence = Defence(
+        aggregator=federation.aggregator,
+        state=state.aggregator,
+        context=context.replace(key=probe_key),
+    )
+    sent, attack_state = attack_rows(
+        federation.attack,
+        own,
+        context.byzantine,
+        state.attack,
+        context,
+        attack_key,
+        defence,
+        plan.spec.max_byzantine,
+    )
+    if federation.privacy is not None and federation.noise == ATTACK_FIRST:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, context.client_ids)
+        sent = by_columns(jax.vmap(federation.privacy.privatise)(sent, keys))
+    return sent, attack_state
+
+
+def _mean_statistics(
+    messages: Statistics, before: Statistics, present: Bool[Array, " n"]
+) -> Statistics:
+    """Batch statistics averaged over the clients that took part; all else stays as it was."""
+
+    def mean(new: Array, old: Array) -> Array:
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            return old
+        weights = present / jnp.maximum(jnp.sum(present), 1)
+        return jnp.tensordot(weights, new, axes=1).astype(old.dtype)
+
+    return jax.tree.map(mean, messages, before)
+
+
+def _record(
+    context: Context,
+    losses: Float[Array, " n"],
+    sent: Float[Array, "n d"],
+    aggregate: Float[Array, " d"],
+    info: Info,
+) -> RoundRecord:
+    assert context.byzantine is not None
+    present = present_mask(context, sent.shape[0])
+    byzantine, honest = context.byzantine & present, ~context.byzantine & present
+
+    def mean_over(mask: Array, values: Array | None) -> Array:
+        if values is None:
+            return jnp.full((), jnp.nan)
+        count = jnp.sum(mask)
+        total = jnp.sum(jnp.where(mask, values, 0))
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+
+    weights = honest / jnp.maximum(jnp.sum(honest), 1)
+    target = rows.combine(weights, sent, jnp.zeros((0, sent.shape[1]), sent.dtype))
+    norms = rows.safe_sqrt(rows.squared_norms(sent))
+    products = rows.squared_norms(jnp.stack([aggregate, target, aggregate - target]))
+    aggregate_norm, target_norm, distance = rows.safe_sqrt(products)
+    inner = jnp.dot(aggregate, target, precision="highest")
+    if info.weights is None:
+        malicious_weight = jnp.full((), jnp.nan)
+    else:
+        mass = jnp.sum(jnp.where(byzantine, info.weights, 0))
+        malicious_weight = rows.safe_ratio(mass, jnp.sum(info.weights))
+    return RoundRecord(
+        loss=mean_over(honest, losses),
+        honest_norm=mean_over(honest, norms),
+        byzantine_norm=mean_over(byzantine, norms),
+        aggregate_norm=aggregate_norm,
+        distance=distance,
+        cosine=rows.safe_ratio(inner, aggregate_norm * target_norm),
+        honest_selected=mean_over(honest, info.selected),
+        malicious_selected=mean_over(byzantine, info.selected),
+        malicious_weight=malicious_weight,
+        cohort=jnp.sum(present, dtype=jnp.int32),
+    )

@@ -1,0 +1,163 @@
+"""A model and a loss as pure functions of a flat parameter vector."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from jaxfl.models.zoo import Model
+from jaxfl.types import Batch, PyTree
+
+Statistics = PyTree
+"""State of a model that is not trained, such as the running averages of batch normalisation."""
+Loss = Callable[[Array, Array], Array]
+Factory = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What clients minimise: the mean over samples of ``loss(model(x), y)``.
+
+    Hashable: it is a static part of the compiled round. Built by ``Objective.of``.
+    """
+
+    factory: Factory
+    loss_function: Loss
+    train_graph: Any
+    eval_graph: Any
+    treedef: Any
+    shapes: tuple[Any, ...]
+
+    @staticmethod
+    def of(
+        model: Model | nnx.Module | Factory,
+        sample_shape: tuple[int, ...],
+        classes: int,
+        loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    ) -> "Objective":
+        """An objective from a model configuration, an NNX module, or a function that builds one.
+
+        ``loss`` maps logits and labels to one number per sample.
+        """
+        factory = _factory(model, sample_shape, classes)
+
+        def abstract(train: bool) -> tuple[Any, Any]:
+            module = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+            if train:
+                module.train()
+            else:
+                module.eval()
+            graph, params, rest = nnx.split(module, nnx.Param, ...)
+            return graph, (params, rest)
+
+        train_graph, (params, rest) = abstract(True)
+        eval_graph, _ = abstract(False)
+        leaves, treedef = jax.tree.flatten((params, rest))
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        return Objective(factory, loss, train_graph, eval_graph, treedef, shapes)
+
+    @property
+    def dim(self) -> int:
+        """The number of parameters."""
+        params, _ = self._template
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    @property
+    def _template(self) -> tuple[PyTree, PyTree]:
+        return jax.tree.unflatten(self.treedef, self.shapes)
+
+    def init(self, key: Key[Array, ""]) -> tuple[Float[Array, " d"], Statistics]:
+        """Fresh parameters, raveled, and the model's untrained state."""
+        _, params, rest = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, ...)
+        return ravel_pytree(params)[0], rest
+
+    def unravel(self, flat: Float[Array, " d"]) -> PyTree:
+        """The parameters' pytree from the flat vector."""
+        params, _ = self._template
+        leaves, treedef = jax.tree.flatten(params)
+        result, start = [], 0
+        for leaf in leaves:
+            part = jax.lax.slice_in_dim(flat, start, start + leaf.size)
+            result.append(part.reshape(leaf.shape).astype(leaf.dtype))
+            start += leaf.size
+        return jax.tree.unflatten(treedef, result)
+
+    def module(self, flat: Float[Array, " d"], statistics: Statistics) -> nnx.Module:
+        """The NNX module with these parameters, in evaluation mode."""
+        return nnx.merge(self.eval_graph, self.unravel(flat), statistics, copy=True)
+
+    def loss(
+        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Statistics]:
+        """Mean loss over the batch's samples, in training mode, and the new statistics."""
+        module: Any = nnx.merge(self.train_graph, params, _reseed(statistics, key), copy=True)
+        per_sample = self.loss_function(module(batch.inputs), batch.labels)
+        total = jnp.sum(jnp.where(batch.mask, per_sample, 0))
+        _, _, updated = nnx.split(module, nnx.Param, ...)
+        return total / jnp.maximum(jnp.sum(batch.mask), 1), updated
+
+    def evaluate(
+        self, flat: Float[Array, " d"], statistics: Statistics, inputs: Array, labels: Array
+    ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        """Loss of each sample, and 1 where the predicted class is the label, else 0."""
+        module: Any = self.module(flat, statistics)
+        logits = module(inputs)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        return self.loss_function(logits, labels), correct.astype(jnp.float32)
+
+
+def _factory(
+    model: Model | nnx.Module | Factory, sample_shape: tuple[int, ...], classes: int
+) -> Factory:
+    if isinstance(model, Model):
+        return _Build(model, sample_shape, classes)
+    if isinstance(model, nnx.Module):
+        return _Instance(model)
+    if callable(model):
+        return model
+    raise ValueError(
+        "model must be a jaxfl.models configuration, a flax NNX module, or a function from "
+        f"nnx.Rngs to one; got {model!r}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Build:
+    model: Model
+    sample_shape: tuple[int, ...]
+    classes: int
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.model.build(self.sample_shape, self.classes, rngs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Instance:
+    """A given module as its own factory: every run starts from its parameters."""
+
+    module: nnx.Module
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.clone(self.module)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Instance) and self.module is other.module
+
+    def __hash__(self) -> int:
+        return id(self.module)
+
+
+def _reseed(statistics: Statistics, key: Key[Array, ""]) -> Statistics:
+    """Replaces the state of every random stream (dropout) by one drawn from ``key``."""
+    leaves, treedef = jax.tree.flatten(statistics)
+    fresh = [
+        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, fresh)

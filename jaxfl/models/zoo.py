@@ -1,0 +1,90 @@
+"""The models of the experiments, as configurations that build flax NNX modules."""
+
+import itertools
+import math
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jaxfl.component import Component, field
+from jaxfl.models.convolution import max_pool, patches_convolution
+
+
+class Model(Component):
+    """A network without its parameters. Abstract.
+
+    Configurations compare by value, so equal ones share compiled programs; any NNX module, or
+    function from ``nnx.Rngs`` to one, serves in their place.
+    """
+
+    def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A module that maps inputs ``[b, *sample_shape]`` to logits ``[b, classes]``."""
+        raise NotImplementedError
+
+
+class Softmax(Model):
+    """Softmax regression: one linear layer."""
+
+    def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return _Dense((math.prod(sample_shape), classes), 0.0, rngs)
+
+
+class MLP(Model):
+    """A multilayer perceptron with ReLU and optional dropout."""
+
+    hidden: tuple[int, ...] = field(default=(128,), at_least=1)
+    dropout: float = field(default=0.0, at_least=0, below=1)
+
+    def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        return _Dense((math.prod(sample_shape), *self.hidden, classes), self.dropout, rngs)
+
+
+class SignGuardCNN(Model):
+    """The CNN of the SignGuard code for 28x28 grey images; 51,710 parameters for 10 classes.
+
+    conv 5x5 1-8, conv 3x3 8-16, conv 3x3 16-32, each followed by 2x2 pooling and ReLU, then
+    dense 120, 84, classes with dropout after the hidden two.
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022.
+    """
+
+    dropout: float = field(default=0.5, at_least=0, below=1)
+
+    def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        if sample_shape != (28, 28, 1):
+            raise ValueError(f"SignGuardCNN needs 28x28x1 images; got inputs of {sample_shape}")
+        return _SignGuardCNN(classes, self.dropout, rngs)
+
+
+class _Dense(nnx.Module):
+    def __init__(self, sizes: tuple[int, ...], dropout: float, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+            x = x if self.dropout is None else self.dropout(x)
+        return self.layers[-1](x)
+
+
+class _SignGuardCNN(nnx.Module):
+    def __init__(self, classes: int, dropout: float, rngs: nnx.Rngs) -> None:
+        conv = partial(nnx.Conv, conv_general_dilated=patches_convolution, rngs=rngs)
+        self.convs = nnx.List(
+            [
+                conv(1, 8, (5, 5), padding="VALID"),
+                conv(8, 16, (3, 3), padding=1),
+                conv(16, 32, (3, 3), padding=1),
+            ]
+        )
+        self.head = _Dense((288, 120, 84, classes), dropout, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        for conv in self.convs:
+            # Pooling first: the same result as after the ReLU, for a quarter of the work.
+            x = nnx.relu(max_pool(conv(x)))
+        return self.head(jnp.asarray(x))

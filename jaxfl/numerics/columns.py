@@ -1,0 +1,116 @@
+"""Functions of a matrix's columns, run block by block and device by device.
+
+A pass over an ``[n, d]`` matrix is fast when each block of columns is read once and stays in
+cache while everything wanted of it is computed, and it is parallel because blocks do not depend
+on each other. Both facts live here and nowhere else: inside a mesh the columns are split over
+its devices, and on a CPU each device walks its columns in blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jaxtyping import Array
+
+AXIS = "clients"
+"""Name of the one mesh axis: clients in the client phase, columns in the aggregation."""
+
+
+def mesh_kind() -> tuple[str, int]:
+    """How the surrounding program is mapped: ``("single" | "auto" | "manual", devices)``.
+
+    ``auto``: inside ``jit`` under a mesh (the ``shard_map`` way); ``manual``: inside an SPMD
+    region that already runs once per device (``pmap``, or the body of a ``shard_map``).
+    """
+    mesh: AbstractMesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AXIS not in mesh.axis_names:
+        return "single", 1
+    kind = mesh.axis_types[mesh.axis_names.index(AXIS)]
+    return ("manual" if kind == AxisType.Manual else "auto"), mesh.shape[AXIS]
+
+
+def map_columns(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
+    """``function`` applied to blocks of columns, results laid side by side.
+
+    Args:
+      function: maps blocks ``[..., c]`` of every array to one block ``[..., c]``, each output
+        column depending only on the input columns above it.
+      *arrays: matrices or vectors with a common last axis of length d.
+      width: columns per block on a CPU; other backends fuse the whole matrix.
+
+    Returns:
+      An array with last axis d.
+    """
+
+    def local(*arrays: Array) -> Array:
+        d = arrays[0].shape[-1]
+        if d <= width or jax.default_backend() != "cpu":
+            return function(*arrays)
+        blocks = [jax.ShapeDtypeStruct((*a.shape[:-1], width), a.dtype) for a in arrays]
+        out = jax.eval_shape(function, *blocks)
+
+        # The last block is moved left to fit: slices clamp, overlapping columns agree.
+        def body(i: Array | int, result: Array) -> Array:
+            block = function(*(_columns(a, i * width, width) for a in arrays))
+            return jax.lax.dynamic_update_slice_in_dim(result, block, i * width, axis=-1)
+
+        result = jnp.zeros((*out.shape[:-1], d), out.dtype)
+        return jax.lax.fori_loop(0, -(-d // width), body, result)
+
+    return _over_devices(local, arrays, summed=False)
+
+
+def sum_columns(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
+    """The sum of ``function`` over blocks of columns: Gram matrices, norms, counts.
+
+    Args:
+      function: maps blocks ``[..., c]`` to an array whose shape does not depend on c, and is a
+        sum over columns to which a column of zeros adds nothing.
+      *arrays: arrays with a common last axis of length d.
+      width: columns per block on a CPU; other backends fuse the whole matrix.
+    """
+
+    def local(*arrays: Array) -> Array:
+        d = arrays[0].shape[-1]
+        if d <= width or jax.default_backend() != "cpu":
+            return function(*arrays)
+        whole = d // width * width
+        total = function(*(a[..., whole:] for a in arrays)) if whole < d else None
+
+        def body(i: Array | int, total: Array) -> Array:
+            return total + function(*(_columns(a, i * width, width) for a in arrays))
+
+        if total is None:
+            shape = jax.eval_shape(function, *(a[..., :width] for a in arrays))
+            total = jnp.zeros(shape.shape, shape.dtype)
+        return jax.lax.fori_loop(0, d // width, body, total)
+
+    return _over_devices(local, arrays, summed=True)
+
+
+def _columns(array: Array, start: Array, width: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(array, start, width, axis=-1)
+
+
+def _over_devices(local: Callable[..., Any], arrays: tuple[Array, ...], *, summed: bool) -> Any:
+    kind, devices = mesh_kind()
+    if kind != "auto" or devices == 1:
+        return local(*arrays)
+    d = arrays[0].shape[-1]
+    pad = -d % devices
+    arrays = tuple(jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, pad)]) for a in arrays)
+    specs = tuple(PartitionSpec(*[None] * (a.ndim - 1), AXIS) for a in arrays)
+
+    def shard(*shards: Array) -> Array:
+        result = local(*shards)
+        return jax.lax.psum(result, AXIS) if summed else result
+
+    if summed:
+        out_specs = PartitionSpec()
+    else:
+        rank = jax.eval_shape(local, *arrays).ndim
+        out_specs = PartitionSpec(*[None] * (rank - 1), AXIS)
+    result = jax.shard_map(shard, in_specs=specs, out_specs=out_specs, check_vma=False)(*arrays)
+    return result if summed else result[..., :d]

@@ -1,0 +1,97 @@
+"""Statistics of the rows of a matrix that are sums over its columns, and their combinations.
+
+Everything a weighting rule needs of ``[n, d]`` updates fits in ``[n, n]``: this module makes
+that one pass, and the pass that combines the rows at the end.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfl.numerics.columns import map_columns, sum_columns
+
+WIDTH = 8192
+"""Columns per block of a matrix product: wide enough for it to run at full rate."""
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The type that sums over ``dtype`` are kept in: float32 or better."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def squared_norms(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Sum of squares of each row, in float32 or better; overflow gives inf."""
+    dtype = accumulator(rows.dtype)
+    return sum_columns(lambda b: jnp.sum(jnp.square(b.astype(dtype)), axis=-1), rows, width=WIDTH)
+
+
+def median_row(norms: Float[Array, " n"], usable: Bool[Array, " n"]) -> Int[Array, ""]:
+    """Index of the usable row of (lower) median norm: f < n/2 rows cannot move it far."""
+    order = jnp.argsort(jnp.where(usable, norms, jnp.inf))
+    count = jnp.sum(usable, dtype=jnp.int32)
+    return order[jnp.maximum(count - 1, 0) // 2]
+
+
+def centred_gram(
+    rows: Float[Array, "n d"],
+    references: Float[Array, "r d"],
+    usable: Bool[Array, " n"],
+    pilot: Int[Array, ""],
+) -> Float[Array, "m m"]:
+    """Inner products of all rows and reference rows, after subtracting the row ``pilot``.
+
+    Rows that are not usable count as equal to the pilot (their products are 0). Centring by a
+    row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling.
+
+    Cost: one read of the matrix, ``n^2 d`` multiply-adds.
+    """
+    dtype = accumulator(rows.dtype)
+
+    def block_gram(block: Array, reference: Array) -> Array:
+        centre = jnp.take(block, pilot, axis=0).astype(dtype)
+        both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)]) - centre[None]
+        keep = jnp.concatenate([usable, jnp.ones(reference.shape[0], bool)])
+        both = jnp.where(keep[:, None], both, 0)
+        return jnp.matmul(both, both.T, precision=jax.lax.Precision.HIGHEST)
+
+    return sum_columns(block_gram, rows, references, width=WIDTH)
+
+
+def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> Float[Array, "m m"]:
+    """``|x_i - x_j|^2`` from inner products; +inf wherever a row is not usable, itself included."""
+    squares = jnp.diagonal(gram)
+    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
+    distances = jnp.where(jnp.eye(gram.shape[0], dtype=bool), 0, distances)
+    return jnp.where(usable[:, None] & usable[None, :], distances, jnp.inf)
+
+
+def combine(
+    weights: Float[Array, " m"], rows: Float[Array, "n d"], references: Float[Array, "r d"]
+) -> Float[Array, " d"]:
+    """``weights @ [rows; references]``, where a row of weight 0 counts as 0 even if it is NaN.
+
+    Cost: one read of the matrix.
+    """
+    n = rows.shape[0]
+    dtype = accumulator(rows.dtype)
+    used = weights[:n] != 0
+
+    def block_sum(block: Array, reference: Array) -> Array:
+        block = jnp.where(used[:, None], block.astype(dtype), 0)
+        total = jnp.matmul(weights[:n].astype(dtype), block, precision=jax.lax.Precision.HIGHEST)
+        if reference.shape[0]:
+            total += jnp.matmul(weights[n:].astype(dtype), reference.astype(dtype))
+        return total
+
+    return map_columns(block_sum, rows, references, width=WIDTH).astype(rows.dtype)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Square root with gradient 0 at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def safe_ratio(a: Array, b: Array) -> Array:
+    """``a / b``, and 0 where b is 0."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))

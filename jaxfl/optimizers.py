@@ -1,0 +1,93 @@
+"""Optimisers, for the server's step and for local steps, and their learning-rate schedules."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxfl.component import Component, Scalar, field
+
+
+class Schedule(Component):
+    """A learning rate as a function of the step count. Abstract."""
+
+    def rate(self, step: Array) -> Array:
+        """The learning rate at this step (from 0)."""
+        raise NotImplementedError
+
+
+class StepDecay(Schedule):
+    """``initial`` times ``factor`` for each of ``boundaries`` (in steps) that has been reached."""
+
+    initial: Scalar = field(above=0)
+    boundaries: tuple[int, ...] = ()
+    factor: Scalar = field(default=0.1, above=0)
+
+    def rate(self, step: Array) -> Array:
+        passed = sum((jnp.asarray(step >= b, jnp.float32) for b in self.boundaries), jnp.zeros(()))
+        return jnp.asarray(self.initial) * jnp.asarray(self.factor) ** passed
+
+
+class CosineDecay(Schedule):
+    """From ``initial`` to ``final`` along half a cosine over ``steps`` steps."""
+
+    initial: Scalar = field(above=0)
+    steps: int = field(at_least=1)
+    final: Scalar = field(default=0.0, at_least=0)
+
+    def rate(self, step: Array) -> Array:
+        done = jnp.minimum(step / self.steps, 1.0)
+        initial, final = jnp.asarray(self.initial), jnp.asarray(self.final)
+        return final + (initial - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+
+
+class Optimizer(Component):
+    """A gradient transformation with its hyper-parameters as leaves. Abstract."""
+
+    learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+
+    def rule(self) -> optax.GradientTransformation:
+        """Everything but the learning rate, as an optax transformation of gradients."""
+        raise NotImplementedError
+
+    def transform(self) -> optax.GradientTransformation:
+        """The optax transformation: ``params + updates`` takes the step."""
+        rate = self.learning_rate
+        step = rate.rate if isinstance(rate, Schedule) else rate
+        return optax.chain(self.rule(), optax.scale_by_learning_rate(step))  # pyright: ignore
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: ``v <- momentum v + g + weight_decay w; w <- w - rate v``."""
+
+    momentum: Scalar | None = field(default=None, at_least=0, below=1)
+    weight_decay: Scalar | None = field(default=None, at_least=0)
+
+    def rule(self) -> optax.GradientTransformation:
+        parts = []
+        if self.weight_decay is not None:
+            parts.append(optax.add_decayed_weights(self.weight_decay))  # pyright: ignore[reportArgumentType]
+        if self.momentum is not None:
+            parts.append(optax.trace(decay=self.momentum))  # pyright: ignore
+        return optax.chain(*parts)
+
+
+class Adam(Optimizer):
+    """Adam; on the server, FedAdam (Reddi et al., ICLR 2021)."""
+
+    b1: Scalar = field(default=0.9, at_least=0, below=1)
+    b2: Scalar = field(default=0.999, at_least=0, below=1)
+    eps: Scalar = field(default=1e-8, above=0)
+
+    def rule(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)  # pyright: ignore
+
+
+class Yogi(Optimizer):
+    """Yogi; on the server, FedYogi (Reddi et al., ICLR 2021)."""
+
+    b1: Scalar = field(default=0.9, at_least=0, below=1)
+    b2: Scalar = field(default=0.99, at_least=0, below=1)
+    eps: Scalar = field(default=1e-3, above=0)
+
+    def rule(self) -> optax.GradientTransformation:
+        return optax.scale_by_yogi(self.b1, self.b2, self.eps)  # pyright: ignore

@@ -1,0 +1,76 @@
+"""Who takes part in a round."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxfl.component import Component, field
+
+
+class Participation(Component):
+    """Draws the cohort of a round. Abstract."""
+
+    def cohort(self, population: int) -> int:
+        """The number of slots in a round's program."""
+        raise NotImplementedError
+
+    def sample(
+        self, population: int, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        """The clients' ids and which slots hold a client; an empty slot has id ``population``."""
+        raise NotImplementedError
+
+
+class Full(Participation):
+    """Every client, every round."""
+
+    def cohort(self, population: int) -> int:
+        return population
+
+    def sample(
+        self, population: int, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        return jnp.arange(population, dtype=jnp.int32), None
+
+
+class Uniform(Participation):
+    """``max(floor(fraction * population), 1)`` clients uniformly without replacement."""
+
+    fraction: float = field(above=0, at_most=1)
+
+    def cohort(self, population: int) -> int:
+        return max(int(self.fraction * population + 1e-9), 1)
+
+    def sample(
+        self, population: int, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        drawn = jax.random.permutation(key, population)[: self.cohort(population)]
+        return drawn.astype(jnp.int32), None
+
+
+class Poisson(Participation):
+    """Every client independently with probability ``rate``.
+
+    The program has as many slots as are exceeded with probability at most ``overflow`` a round;
+    clients beyond them, the last in a random order, are left out. A rule that cannot leave out
+    empty slots is refused.
+    """
+
+    rate: float = field(above=0, at_most=1)
+    overflow: float = field(default=1e-9, above=0, below=1)
+
+    def cohort(self, population: int) -> int:
+        from scipy.stats import binom
+
+        return min(max(int(binom.isf(self.overflow, population, self.rate)), 1), population)
+
+    def sample(
+        self, population: int, key: Key[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        slots = self.cohort(population)
+        draw_key, order_key = jax.random.split(key)
+        drawn = jax.random.bernoulli(draw_key, self.rate, (population,))
+        order = jax.random.permutation(order_key, population)
+        place = jnp.nonzero(drawn[order], size=slots, fill_value=population)[0]
+        ids = jnp.append(order, population)[place].astype(jnp.int32)
+        return ids, ids < population

@@ -1,0 +1,5 @@
+"""What is done to the updates before a rule: mixing, grouping, clipping."""
+
+from jaxfl.preaggregators.arc import ARC as ARC
+from jaxfl.preaggregators.bucketing import Bucketing as Bucketing
+from jaxfl.preaggregators.nnm import NNM as NNM

@@ -1,0 +1,38 @@
+"""Adaptive robust clipping."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxfl.aggregators.base import PreAggregator, Statistics, needs_more_than
+from jaxfl.component import field
+from jaxfl.numerics.order import smallest
+from jaxfl.numerics.rows import safe_ratio
+from jaxfl.types import Context
+
+
+class ARC(PreAggregator):
+    """Clips the k = floor(2 f (n - f) / n) largest rows to the largest norm among the others.
+
+    k = 0 leaves everything as it is. Needs n > 2f. Cost: one read of the matrix.
+    Allouah et al., "Adaptive gradient clipping for robust federated learning", ICLR 2025.
+    """
+
+    f: int = field(at_least=0)
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
+    affine: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+
+    def check(self, n: int) -> None:
+        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
+
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
+        norms = statistics.norms
+        assert norms is not None
+        n = norms.shape[0]
+        clipped = 2 * self.f * (n - self.f) // n  # in integers: floats differ first at n = 242
+        kept = smallest(norms[:, None], n - clipped)[:, 0] & statistics.usable
+        threshold = jnp.max(jnp.where(kept, norms, 0))
+        scale = jnp.where(norms > threshold, safe_ratio(threshold, norms), 1)
+        return jnp.diag(jnp.where(statistics.usable, scale, 0))

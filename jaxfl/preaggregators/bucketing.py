@@ -1,0 +1,35 @@
+"""Bucketing: means of random groups."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxfl.aggregators.base import PreAggregator, Statistics
+from jaxfl.component import field
+from jaxfl.numerics.rows import safe_ratio
+from jaxfl.types import Context
+
+
+class Bucketing(PreAggregator):
+    """Shuffles the rows, cuts them into groups of ``size`` and hands on the groups' means.
+
+    ceil(n / size) rows go on; the last group may be smaller. Up to f of them are contaminated,
+    so the next rule keeps its f. Rows dropped as non-finite are left out of their group's mean.
+    Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
+    ICLR 2022.
+    """
+
+    size: int = field(default=2, at_least=1)
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def rows(self, n: int) -> int:
+        return -(-n // self.size)
+
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "b m"]:
+        m = statistics.usable.shape[0]
+        bucket = jax.random.permutation(context.key, m) // self.size
+        members = bucket[None, :] == jnp.arange(self.rows(m))[:, None]
+        weights = (members & statistics.usable[None, :]).astype(jnp.float32)
+        return safe_ratio(weights, jnp.sum(weights, axis=1, keepdims=True))

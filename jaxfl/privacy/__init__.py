@@ -1,0 +1,3 @@
+"""Differential privacy: clipping and noise."""
+
+from jaxfl.privacy.message import MessagePrivacy as MessagePrivacy

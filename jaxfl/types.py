@@ -1,0 +1,96 @@
+"""The plain data that travels through a round."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+PyTree = Any
+State = Any
+"""What a component remembers between rounds: a pytree of arrays, ``()`` where it has no memory."""
+
+
+class Struct(struct.PyTreeNode):
+    """Plain data as a pytree: frozen, with ``replace``.
+
+    Its fields' shapes are those of one call. JAX rebuilds it with stacked arrays and with
+    placeholders, so nothing is checked at run time.
+    """
+
+    __no_type_check__: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The static sizes of a federation."""
+
+    population: int
+    """Clients in all."""
+    cohort: int
+    """Clients in one round, n."""
+    dim: int
+    """Parameters of the model, d."""
+    max_byzantine: int = 0
+    """Most Byzantine clients that a cohort can hold: the number of crafted rows."""
+    dtype: Any = np.float32
+
+
+class Context(Struct):
+    """What the server knows besides the updates."""
+
+    key: Key[Array, ""]
+    round: Int[Array, ""]
+    weights: Float[Array, " n"]
+    """Share of each client in the cohort's samples; sums to 1."""
+    client_ids: Int[Array, " n"]
+    present: Bool[Array, " n"] | None = None
+    """Which slots hold a client (Poisson sampling); None: all."""
+    params: Float[Array, " d"] | None = None
+    byzantine: Bool[Array, " n"] | None = None
+    """The ground truth. Only the Oracle, which is no defence, reads it."""
+
+    @staticmethod
+    def of(n: int, **known: Any) -> "Context":
+        """The context of a single call outside a simulation: equal weights, a fixed key."""
+        defaults: dict[str, Any] = {
+            "key": jax.random.key(0),
+            "round": jnp.zeros((), jnp.int32),
+            "weights": jnp.full((n,), 1.0 / n),
+            "client_ids": jnp.arange(n, dtype=jnp.int32),
+        }
+        return Context(**(defaults | known))
+
+
+class Batch(Struct):
+    """Samples of one client's step."""
+
+    inputs: Array
+    labels: Int[Array, " b"]
+    mask: Bool[Array, " b"]
+    """False for padding."""
+
+
+class Info(Struct):
+    """Why a rule answered what it did, per original client; fields are fixed per rule."""
+
+    selected: Bool[Array, " n"] | None = None
+    weights: Float[Array, " n"] | None = None
+    scores: Float[Array, " n"] | None = None
+
+
+class Aggregated(Struct):
+    """What a rule returns."""
+
+    update: PyTree
+    """The aggregate: ``[d]``, or the structure of the updates in a notebook call."""
+    state: State
+    info: Info
+
+
+def present_mask(context: Context, n: int) -> Bool[Array, " n"]:
+    """The presence mask as an array, all true where every slot holds a client."""
+    return jnp.ones((n,), bool) if context.present is None else context.present
