@@ -68,7 +68,7 @@ class SGD(Optimizer):
             parts.append(optax.add_decayed_weights(self.weight_decay))  # pyright: ignore[reportArgumentType]
         if self.momentum is not None:
             parts.append(optax.trace(decay=self.momentum))  # pyright: ignore
-        return optax.chain(*parts)
+        return optax.chain(optax.identity(), *parts)
 
 
 class Adam(Optimizer):

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxfl import aggregators, attacks, clients, models, optimizers, participation, preaggregators
@@ -128,7 +128,7 @@ def find(kind: type[Component], name: Any, where: str) -> type[Component]:
     return names[name]
 
 
-def unknown(name: Any, known: Mapping[str, Any] | typing.Iterable[str]) -> str:
+def unknown(name: Any, known: Mapping[str, Any] | Iterable[str]) -> str:
     """``unknown name 'krumm'; did you mean 'krum'?``, or all names where none is near."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
@@ -138,14 +138,14 @@ def unknown(name: Any, known: Mapping[str, Any] | typing.Iterable[str]) -> str:
 
 def _value(hint: Any, value: Any, where: str, f: int) -> Any:
     """Builds nested components; leaves everything else to the class's own checks."""
-    for option in (hint, *typing.get_args(hint)):
-        if option in REGISTRY and (isinstance(value, dict) or _names_one(option, value)):
-            return build(option, value, where, f=f)
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] in REGISTRY:
         if not isinstance(value, list):
             raise ValueError(f"{where}: write a list; got {value!r}")
         kind = typing.get_args(hint)[0]
         return tuple(build(kind, v, f"{where}[{i}]", f=f) for i, v in enumerate(value))
+    for option in (hint, *typing.get_args(hint)):
+        if option in REGISTRY and (isinstance(value, dict) or _names_one(option, value)):
+            return build(option, value, where, f=f)
     return value
 
 

@@ -152,7 +152,7 @@ def from_arrays(
 
 def _idx_dataset(name: str, data_dir: str | Path | None, mean: float, std: float) -> Dataset:
     root = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
-    if root is None:
+    if not root:
         raise ValueError(f"{name}: no data folder; set {DATA_DIR} to the folder that holds {name}/")
     folder = Path(root) / name
     train, train_labels, test, test_labels = (

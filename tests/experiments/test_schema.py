@@ -1,0 +1,130 @@
+"""Experiments from TOML: what is read, and what is refused in one line."""
+
+import copy
+
+import pytest
+
+from jaxfl import IPM, Krum, Pipeline
+from jaxfl.experiments import schema
+from jaxfl.experiments.runner import check, not_applicable, run_experiment
+
+SMALL = {
+    "rounds": 4,
+    "evaluate_every": 2,
+    "byzantine": 2,
+    "model": "softmax",
+    "algorithm": {"name": "fedsgd", "batch_size": 4},
+    "optimizer": {"name": "sgd", "learning_rate": 0.1},
+    "attack": {"name": "ipm", "scale": 10.0},
+    "aggregator": "krum",
+    "data": {"name": "synthetic", "clients": 10, "samples": 200, "features": 4, "classes": 3},
+}
+
+
+def small(**changes):
+    return copy.deepcopy(SMALL) | changes
+
+
+def test_f_defaults_to_the_expected_number_of_byzantine_clients():
+    (cell,) = schema.parse("x", small()).cells
+    assert cell.federation.aggregator == Krum(f=2)
+    half = small(participation={"name": "uniform", "fraction": 0.5})
+    (cell,) = schema.parse("x", half).cells
+    assert cell.federation.aggregator == Krum(f=1)
+    nested = small(aggregator={"name": "pipeline", "pre": ["nnm"], "rule": "trimmed_mean"})
+    (cell,) = schema.parse("x", nested).cells
+    assert isinstance(cell.federation.aggregator, Pipeline)
+    assert cell.federation.aggregator.pre[0].f == cell.federation.aggregator.rule.f == 2
+
+
+def test_a_sweep_is_a_product_with_labels():
+    sweep = {
+        "seed": [3, 4],
+        "attack": ["none", {"name": "ipm", "scale": 10.0}],
+        "optimizer.learning_rate": [0.1, 1.0],
+    }
+    plan = schema.parse("x", small(sweep=sweep))
+    assert len(plan.cells) == 4
+    assert plan.cells[0].seeds == (3, 4)
+    assert plan.cells[3].labels == {"attack": "IPM (scale 10)", "optimizer.learning_rate": "1.0"}
+    assert plan.cells[3].federation.attack == IPM(scale=10.0)
+    assert float(plan.cells[3].federation.optimizer.learning_rate) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"roundz": 3}, "roundz: unknown name 'roundz'; did you mean 'rounds'"),
+        ({"rounds": "many"}, "rounds must be an integer"),
+        ({"rounds": True}, "rounds must be an integer"),
+        ({"rounds": 0}, "rounds must be an integer, at least 1"),
+        ({"byzantine": 11}, "byzantine must be at most data.clients = 10; got 11"),
+        ({"byzantine": -1}, "byzantine must be an integer, at least 0"),
+        ({"aggregator": "krumm"}, "aggregator: unknown name 'krumm'; did you mean 'krum'"),
+        ({"aggregator": {"name": "krum", "g": 1}}, "aggregator.g: unknown name 'g'"),
+        ({"aggregator": {"name": "krum", "f": 2.5}}, "aggregator: Krum: f must be an integer"),
+        ({"aggregator": {"name": "krum", "f": -1}}, "Krum: f must be at least 0; got -1"),
+        ({"aggregator": {"name": "no.such:Rule"}}, "cannot import 'no.such:Rule'"),
+        ({"aggregator": {"name": "json:JSONDecoder"}}, "is not a Aggregator"),
+        ({"aggregator": {"name": "pipeline", "pre": "nnm", "rule": "mean"}}, "write a list"),
+        ({"attack": {"name": "ipm", "scale": "big"}}, "IPM: scale must be a number; got 'big'"),
+        ({"attack": {"name": "onset", "attack": "ipm"}}, "attack: Onset needs start"),
+        ({"optimizer": {"name": "sgd", "momentum": 1.5}}, "SGD: momentum must be"),
+        ({"noise": "sometimes"}, "noise must be one of noise_then_attack, attack_then_noise"),
+        ({"data": {"name": "imagenet"}}, "data.name: unknown name 'imagenet'"),
+        ({"data": {"name": "synthetic", "clients": 0}}, "data.clients must be an integer"),
+        ({"data": {"name": "synthetic", "samples": "all"}}, "samples must be an integer"),
+        ({"data": {"name": "digits", "sample": 3}}, "data.sample: unknown name 'sample'"),
+        ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
+        ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
+        ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
+        ({"model": 3}, "model: write a name or a table with a name; got 3"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=r"\S") as error:
+        check(schema.parse("x", small(**changes)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["rounds", "data", "model"])
+def test_a_missing_key_is_named(key):
+    table = small()
+    del table[key]
+    with pytest.raises(ValueError, match=f"{key} is missing"):
+        schema.parse("x", table)
+
+
+def test_overrides_and_their_errors(tmp_path):
+    plan = schema.load("quickstart", ["rounds=7", "aggregator.f=3", "attack=none"])
+    assert plan.cells[0].rounds == 7
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        schema.load("quickstart", ["rounds"])
+    with pytest.raises(ValueError, match="did you mean 'quickstart'"):
+        schema.load("quickstar")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("rounds = = 3")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        schema.load(str(broken))
+
+
+def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs():
+    sweep = {"aggregator": [{"name": "krum", "f": 4}, {"name": "krum", "f": 2}]}
+    plan = schema.parse("x", small(sweep=sweep))
+    assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(not_applicable(plan.cells[0]))
+    refused, done = run_experiment(plan, lambda cell: lambda rounds, evaluation: None)
+    assert "Krum needs" in refused.status
+    assert done.status == "done"
+    assert done.accuracy.shape == (1, 2)
+    assert list(done.rounds) == [2, 4]
+
+
+def test_the_quickstart_is_the_grid_it_says_it_is():
+    plan = schema.load("quickstart")
+    assert len(plan.cells) == 4 * 6
+    first = plan.cells[0]
+    assert (first.clients, first.federation.byzantine) == (50, 10)
+    assert {c.labels["aggregator"] for c in plan.cells} == {
+        *("Mean", "Median", "TrimmedMean", "Krum", "MultiKrum", "NNM + TrimmedMean")
+    }
