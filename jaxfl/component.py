@@ -147,7 +147,7 @@ def _convert_one(hint: Any, value: Any) -> Any:
         return _leaf(value)
     if hint is int and isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    if hint is float and isinstance(value, int | float | np.number) and value is not True:
+    if hint is float and isinstance(value, int | float | np.number) and not isinstance(value, bool):
         return float(value)
     if hint in (bool, str) and isinstance(value, hint):
         return value

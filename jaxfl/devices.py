@@ -10,12 +10,13 @@ coordinates each (see ``numerics.columns``). This is the way over several hosts.
 updates are gathered, and each device aggregates the whole matrix.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxfl.numerics.columns import AXIS, mesh_kind
@@ -26,37 +27,50 @@ Device = Any
 
 WAYS = ("shard_map", "pmap")
 
-CPU_WORKING_SET = 8 * 2**20
-"""Bytes that a chunk's intermediate results should stay under on a CPU: about its caches."""
+CPU_WORKING_SET = 64 * 2**20
+"""Bytes that all of a chunk's intermediate results should stay under on a CPU. Most of them are
+dead or fused before the next, so this is several times the caches; found by measurement."""
 
 
-def map_clients(function: Callable[..., PyTree], arguments: PyTree, *, chunk: int) -> PyTree:
-    """``function`` over the leading client axis: chunks in sequence, clients of a chunk vmapped.
+def map_clients(
+    function: Callable[[PyTree, PyTree], PyTree], shared: PyTree, arguments: PyTree, *, chunk: int
+) -> PyTree:
+    """``function(shared, client)`` over the clients: chunks in sequence, each chunk vmapped.
 
     Inside a mesh each device takes an equal share of the clients; numbers that do not divide
-    are padded with copies of client 0, which are computed and dropped.
+    are padded with copies of client 0, which are computed and dropped. ``function`` must take
+    every array it reads as an argument: closed-over ones belong to the mesh around it.
+
+    Args:
+      function: one client's work.
+      shared: arrays that every client reads.
+      arguments: arrays with a leading client axis.
+      chunk: clients vmapped at once.
     """
     n = jax.tree.leaves(arguments)[0].shape[0]
     kind, devices = mesh_kind()
 
-    def local(arguments: PyTree) -> PyTree:
+    def local(shared: PyTree, arguments: PyTree) -> PyTree:
         count = jax.tree.leaves(arguments)[0].shape[0]
+        one = functools.partial(function, shared)
         if chunk >= count:
-            return jax.vmap(function)(arguments)
-        return jax.lax.map(function, arguments, batch_size=chunk if chunk > 1 else None)
+            return jax.vmap(one)(arguments)
+        return jax.lax.map(one, arguments, batch_size=chunk if chunk > 1 else None)
 
     if kind == "single" or devices == 1:
-        return local(arguments)
+        return local(shared, arguments)
     share = -(-n // devices)
     pad = share * devices - n
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(pad, axis=0)]), arguments)
     if kind == "auto":
-        spec = PartitionSpec(AXIS)
-        result = jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(padded)
+        split = PartitionSpec(AXIS)
+        result = jax.shard_map(
+            local, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
+        )(shared, padded)
     else:
         start = jax.lax.axis_index(AXIS) * share
         mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, share), padded)
-        result = jax.lax.all_gather(local(mine), AXIS, tiled=True)
+        result = jax.lax.all_gather(local(shared, mine), AXIS, tiled=True)
     return jax.tree.map(lambda x: x[:n], result)
 
 
@@ -68,8 +82,16 @@ def by_columns(matrix: Array) -> Array:
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, AXIS))
 
 
+def replicate(array: Array) -> Array:
+    """Lays an array out whole on every device of the mesh: one gather, not one at each use."""
+    kind, devices = mesh_kind()
+    if kind != "auto" or devices == 1:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
 def working_set(function: Callable[..., PyTree], *arguments: PyTree) -> int:
-    """Bytes of all intermediate results of one call: what a client's step would like cached."""
+    """Bytes of all intermediate results of one call, as if each lived to its end."""
 
     def size(jaxpr: Any) -> int:
         total = 0
@@ -88,7 +110,8 @@ def working_set(function: Callable[..., PyTree], *arguments: PyTree) -> int:
 def choose_chunk(clients: int, bytes_per_client: int) -> int:
     """How many clients to vmap at once.
 
-    On a CPU as many as fit its caches; elsewhere as many as fit a quarter of the device's memory.
+    On a CPU as many as stay under ``CPU_WORKING_SET``; elsewhere as many as fit a quarter of the
+    device's memory.
     The result divides ``clients`` evenly where that costs less than half of it, because a
     remainder is compiled a second time.
     """
@@ -104,6 +127,17 @@ def choose_chunk(clients: int, bytes_per_client: int) -> int:
 def make_mesh(devices: Sequence[Device]) -> Mesh:
     """The 1-D mesh over these devices."""
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def copy_to(tree: PyTree, devices: Sequence[Device] | None) -> PyTree:
+    """The arrays whole on every one of these devices, so that no later call has to move them."""
+    if devices is None:
+        return tree
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    # As JAX arrays first: several processes compare what they put, and not in float64.
+    tree = jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, NamedSharding(make_mesh(devices), PartitionSpec()))
 
 
 def compile_for(
@@ -137,12 +171,13 @@ def compile_for(
         return on_one
     if way == "shard_map":
         mesh = make_mesh(devices)
-        whole = jax.sharding.NamedSharding(mesh, PartitionSpec())
+        whole = NamedSharding(mesh, PartitionSpec())
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=whole)
 
         def on_mesh(*arguments: PyTree) -> PyTree:
+            placed = copy_to(arguments, devices)
             with jax.set_mesh(mesh):
-                return jitted(*(jax.device_put(a, whole) for a in arguments))
+                return jitted(*placed)
 
         return on_mesh
     mapped: dict[int, Callable[..., PyTree]] = {}

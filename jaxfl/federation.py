@@ -19,7 +19,7 @@ from jaxfl.attacks.base import ClientView, Defence, attack_rows
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
 from jaxfl.component import Component, field
 from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import by_columns, map_clients
+from jaxfl.devices import by_columns, map_clients, replicate
 from jaxfl.models.objective import Objective, Statistics
 from jaxfl.numerics import rows
 from jaxfl.optimizers import SGD, Optimizer
@@ -139,7 +139,7 @@ def run_round(
     )
     present = present_mask(context, sent.shape[0])
     new_state = state.replace(
-        params=optax.apply_updates(state.params, change),
+        params=replicate(optax.apply_updates(state.params, change)),
         statistics=_mean_statistics(messages.statistics, state.statistics, present),
         optimizer=optimizer,
         clients=clients,
@@ -178,7 +178,8 @@ def _client_phase(
     broadcast = Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics)
     noise_first = federation.privacy is not None and federation.noise == NOISE_FIRST
 
-    def one_client(arguments: PyTree) -> tuple[Message, State]:
+    def one_client(shared: PyTree, arguments: PyTree) -> tuple[Message, State]:
+        federation, data, broadcast, client_key, noise_key = shared
         client, start, count, memory = arguments
         key = jax.random.fold_in(client_key, client.id)
 
@@ -208,7 +209,10 @@ def _client_phase(
     )
     memory = jax.tree.map(lambda x: x[taken], state.clients)
     messages, memory = map_clients(
-        one_client, (views, data.start[taken], data.count[taken], memory), chunk=plan.chunk
+        one_client,
+        (federation, data, broadcast, client_key, noise_key),
+        (views, data.start[taken], data.count[taken], memory),
+        chunk=plan.chunk,
     )
     clients = jax.tree.map(lambda x, m: x.at[ids].set(m, mode="drop"), state.clients, memory)
 

@@ -15,7 +15,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
 from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import Device, choose_chunk, compile_for, working_set
+from jaxfl.devices import Device, choose_chunk, compile_for, copy_to, working_set
 from jaxfl.federation import (
     NOISE_FIRST,
     Exchange,
@@ -121,12 +121,19 @@ def run_block(
     client_accuracy: bool = False,
 ) -> tuple[FederationState, RoundRecord, Evaluation]:
     """``rounds`` rounds in one ``scan``, then an evaluation. Pure."""
+    state, records = run_rounds(federation, plan, data, state, rounds=rounds)
+    return state, records, evaluate(plan, data, state, client_accuracy=client_accuracy)
+
+
+def run_rounds(
+    federation: Federation, plan: Plan, data: FederatedData, state: FederationState, *, rounds: int
+) -> tuple[FederationState, RoundRecord]:
+    """``rounds`` rounds in one ``scan``: one program, compiled once. Pure."""
 
     def body(state: FederationState, _: None) -> tuple[FederationState, RoundRecord]:
         return run_round(federation, plan, data, state)
 
-    state, records = jax.lax.scan(body, state, None, length=rounds)
-    return state, records, evaluate(plan, data, state, client_accuracy=client_accuracy)
+    return jax.lax.scan(body, state, None, length=rounds)
 
 
 def run(
@@ -274,20 +281,22 @@ class Simulation:
             raise ValueError(f"got {len(own)} partitions for {len(seeds)} seeds")
         first = data if isinstance(data, FederatedData) else data[0]
         self.several = len(seeds) > 1
-        self.data = first if own is None or not self.several else first.stack(own[1:])
-        data_axes = self.data.axes() if own is not None and self.several else None
+        whole = first if own is None or not self.several else first.stack(own[1:])
+        self.data: FederatedData = copy_to(whole, devices)
         self.federation = federation
         self.plan = make_plan(federation, self.data, model, loss=loss, client_chunk=client_chunk)
         self.evaluate_every = evaluate_every
-        self._compile = functools.partial(compile_for, way=way, devices=devices)
-        self._map = functools.partial(_over_seeds, several=self.several, data_axes=data_axes)
         self._client_accuracy = client_accuracy
-        self._blocks: dict[int, Callable[..., PyTree]] = {}
-        seed_array = np.asarray(seeds if self.several else seeds[0], np.int32)
-        init = lambda federation, _, seed: init_state(federation, self.plan, seed)  # noqa: E731
-        self.state: FederationState = self._compile(self._map(init))(
-            federation, self.data, seed_array
+        self._program = functools.partial(
+            _program,
+            plan=self.plan,
+            several=self.several,
+            way=way,
+            devices=None if devices is None else tuple(devices),
         )
+        init = functools.partial(init_state, federation, self.plan)
+        state = jax.vmap(init)(jnp.asarray(seeds)) if self.several else init(seeds[0])
+        self.state: FederationState = copy_to(state, devices)
 
     def run(
         self, rounds: int, progress: Callable[[Evaluation, RoundRecord], None] | None = None
@@ -302,10 +311,8 @@ class Simulation:
         done = 0
         while done < rounds:
             length = min(self.evaluate_every, rounds - done)
-            self.state, record, evaluation = self.block(length)(
-                self.federation, self.data, self.state
-            )
-            record, evaluation = jax.device_get((record, evaluation))
+            self.state, record = self.block(length)(self.federation, self.data, self.state)
+            record, evaluation = jax.device_get((record, self.evaluate()))
             records.append(record)
             evaluations.append(evaluation)
             done += length
@@ -320,33 +327,51 @@ class Simulation:
         )
 
     def block(self, rounds: int) -> Callable[..., PyTree]:
-        """The compiled program of so many rounds: (federation, data, state), which it consumes."""
-        if rounds not in self._blocks:
+        """The compiled program of so many rounds: (federation, data, state) to (state, records).
 
-            def body(federation: Federation, data: FederatedData, state: FederationState) -> Any:
-                return run_block(
-                    federation,
-                    self.plan,
-                    data,
-                    state,
-                    rounds,
-                    client_accuracy=self._client_accuracy,
-                )
+        It takes over the memory of the state it is given.
+        """
+        return self._program(run_rounds, donate=(2,), rounds=rounds)
 
-            self._blocks[rounds] = self._compile(self._map(body), donate=(2,))
-        return self._blocks[rounds]
+    def evaluate(self) -> Evaluation:
+        """How good the model is now."""
+        # Without what evaluation does not read, all rules and attacks share one program.
+        state = self.state.replace(optimizer=(), clients=(), attack=(), aggregator=())
+        program = self._program(_evaluate, client_accuracy=self._client_accuracy)
+        return program(None, self.data, state)
 
     def messages(self) -> Exchange:
         """The ``[n, d]`` updates of the next round, before and after the attack; takes no step."""
-        body = lambda federation, data, state: exchange(federation, self.plan, data, state)  # noqa: E731
-        return self._compile(self._map(body))(self.federation, self.data, self.state)
+        return self._program(exchange)(self.federation, self.data, self.state)
 
 
-def _over_seeds(
-    function: Callable[..., PyTree], *, several: bool, data_axes: PyTree
+def _evaluate(
+    _: None, plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool
+) -> Evaluation:
+    return evaluate(plan, data, state, client_accuracy=client_accuracy)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(
+    function: Callable[..., PyTree],
+    *,
+    plan: Plan,
+    several: bool,
+    way: str,
+    devices: tuple[Device, ...] | None,
+    donate: tuple[int, ...] = (),
+    **static: Any,
 ) -> Callable[..., PyTree]:
-    """(federation, data, per-seed thing) mapped over the last and, where they differ, the data."""
-    return jax.vmap(function, in_axes=(None, data_axes, 0)) if several else function
+    """A function of (federation, plan, data, state), compiled; equal plans share programs."""
+
+    def one_seed(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
+        return function(federation, plan, data, state, **static)
+
+    def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
+        partitions = data.axes() if data.start.ndim > 1 else None
+        return jax.vmap(one_seed, in_axes=(None, partitions, 0))(federation, data, state)
+
+    return compile_for(all_seeds if several else one_seed, way=way, devices=devices, donate=donate)
 
 
 def simulate(

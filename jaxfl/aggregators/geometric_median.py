@@ -30,7 +30,10 @@ def weiszfeld(
     def step(_: Array | int, a: Array) -> Array:
         products = jnp.matmul(gram, a, precision="highest")
         squared = jnp.maximum(squares - 2 * products + jnp.dot(a, products), 0)
-        b = jnp.where(usable, 1 / jnp.maximum(safe_sqrt(squared), nu), 0)
+        reach = jnp.maximum(safe_sqrt(squared), nu)
+        # In units of the nearest row: where rows coincide, a sum of 1 / nu overflows.
+        nearest = jax.lax.stop_gradient(jnp.min(jnp.where(usable, reach, jnp.inf)))
+        b = jnp.where(usable, nearest / reach, 0)
         return safe_ratio(b, jnp.sum(b))
 
     return jax.lax.fori_loop(0, iterations, step, start)

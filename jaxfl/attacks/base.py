@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -87,8 +88,8 @@ class Attack(Component):
 
     def __call__(
         self,
-        updates: Float[Array, "n d"],
-        byzantine: Bool[Array, " n"],
+        updates: Float[Array | np.ndarray, "n d"],
+        byzantine: Bool[Array | np.ndarray, " n"],
         *,
         key: Key[Array, ""] | None = None,
         defence: Aggregator | None = None,

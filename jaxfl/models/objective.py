@@ -1,6 +1,7 @@
 """A model and a loss as pure functions of a flat parameter vector."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,7 @@ class Objective:
     def _template(self) -> tuple[PyTree, PyTree]:
         return jax.tree.unflatten(self.treedef, self.shapes)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def init(self, key: Key[Array, ""]) -> tuple[Float[Array, " d"], Statistics]:
         """Fresh parameters, raveled, and the model's untrained state."""
         _, params, rest = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, ...)

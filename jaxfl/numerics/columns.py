@@ -90,7 +90,7 @@ def sum_columns(function: Callable[..., Array], *arrays: Array, width: int) -> A
     return _over_devices(local, arrays, summed=True)
 
 
-def _columns(array: Array, start: Array, width: int) -> Array:
+def _columns(array: Array, start: Array | int, width: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, start, width, axis=-1)
 
 

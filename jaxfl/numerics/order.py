@@ -101,7 +101,7 @@ def _mean_by_bisection(values: Array, low: int, high: int) -> Array:
 
 def _ordered_bits(values: Array) -> Array:
     """Unsigned integers in the order of the floats; -0.0 and 0.0 are equal."""
-    values = values + jnp.zeros((), values.dtype)  # -0.0 + 0.0 is 0.0
+    values = jnp.where(values == 0, 0, values)  # XLA would fold away -0.0 + 0.0
     width = values.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{width}")
     bits = jax.lax.bitcast_convert_type(values, unsigned)
@@ -114,7 +114,7 @@ def _kth_bits(bits: Array, k: Array | int) -> Array:
     width = bits.dtype.itemsize * 8
 
     def body(i: Array | int, found: Array) -> Array:
-        bit = jnp.array(1, bits.dtype) << (width - 1 - i).astype(bits.dtype)
+        bit = jnp.array(1, bits.dtype) << jnp.asarray(width - 1 - i, bits.dtype)
         trial = found | bit
         below = jnp.sum(bits < trial, axis=0, keepdims=True, dtype=jnp.int32)
         return jnp.where(below <= k, trial, found)

@@ -33,12 +33,15 @@ def permute(index: Int[Array, "*s"], n: Int[Array, ""], key: Key[Array, ""]) -> 
             left, right = right, left ^ (_mix(right ^ round_keys[i]) & mask)
         return (left << half) | right
 
+    def walk(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, outside = carry
+        x = jnp.where(outside, encrypt(x), x)
+        return x, x >= size
+
     valid = index < n
     start = jnp.where(valid, index, 0).astype(jnp.uint32)
-    walked = jax.lax.while_loop(
-        lambda x: jnp.any(x >= size),
-        lambda x: jnp.where(x >= size, encrypt(x), x),
-        encrypt(start),
+    walked, _ = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[1]), walk, (start, jnp.ones(start.shape, bool))
     )
     return jnp.where(valid, walked, 0).astype(jnp.int32)
 

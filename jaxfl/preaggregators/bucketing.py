@@ -29,7 +29,9 @@ class Bucketing(PreAggregator):
 
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "b m"]:
         m = statistics.usable.shape[0]
-        bucket = jax.random.permutation(context.key, m) // self.size
+        # Groups of one stay in place: the next rule may weigh rows by client.
+        order = jnp.arange(m) if self.size == 1 else jax.random.permutation(context.key, m)
+        bucket = order // self.size
         members = bucket[None, :] == jnp.arange(self.rows(m))[:, None]
-        weights = (members & statistics.usable[None, :]).astype(jnp.float32)
+        weights = (members & statistics.usable[None, :]).astype(context.weights.dtype)
         return safe_ratio(weights, jnp.sum(weights, axis=1, keepdims=True))

@@ -1,0 +1,1 @@
+"""Measurements of speed (``benchmarks.round``) and of learning (``benchmarks.learning``)."""

@@ -1,0 +1,111 @@
+"""The federations that are timed, and their rounds as compiled blocks."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxfl.aggregators import Aggregator, Krum, Mean, Median, Pipeline, TrimmedMean
+from jaxfl.attacks import ALIE, NoAttack
+from jaxfl.clients import FedSGD
+from jaxfl.data import IID, FederatedData, from_arrays
+from jaxfl.devices import compile_for, copy_to
+from jaxfl.federation import Federation, Plan, _client_phase, init_state, run_round
+from jaxfl.models import MLP, Model, SignGuardCNN
+from jaxfl.optimizers import SGD
+from jaxfl.preaggregators import NNM
+from jaxfl.simulation import make_plan
+from jaxfl.types import PyTree
+
+BATCH, BYZANTINE = 50, 10
+MODELS: dict[str, Model] = {"cnn": SignGuardCNN(dropout=0.5), "mlp": MLP(hidden=(128,))}
+RULES: dict[str, Aggregator] = {
+    "Mean": Mean(),
+    "Median": Median(),
+    "TrimmedMean(f=10)": TrimmedMean(f=10),
+    "Krum(f=10)": Krum(f=10),
+    "NNM(f=10) + TrimmedMean(f=10)": Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A federation's size."""
+
+    model: str
+    clients: int
+    rounds: int
+    """Rounds per compiled block."""
+    repeats: int
+
+    @property
+    def samples(self) -> int:
+        """Per client; only as many as a batch takes where there are very many clients."""
+        return 200 if self.clients <= 1000 else BATCH
+
+    @property
+    def images(self) -> int:
+        """Per round."""
+        return self.clients * BATCH
+
+
+def federated(case: Case) -> FederatedData:
+    random = np.random.default_rng(0)
+    count = case.clients * case.samples
+    inputs = random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.int32)
+    return from_arrays(inputs, labels, inputs[:10], labels[:10]).split(IID(), case.clients)
+
+
+def federation(rule: Aggregator, *, attacked: bool = False) -> Federation:
+    return Federation(
+        algorithm=FedSGD(batch_size=BATCH),
+        attack=ALIE(z=1.0) if attacked else NoAttack(),
+        aggregator=rule,
+        optimizer=SGD(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
+        byzantine=BYZANTINE if attacked else 0,
+    )
+
+
+def rounds_of(
+    parts: Federation,
+    plan: Plan,
+    data: FederatedData,
+    rounds: int,
+    *,
+    devices: int,
+    clients_only: bool = False,
+) -> Callable[[], PyTree]:
+    """A compiled block of rounds without evaluation, ready to call."""
+
+    def body(data: FederatedData, state: PyTree, _: None) -> tuple[PyTree, PyTree]:
+        if not clients_only:
+            return run_round(parts, plan, data, state)
+        messages = _client_phase(parts, plan, data, state)[1]
+        moved = state.params + 1e-9 * messages.update[0]  # the next round waits for this one
+        return state.replace(params=moved, round=state.round + 1), messages.loss
+
+    def block(data: FederatedData, state: PyTree) -> PyTree:
+        return jax.lax.scan(functools.partial(body, data), state, None, length=rounds)
+
+    state = jax.jit(functools.partial(init_state, parts, plan))(0)
+    on = jax.devices()[:devices]
+    return functools.partial(compile_for(block, devices=on), *copy_to((data, state), on))
+
+
+def jaxfl_block(case: Case, devices: int = 1, chunk: int | None = None) -> Callable[[], PyTree]:
+    data, parts = federated(case), federation(Mean())
+    plan = make_plan(parts, data, MODELS[case.model], client_chunk=chunk)
+    return rounds_of(parts, plan, data, case.rounds, devices=devices)
+
+
+def operations(model: str) -> int:
+    """Of one image forward and backward; the first layer needs no gradient of its input."""
+    convolutions = [24 * 24 * 25 * 8, 12 * 12 * 9 * 8 * 16, 6 * 6 * 9 * 16 * 32]
+    layers = {
+        "cnn": [*convolutions, 288 * 120, 120 * 84, 84 * 10],
+        "mlp": [784 * 128, 128 * 10],
+    }[model]
+    return 2 * (3 * sum(layers) - layers[0])

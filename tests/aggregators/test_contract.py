@@ -1,0 +1,376 @@
+"""What every rule must do, for all registered names and for the pipelines that people use."""
+
+import functools
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfl.aggregators import (
+    Aggregator,
+    CenteredClipping,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    Oracle,
+    Pipeline,
+    TrimmedMean,
+)
+from jaxfl.preaggregators import ARC, NNM, Bucketing
+from jaxfl.registry import AGGREGATORS
+from jaxfl.types import Context, Spec
+
+N, D, F = 11, 30, 2
+BYZANTINE = np.isin(np.arange(N), [1, 6])
+
+NAMED = {
+    "oracle": Oracle(),
+    "mean": Mean(),
+    "median": Median(),
+    "trimmed_mean": TrimmedMean(f=F),
+    "krum": Krum(f=F),
+    "multi_krum": MultiKrum(f=F),
+    "geometric_median": GeometricMedian(),
+    "centered_clipping": CenteredClipping(tau=3.0),
+    "pipeline": Pipeline(pre=(NNM(f=F),), rule=TrimmedMean(f=F)),
+}
+"""One example of each registered rule: a new name needs a line here."""
+
+RULES = NAMED | {
+    "arc+mean": Pipeline(pre=(ARC(f=F),), rule=Mean()),
+    "arc+nnm+krum": Pipeline(pre=(ARC(f=F), NNM(f=F)), rule=Krum(f=F)),
+    "nnm+arc+median": Pipeline(pre=(NNM(f=F), ARC(f=F)), rule=Median()),
+    "arc+geometric_median": Pipeline(pre=(ARC(f=F),), rule=GeometricMedian()),
+    "nnm+centered_clipping": Pipeline(pre=(NNM(f=F),), rule=CenteredClipping(tau=3.0)),
+    "bucketing+median": Pipeline(pre=(Bucketing(size=2),), rule=Median()),
+}
+RANDOM = {"bucketing+median"}
+"""Permuting the clients changes the draw."""
+MEAN_AT_F_0 = {
+    "oracle": Oracle(),
+    "mean": Mean(),
+    "trimmed_mean": TrimmedMean(f=0),
+    "multi_krum": MultiKrum(f=0, q=N),
+    "nnm+mean": Pipeline(pre=(NNM(f=0),), rule=Mean()),
+    "arc+mean": Pipeline(pre=(ARC(f=0),), rule=Mean()),
+    "pipeline": Pipeline(pre=(ARC(f=0), NNM(f=0)), rule=TrimmedMean(f=0)),
+}
+FROM_ZERO = {"centered_clipping", "nnm+centered_clipping"}
+"""Start at v = 0 and clip in the units of the updates: neither scale nor translation."""
+ABOUT_ZERO = {name for name in RULES if "arc" in name}
+"""Clip norms: scale, but no translation."""
+
+
+def each(names):
+    return pytest.mark.parametrize("name", sorted(names))
+
+
+every_rule = each(RULES)
+traces = Counter()
+
+
+def draw(n=N, d=D, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def given(**known):
+    return Context.of(N, **({"byzantine": jnp.asarray(BYZANTINE)} | known))
+
+
+@jax.jit
+def compiled(rule, x, state, context):
+    traces[type(rule), jax.tree.structure(rule), x.shape, x.dtype] += 1
+    return rule.aggregate(x, state, context)
+
+
+def start(rule, x):
+    return rule.init(Spec(population=len(x), cohort=len(x), dim=x.shape[1], dtype=x.dtype))
+
+
+def run(rule, x, state=None, context=None):
+    state = start(rule, x) if state is None else state
+    return compiled(rule, x, state, given() if context is None else context)
+
+
+def close(got, expected, rtol=1e-4, atol=1e-4):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def test_every_registered_name_has_an_example():
+    assert {name: type(rule) for name, rule in NAMED.items()} == AGGREGATORS
+
+
+@every_rule
+def test_calls_compile_once_whatever_the_values(name):
+    rule, x = RULES[name], draw()
+    run(rule, x)
+    before = traces.total()
+    for i in range(10):
+        other = jax.tree.map(lambda leaf, i=i: leaf * (1 + i / 10), rule)
+        run(other, x * i, context=given(key=jax.random.key(i), round=jnp.int32(i)))
+    assert traces.total() == before
+    assert traces[type(rule), jax.tree.structure(rule), x.shape, x.dtype] == 1
+
+
+@each(NAMED)
+def test_compiled_equals_eager(name):
+    rule, x = NAMED[name], jnp.asarray(draw())
+    close(rule.aggregate(x, start(rule, x), given()), run(rule, x))
+
+
+@every_rule
+def test_inspect_equals_aggregate(name):
+    rule, x = RULES[name], draw()
+    close(rule.inspect(x, context=given()), run(rule, x))
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_types_and_state_survive_a_scan(name, dtype):
+    """scan itself refuses a state whose structure, shape or type changes."""
+    rule = RULES[name]
+    with jax.enable_x64(dtype == "float64"):
+
+        def step(state, x):
+            result = rule.aggregate(x, state, given())
+            return result.state, result
+
+        rounds = jax.ShapeDtypeStruct((3, N, D), dtype)
+        state = rule.init(Spec(population=N, cohort=N, dim=D, dtype=jnp.dtype(dtype)))
+        _, results = jax.eval_shape(lambda s, r: jax.lax.scan(step, s, r), state, rounds)
+        assert (results.update.shape, results.update.dtype) == ((3, D), dtype)
+
+
+@each(["mean", "krum", "trimmed_mean", "geometric_median", "bucketing+median"])
+def test_double_precision_is_not_lost(name):
+    x = 1 + 1e-9 * np.random.default_rng(0).normal(size=(N, D))
+    x[:] = x[0]
+    with jax.enable_x64(True):
+        got = np.asarray(RULES[name](jnp.asarray(x), context=given()))
+    np.testing.assert_allclose(got, x[0], rtol=1e-14)
+
+
+@each(RULES.keys() - RANDOM)
+def test_order_of_clients_does_not_matter(name):
+    rule, x, order = RULES[name], draw(), np.random.default_rng(5).permutation(N)
+    weights = np.arange(1, N + 1, dtype=np.float32) / (N * (N + 1) / 2)
+    result = run(rule, x, context=given(weights=jnp.asarray(weights)))
+    context = given(weights=weights[order], byzantine=jnp.asarray(BYZANTINE[order]))
+    permuted = run(rule, x[order], context=context)
+    close(permuted.update, result.update)
+    close(permuted.info, jax.tree.map(lambda leaf: leaf[order], result.info))
+
+
+@every_rule
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e30, "mixed"])
+def test_no_bad_row_reaches_the_output(name, bad):
+    rule, x = RULES[name], draw()
+    if bad == "mixed":
+        x[1, 3], x[1, 4], x[6, 3] = np.inf, -np.inf, np.nan
+    else:
+        x[BYZANTINE] = bad
+    result = run(rule, x)
+    assert np.isfinite(result.update).all()
+    assert np.abs(result.update).max() < 10
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state))
+    if result.info.weights is not None and bad != "mixed":
+        np.testing.assert_array_equal(result.info.weights[BYZANTINE], 0)
+
+
+@each(name for name, rule in RULES.items() if rule.tolerates)
+@pytest.mark.parametrize("kind", ["equal", "opposed", "spread"])
+def test_finite_outliers_stay_bounded(name, kind):
+    rule, x = RULES[name], draw()
+    rows = {"equal": [1, 1], "opposed": [1, -1], "spread": draw(2, seed=9)}[kind]
+    x[BYZANTINE] = 1e15 * np.broadcast_to(np.reshape(rows, (2, -1)), (2, D))
+    update = np.asarray(run(rule, x).update)
+    honest = x[~BYZANTINE]
+    radius = np.linalg.norm(honest - honest.mean(0), axis=1).max()
+    if name in FROM_ZERO:
+        assert np.linalg.norm(update) <= 3 * 3.0 * 1.001  # tau times iterations
+    else:
+        assert np.linalg.norm(update - honest.mean(0)) <= 2 * radius
+
+
+def test_the_mean_is_not_robust():
+    x = draw()
+    x[BYZANTINE] = 1e15
+    assert np.abs(run(Mean(), x).update).max() > 1e14
+    assert not Mean().tolerates
+    assert not RULES["arc+mean"].tolerates
+    assert RULES["pipeline"].tolerates
+
+
+@every_rule
+def test_equal_rows_give_that_row(name):
+    row = draw(1)[0] / 2
+    state = jnp.asarray(row) if name in FROM_ZERO else None
+    got = run(RULES[name], np.tile(row, (N, 1)), state=state).update
+    np.testing.assert_allclose(got, row, rtol=1e-5, atol=1e-6)
+
+
+@each(MEAN_AT_F_0)
+def test_no_byzantine_client_gives_the_mean(name):
+    x = draw()
+    context = given(byzantine=jnp.zeros(N, bool))
+    close(MEAN_AT_F_0[name].inspect(x, context=context).update, x.mean(0), atol=1e-5)
+
+
+@each(RULES.keys() - FROM_ZERO)
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_scale_equivariance(name, scale):
+    x = draw()
+    got = run(RULES[name], np.float32(scale) * x).update / np.float32(scale)
+    close(got, run(RULES[name], x).update, rtol=1e-3, atol=1e-4)
+
+
+@each(sorted(FROM_ZERO))
+def test_scale_equivariance_together_with_tau(name):
+    rule, x = RULES[name], draw()
+    scaled = jax.tree.map(lambda tau: tau * 100, rule)
+    close(run(scaled, 100 * x).update / 100, run(rule, x).update)
+
+
+@each(RULES.keys() - FROM_ZERO - ABOUT_ZERO)
+def test_translation_equivariance(name):
+    x, shift = draw(), 50 * draw(1, seed=3)
+    close(run(RULES[name], x + shift).update - shift[0], run(RULES[name], x).update, atol=2e-3)
+
+
+@every_rule
+def test_a_pytree_comes_back_in_its_structure(name):
+    tree = {"a": jnp.zeros((N, 4, 5)), "b": (jnp.zeros(N), jnp.zeros((N, 9), jnp.bfloat16))}
+    got = jax.eval_shape(lambda t: RULES[name](t, context=given()), tree)
+    expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@each(["krum", "median"])
+def test_a_pytree_is_aggregated_as_one_vector(name):
+    x = draw()
+    tree = {"a": x[:, :20].reshape(N, 4, 5), "b": (x[:, 20], x[:, 21:])}
+    got = RULES[name](tree)
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(got)])
+    close(flat, run(RULES[name], x).update)
+
+
+@pytest.mark.parametrize(
+    "updates", [{}, np.zeros((0, 3), np.float32), np.float32(1), {"a": np.ones(3), "b": np.ones(2)}]
+)
+def test_updates_must_share_their_clients(updates):
+    with pytest.raises(ValueError, match="Mean: updates must share a leading client axis"):
+        Mean()(updates)
+
+
+WITH_F = [cls for cls in (*AGGREGATORS.values(), NNM, ARC) if "f" in cls._hints]
+
+
+@pytest.mark.parametrize("cls", WITH_F, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("f", [-1, 2.0, 0.5, True, "2", None, [2]])
+def test_f_must_be_a_count(cls, f):
+    with pytest.raises(ValueError, match=f"{cls.__name__}: f must be"):
+        cls(f=f)
+
+
+@pytest.mark.parametrize("cls", WITH_F, ids=lambda cls: cls.__name__)
+def test_f_must_suit_n(cls):
+    # Each of these rules says how many clients it needs: exactly one more is refused.
+    rule = (lambda f: cls(f=f)) if issubclass(cls, Aggregator) else pre_of(cls)
+    most = (N - 3) // 2 if cls in (Krum, MultiKrum) else (N - 1) // 2
+    rule(most).check(N)
+    with pytest.raises(ValueError, match=re.escape(cls.__name__) + f" needs n .* f = {most + 1}"):
+        rule(most + 1)(draw())
+
+
+def pre_of(cls):
+    return lambda f: Pipeline(pre=(cls(f=f),), rule=Mean())
+
+
+SWEPT = [name for name, rule in RULES.items() if jax.tree.leaves(rule)]
+
+
+@each(SWEPT)
+def test_sweeping_scalars_equals_a_loop(name):
+    rule, x = RULES[name], draw()
+    rules = [jax.tree.map(lambda leaf, c=c: leaf * c, rule) for c in (0.5, 1.0, 1e5)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rules)
+    state = start(rule, x)
+    swept = jax.vmap(lambda r: compiled(r, x, state, given()).update)(stacked)
+    close(swept, np.stack([run(r, x).update for r in rules]))
+
+
+@each(
+    [
+        "mean",
+        "median",
+        "trimmed_mean",
+        "geometric_median",
+        "centered_clipping",
+        "arc+mean",
+        "pipeline",
+    ]
+)
+def test_gradients_are_finite(name):
+    rule, x = RULES[name], draw()
+    gradient = gradient_of_norm(rule, x)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+    np.testing.assert_array_equal(np.isfinite(gradient_of_norm(rule, 0 * x)), True)
+
+
+def test_gradient_of_the_trimmed_mean_by_bisection():
+    gradient = gradient_of_norm(TrimmedMean(f=20), draw(140, 5))
+    np.testing.assert_array_equal(np.sum(gradient != 0, axis=0), 100)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(rule, x):
+    def norm(x):
+        return jnp.sum(jnp.square(rule(x) - 1))
+
+    return jax.grad(norm)(x)
+
+
+def gradient_of_norm(rule, x):
+    return np.asarray(_gradient(rule, x))
+
+
+def test_gradient_agrees_with_differences():
+    """For the rules whose weights depend on the rows."""
+    direction = draw(seed=7)
+    for name in ("geometric_median", "centered_clipping"):
+        rule, x = RULES[name], draw()
+        slope = np.sum(gradient_of_norm(rule, x) * direction)
+        up, down = (run(rule, x + np.float32(e) * direction).update for e in (1e-2, -1e-2))
+        expected = (np.square(up - 1).sum() - np.square(down - 1).sum()) / 2e-2
+        np.testing.assert_allclose(slope, expected, rtol=2e-2, atol=2e-2)
+
+
+ABSENT = np.isin(np.arange(N), [0, 4])
+
+
+@every_rule
+@pytest.mark.parametrize("content", [1.0, 1e6, np.nan])
+def test_absent_clients_are_as_if_removed(name, content):
+    rule, x = RULES[name], draw()
+    x[ABSENT] = content
+    present = jnp.asarray(~ABSENT)
+    if not rule.accepts_absent:
+        with pytest.raises(ValueError, match=f"{type(rule).__name__} cannot leave out absent"):
+            rule.inspect(x, context=given(present=present))
+        return
+    rest = Context.of(N - 2, byzantine=jnp.asarray(BYZANTINE[~ABSENT]))
+    expected = run(rule, x[~ABSENT], context=rest)
+    got = run(rule, x, context=given(present=present))
+    close(got.update, expected.update)
+    close(jax.tree.map(lambda leaf: leaf[~ABSENT], got.info), expected.info)
+    if got.info.weights is not None:
+        np.testing.assert_array_equal(got.info.weights[ABSENT], 0)

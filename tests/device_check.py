@@ -1,0 +1,135 @@
+"""One device against eight, by both ways: run by test_devices.py with the names of checks."""
+
+import re
+import sys
+
+import jax
+import numpy as np
+from helpers import Every, every_rule
+
+from jaxfl import (
+    ALIE,
+    NNM,
+    SGD,
+    CenteredClipping,
+    Federation,
+    FedSGD,
+    GeometricMedian,
+    Krum,
+    MessagePrivacy,
+    Pipeline,
+    Poisson,
+    Simulation,
+    TrimmedMean,
+)
+from jaxfl.data import Dirichlet, synthetic
+from jaxfl.devices import WAYS, copy_to, make_mesh
+from jaxfl.models import Softmax
+from jaxfl.simulation import run_block
+
+CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
+DIM = FEATURES * 10 + 10
+DATASET = synthetic(samples=1000, features=FEATURES, classes=10)
+DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS)
+BASE = Federation(
+    algorithm=FedSGD(batch_size=4), attack=ALIE(z=1.0), byzantine=BYZANTINE, optimizer=SGD()
+)
+LEAVES_OUT = Every(
+    rules=(
+        CenteredClipping(),
+        GeometricMedian(),
+        Pipeline(pre=(NNM(f=10),), rule=Krum(f=10)),
+    )
+)
+
+
+def simulate(federation, data=DATA, **settings):
+    simulation = Simulation(federation, data, Softmax(), evaluate_every=ROUNDS, **settings)
+    history = simulation.run(ROUNDS)
+    return jax.device_get((history.state, history.records, history.evaluations, simulation))
+
+
+def compare(name: str, one, many) -> None:
+    """The same numbers to rounding, and exactly the same choices."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(one)
+    others = jax.tree.leaves(many)
+    assert len(paths) == len(others)
+    for (path, a), b in zip(paths, others, strict=True):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        if np.issubdtype(a.dtype, np.floating):
+            # Scores are sums of squared distances: large, so compared with their own scale.
+            scale = np.max(np.abs(a[np.isfinite(a)]), initial=1e-3)
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=2e-5 * scale, err_msg=where)
+        else:
+            np.testing.assert_array_equal(b, a, err_msg=where)
+
+
+def check(name: str, federation, ways=WAYS, **settings) -> None:
+    assert len(jax.devices()) == 8
+    *one, _ = simulate(federation, **settings)
+    for way in ways:
+        *many, simulation = simulate(federation, **settings, devices=jax.devices(), way=way)
+        assert len(simulation.state.params.sharding.device_set) == 8
+        compare(f"{way} {name}", one, many)
+        print("same:", way, name, flush=True)
+
+
+def rules() -> None:
+    """Every rule on the same matrices, with client momentum."""
+    table = every_rule(f=BYZANTINE)
+    federation = BASE.replace(
+        aggregator=Every(rules=tuple(table.values())),
+        algorithm=FedSGD(batch_size=4, momentum=0.9),
+    )
+    check(", ".join(table), federation)
+
+
+def noise() -> None:
+    """Poisson participation and both orders of noise, one of them over seeds and partitions."""
+    private = BASE.replace(
+        aggregator=LEAVES_OUT,
+        participation=Poisson(rate=0.7),
+        privacy=MessagePrivacy(clip=1.0, noise_multiplier=0.05),
+    )
+    check("noise_then_attack", private, ways=WAYS[:1])
+    two = [DATASET.split(Dirichlet(alpha=0.5), CLIENTS, seed=s) for s in (1, 2)]
+    late = private.replace(noise="attack_then_noise")
+    check("attack_then_noise, two seeds", late, data=two, seeds=(1, 2))
+
+
+def each() -> None:
+    """Every rule in a simulation of its own."""
+    for name, rule in every_rule(f=BYZANTINE).items():
+        check(name, BASE.replace(aggregator=rule))
+
+
+def traffic() -> None:
+    """One all-to-all moves the updates; nothing gathers the whole matrix on a device."""
+    rule = Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10))
+    simulation = Simulation(BASE.replace(aggregator=rule), DATA, Softmax())
+    devices = jax.devices()
+    arguments = copy_to((simulation.federation, DATA, simulation.state), devices)
+
+    def block(federation, data, state):
+        return run_block(federation, simulation.plan, data, state, ROUNDS)
+
+    with jax.set_mesh(make_mesh(devices)):
+        text = jax.jit(block).lower(*arguments).compile().as_text()
+    assert len(re.findall(r" all-to-all(?:-start)?\(", text)) == 1
+    results = re.findall(r"= (.*) all-gather(?:-start)?\(", text)
+    assert results, "the aggregate has to be gathered somewhere"
+    for result in results:
+        for shape in re.findall(r"\[([\d,]*)\]", result):
+            size = np.prod([int(s) for s in shape.split(",") if s], initial=1)
+            assert size < CLIENTS * DIM / 2, f"an all-gather of {result}"
+    print("traffic:", len(results), "small all-gathers", flush=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    for part in sys.argv[1:]:
+        # Compiling takes nearly all the time here; what is compiled for users is in ``each``.
+        jax.config.update("jax_disable_most_optimizations", part in ("rules", "noise"))
+        globals()[part]()

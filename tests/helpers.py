@@ -1,0 +1,110 @@
+"""Small federations, and plain NumPy references, that several test files share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, TrimmedMean
+from jaxfl.component import Component
+from jaxfl.data import FederatedData, from_arrays
+from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
+from jaxfl.types import Aggregated, Context, Info, Spec
+
+
+def ragged(sizes=(3, 9, 5, 12, 7), features=4, classes=3, seed=0) -> FederatedData:
+    """Gaussian data of clients of these sizes."""
+    rng = np.random.default_rng(seed)
+    owners = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    count = len(owners)
+    labels = rng.integers(0, classes, count)
+    centres = rng.normal(size=(classes, features))
+    inputs = (centres[labels] + rng.normal(size=(count, features))).astype(np.float32)
+    test_labels = np.arange(4 * classes) % classes
+    test_inputs = (centres[test_labels] + rng.normal(size=(4 * classes, features))).astype("f4")
+    data = from_arrays(inputs, labels, test_inputs, test_labels, client_ids=owners)
+    return data.by_client()
+
+
+def client_arrays(data: FederatedData, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """One client's inputs and labels, in float64."""
+    start, count = int(data.start[client]), int(data.count[client])
+    own = np.asarray(data.order)[start : start + count]
+    return np.asarray(data.inputs, np.float64)[own], np.asarray(data.labels)[own]
+
+
+class NumpySoftmax:
+    """Softmax regression by hand; a parameter vector is laid out as ``jaxfl`` ravels it."""
+
+    def __init__(self, objective, features: int, classes: int) -> None:
+        flat = jnp.arange(objective.dim, dtype=jnp.float32)
+        layer = objective.unravel(flat)["layers"][0]
+        self.kernel = np.asarray(layer["kernel"].get_value()).astype(int)
+        self.bias = np.asarray(layer["bias"].get_value()).astype(int)
+        assert self.kernel.shape == (features, classes)
+
+    def loss(self, flat: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> float:
+        share = self._shares(flat, inputs)
+        return float(-np.mean(np.log(share[np.arange(len(labels)), labels])))
+
+    def gradient(self, flat: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        error = self._shares(flat, inputs)
+        error[np.arange(len(labels)), labels] -= 1
+        error /= len(labels)
+        gradient = np.empty(flat.shape)
+        gradient[self.kernel] = inputs.T @ error
+        gradient[self.bias] = error.sum(axis=0)
+        return gradient
+
+    def predict(self, flat: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        return np.argmax(self._shares(flat, inputs), axis=1)
+
+    def _shares(self, flat: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        logits = inputs @ flat[self.kernel] + flat[self.bias]
+        share = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return share / share.sum(axis=1, keepdims=True)
+
+
+def with_f(cls: type[Component], f: int) -> Component:
+    """A component with its default fields, and f where it has one."""
+    return cls(f=f) if "f" in cls._hints else cls()
+
+
+def every_rule(f: int) -> dict[str, Aggregator]:
+    """Every registered rule, every pre-aggregator, and the pipelines of the papers."""
+    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c is not Pipeline}
+    for name, cls in PREAGGREGATORS.items():
+        rules[f"{name}+krum"] = Pipeline(pre=(with_f(cls, f),), rule=Krum(f=f))
+    rules["nnm+trimmed_mean"] = Pipeline(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
+    rules["bucketing+median"] = Pipeline(pre=(Bucketing(size=2),), rule=Median())
+    rules["arc+nnm+krum"] = Pipeline(pre=(ARC(f=f), NNM(f=f)), rule=Krum(f=f))
+    return rules
+
+
+class Every(Aggregator):
+    """The mean of several rules' answers; its memory keeps each rule's last answer and Info."""
+
+    rules: tuple[Aggregator, ...]
+
+    @property
+    def accepts_absent(self) -> bool:
+        return all(rule.accepts_absent for rule in self.rules)
+
+    def init(self, spec: Spec):
+        def one(rule: Aggregator):
+            memory = rule.init(spec)
+            updates = jnp.zeros((spec.cohort, spec.dim), spec.dtype)
+            mask = jnp.zeros((spec.cohort,), bool)
+            context = Context.of(spec.cohort, byzantine=mask)
+            shape = jax.eval_shape(rule.aggregate, updates, memory, context)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+            return zeros.replace(state=memory)
+
+        return [one(rule) for rule in self.rules]
+
+    def aggregate(self, updates, state, context) -> Aggregated:
+        answers = [
+            rule.aggregate(updates, before.state, context)
+            for rule, before in zip(self.rules, state, strict=True)
+        ]
+        mean = sum(answer.update for answer in answers) / len(answers)
+        return Aggregated(update=mean, state=answers, info=Info())

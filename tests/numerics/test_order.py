@@ -1,0 +1,195 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxfl.numerics import order
+
+mean_of_ranks = jax.jit(order.mean_of_ranks, static_argnums=(1, 2))
+smallest = jax.jit(order.smallest)
+SIZES = [1, 2, 3, 7, 50, 129, 200]
+
+
+def sort_with_network(rows):
+    rows = list(rows)
+    for i, j in order.sorting_network(len(rows)):
+        rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
+    return np.stack(rows)
+
+
+def sorted_mean(values, low, high):
+    """NaN counts as +inf."""
+    values = np.where(np.isnan(values), np.inf, values.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return np.sort(values, axis=0)[low:high].mean(0)
+
+
+def stable_smallest(values, k):
+    values = np.where(np.isnan(values), np.inf, values)
+    mask = np.zeros(values.shape, bool)
+    np.put_along_axis(mask, np.argsort(values, axis=0, kind="stable")[:k], True, axis=0)
+    return mask
+
+
+@pytest.mark.parametrize("n", range(1, 17))
+def test_network_sorts_every_zero_one_input(n):
+    # Knuth's 0-1 principle: then it sorts every input.
+    inputs = (np.arange(2**n, dtype=np.uint32)[None, :] >> np.arange(n)[:, None] & 1).astype(bool)
+    np.testing.assert_array_equal(sort_with_network(inputs), np.sort(inputs, axis=0))
+
+
+@pytest.mark.parametrize("n", [17, 31, 33, 50, 100, 127, 128])
+def test_network_sorts_random_inputs(n):
+    rng = np.random.default_rng(n)
+    few_values = rng.integers(0, 2, (n, 500))
+    many_values = rng.permuted(np.tile(np.arange(n)[:, None], 500), axis=0)
+    for inputs in (few_values, many_values):
+        np.testing.assert_array_equal(sort_with_network(inputs), np.sort(inputs, axis=0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 100])
+def test_comparators_point_down_and_stay_inside(n):
+    assert all(0 <= i < j < n for i, j in order.sorting_network(n))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_mean_of_ranks(n):
+    """Each column is one difficulty: plain, ties, both infinities, NaN, signed zeros, all equal."""
+    rng = np.random.default_rng(n)
+    values = rng.normal(size=(n, 6)).astype(np.float32)
+    values[:, 1] = rng.integers(0, 3, n)
+    values[rng.random(n) < 0.2, 2] = np.inf
+    values[0, 2] = -np.inf if n > 2 else 1
+    values[rng.random(n) < 0.1, 3] = np.nan
+    values[:, 4] = rng.choice(np.float32([-0.0, 0.0, 1.0]), n)
+    values[:, 5] = -2.5
+    low = n // 4
+    got = mean_of_ranks(values, low, n - low)
+    np.testing.assert_allclose(got, sorted_mean(values, low, n - low), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [7, 131])
+@pytest.mark.parametrize("end", ["first", "last", "middle", "all"])
+def test_mean_of_any_ranks(n, end):
+    low, high = {"first": (0, 1), "last": (n - 1, n), "middle": (2, 4), "all": (0, n)}[end]
+    values = np.random.default_rng(0).integers(-3, 4, (n, 20)).astype(np.float32)
+    got = mean_of_ranks(values, low, high)
+    np.testing.assert_allclose(got, sorted_mean(values, low, high), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 2), (2, 2), (3, 2), (0, 6)])
+def test_impossible_ranks(low, high):
+    with pytest.raises(ValueError, match="ranks must satisfy"):
+        order.mean_of_ranks(jnp.zeros((5, 1)), low, high)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 133, 134])
+def test_median(n):
+    values = np.random.default_rng(n).normal(size=(n, 9)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(order.median)(values), np.median(values, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [9, 130])
+def test_gradient_goes_to_the_averaged_values(n):
+    values = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda v: order.mean_of_ranks(v, 2, n - 3).sum()))(values)
+    ranks = np.argsort(np.argsort(values, axis=0), axis=0)
+    expected = np.where((ranks >= 2) & (ranks < n - 3), 1 / (n - 5), 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [9, 130])
+def test_gradient_is_finite_at_ties_and_infinities(n):
+    values = np.random.default_rng(0).integers(0, 2, (n, 5)).astype(np.float32)
+    values[0], values[1] = np.inf, -np.inf
+    gradient = jax.jit(jax.grad(lambda v: order.mean_of_ranks(v, 2, n - 2).sum()))(values)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(np.sum(gradient, axis=0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 9, 12])
+def test_smallest(k):
+    rng = np.random.default_rng(k)
+    values = rng.normal(size=(9, 40)).astype(np.float32)
+    values[:, 10:20] = rng.integers(0, 3, (9, 10))
+    values[:, 20:30] = rng.choice(np.float32([-0.0, 0.0, np.nan, np.inf, -np.inf]), (9, 10))
+    values[:, 30:] = 4
+    np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
+
+
+def test_smallest_takes_the_first_of_signed_zeros():
+    values = np.float32([[0.0], [-0.0], [1.0]])
+    np.testing.assert_array_equal(smallest(values, 1)[:, 0], [True, False, False])
+
+
+def test_smallest_compiles_once_for_every_k():
+    values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    traced = []
+
+    @jax.jit
+    def counted(values, k):
+        traced.append(k)
+        return order.smallest(values, k)
+
+    for k in range(7):
+        np.testing.assert_array_equal(counted(values, k), stable_smallest(values, k))
+    assert len(traced) == 1
+
+
+def test_smallest_per_column_k_by_vmap():
+    values = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    got = jax.vmap(lambda v, k: order.smallest(v[:, None], k)[:, 0], in_axes=(1, 0), out_axes=1)(
+        values, jnp.arange(4)
+    )
+    np.testing.assert_array_equal(np.sum(got, axis=0), np.arange(4))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_smallest_in_half_precision(dtype):
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), dtype)
+    np.testing.assert_array_equal(smallest(values, 3), stable_smallest(np.asarray(values), 3))
+
+
+def test_double_precision():
+    values = np.random.default_rng(0).normal(size=(130, 5))
+    with jax.enable_x64(True):
+        got = np.asarray(order.mean_of_ranks(jnp.asarray(values), 30, 100))
+    np.testing.assert_allclose(got, sorted_mean(values, 30, 100), rtol=1e-13)
+
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=False)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(hnp.arrays(np.float32, (6, 3), elements=FLOATS), st.integers(0, 6))
+def test_smallest_of_anything(values, k):
+    np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(hnp.arrays(np.float32, (7, 3), elements=FLOATS))
+def test_one_rank_of_anything(values):
+    got = mean_of_ranks(values, 3, 4)
+    np.testing.assert_array_equal(got, sorted_mean(values, 3, 4).astype(np.float32))
+
+
+def test_bisection_and_network_agree(monkeypatch):
+    values = np.random.default_rng(1).integers(0, 9, (12, 30)).astype(np.float32)
+    for low, high in itertools.combinations([0, 1, 4, 7, 12], 2):
+        by_network = order.mean_of_ranks(jnp.asarray(values), low, high)
+        with monkeypatch.context() as patch:
+            patch.setattr(order, "NETWORK_ROWS", 0)
+            by_bisection = order.mean_of_ranks(jnp.asarray(values), low, high)
+        np.testing.assert_allclose(by_network, by_bisection, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10, 50, 128, 1000])
+def test_block_width_is_bounded(rows):
+    width = order.column_width(rows)
+    assert 256 <= width <= 4096
+    assert width % 128 == 0

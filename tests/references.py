@@ -1,0 +1,66 @@
+"""Rules, pre-aggregators and attacks from their formulas, in float64 NumPy."""
+
+import numpy as np
+
+
+def squared_distances(x):
+    return np.square(x[:, None, :] - x[None, :, :]).sum(-1)
+
+
+def mean(x):
+    return x.mean(0)
+
+
+def median(x):
+    return np.median(x, axis=0)
+
+
+def trimmed_mean(x, f):
+    return np.sort(x, axis=0)[f : len(x) - f].mean(0)
+
+
+def krum_scores(x, f):
+    distances = squared_distances(x)
+    others = [np.sort(np.delete(row, i)) for i, row in enumerate(distances)]
+    return np.array([row[: len(x) - f - 2].sum() for row in others])
+
+
+def krum(x, f):
+    return x[np.argmin(krum_scores(x, f))]
+
+
+def multi_krum(x, f, q=None):
+    best = np.argsort(krum_scores(x, f), kind="stable")
+    return x[best[: len(x) - f - 2 if q is None else q]].mean(0)
+
+
+def geometric_median(x, steps=32):
+    """Weiszfeld steps from the mean of the majority of rows nearest the medoid."""
+    distances = np.sqrt(squared_distances(x))
+    medoid = distances[np.argmin(distances.sum(1))]
+    z = x[np.argsort(medoid, kind="stable")[: len(x) // 2 + 1]].mean(0)
+    for _ in range(steps):
+        weights = 1 / np.maximum(np.linalg.norm(x - z, axis=1), 1e-9)
+        z = weights @ x / weights.sum()
+    return z
+
+
+def centered_clipping(x, v, tau, iterations):
+    for _ in range(iterations):
+        difference = x - v
+        norms = np.linalg.norm(difference, axis=1, keepdims=True)
+        v = v + (difference * np.minimum(1, tau / np.maximum(norms, 1e-300))).mean(0)
+    return v
+
+
+def nnm(x, f):
+    nearest = np.argsort(squared_distances(x), axis=1, kind="stable")[:, : len(x) - f]
+    return np.stack([x[indices].mean(0) for indices in nearest])
+
+
+def arc(x, f):
+    n = len(x)
+    k = 2 * f * (n - f) // n
+    norms = np.linalg.norm(x, axis=1)
+    threshold = np.sort(norms)[n - k - 1]
+    return x * np.minimum(1, threshold / np.maximum(norms, 1e-300))[:, None]

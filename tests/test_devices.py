@@ -1,0 +1,107 @@
+"""Eight devices and two processes give what one device gives."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import process_check
+import pytest
+from helpers import ragged
+
+from jaxfl import Federation, FedSGD, Simulation
+from jaxfl.devices import choose_chunk, compile_for, copy_to, map_clients
+from jaxfl.models import Softmax
+
+HERE = Path(__file__).parent
+
+
+def run_script(script: str, *arguments: str, flags: str = "", wait: bool = True):
+    """A script of this folder in a fresh interpreter, where XLA's flags can still be chosen."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", str(HERE / script), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return finish(process) if wait else process
+
+
+def finish(process) -> str:
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+EIGHT = "--xla_force_host_platform_device_count=8"
+
+
+@pytest.mark.parametrize("part", ["rules", "noise"])
+def test_eight_devices_give_what_one_gives(part):
+    output = run_script("device_check.py", part, flags=EIGHT)
+    for way in ("shard_map", "pmap"):
+        assert f"same: {way}" in output
+
+
+def test_updates_move_in_one_all_to_all():
+    assert "traffic:" in run_script("device_check.py", "traffic", flags=EIGHT)
+
+
+@pytest.mark.slow
+def test_each_rule_alone_on_eight_devices():
+    output = run_script("device_check.py", "each", flags=EIGHT)
+    assert output.count("same: shard_map") == output.count("same: pmap") >= 12
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [run_script("process_check.py", str(i), port, wait=False) for i in range(2)]
+    history = process_check.build().run(4)
+    for output in [finish(process) for process in processes]:
+        lines = dict(line.split(": ") for line in output.splitlines() if line.startswith("params"))
+        params = np.array(lines["params"].split(), float)
+        np.testing.assert_allclose(params, history.state.params, rtol=1e-5, atol=1e-6)
+
+
+def test_clients_are_mapped_in_chunks_of_any_size():
+    arguments = (np.arange(10.0), np.arange(20.0).reshape(10, 2))
+
+    def function(shared, client):
+        return shared * client[0], client[1] + 1
+
+    for chunk in (1, 3, 10, 64):
+        one, two = map_clients(function, np.float32(2), arguments, chunk=chunk)
+        np.testing.assert_array_equal(one, 2 * arguments[0])
+        np.testing.assert_array_equal(two, arguments[1] + 1)
+
+
+def test_automatic_chunk_fits_and_divides():
+    assert choose_chunk(50, 1) == 50
+    assert choose_chunk(50, 2**40) == 1
+    assert choose_chunk(50, 8 * 2**20 // 12) == 10  # 12 fit, 10 divides 50
+    assert choose_chunk(53, 8 * 2**20 // 12) == 12  # nothing but 1 divides 53
+
+
+def test_unknown_way_is_refused():
+    with pytest.raises(ValueError, match="way must be one of shard_map, pmap; got 'magic'"):
+        compile_for(lambda x: x, way="magic")
+    with pytest.raises(ValueError, match="got 'magic'"):
+        Simulation(Federation(algorithm=FedSGD()), ragged(), Softmax(), way="magic")
+
+
+def test_a_single_device_can_be_named():
+    device = jax.devices()[0]
+    assert copy_to(np.ones(3), [device]).devices() == {device}
+    assert compile_for(lambda x: x + 1, devices=[device])(np.ones(3)).devices() == {device}

@@ -1,0 +1,294 @@
+"""Whole runs: seeds and hyper-parameters in one program, evaluation, own parts, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import NumpySoftmax, client_arrays, ragged
+
+import jaxfl
+from jaxfl import (
+    ALIE,
+    IPM,
+    SGD,
+    Aggregator,
+    Attack,
+    CenteredClipping,
+    FedAvg,
+    Federation,
+    FedSGD,
+    Krum,
+    Simulation,
+    TrimmedMean,
+)
+from jaxfl.attacks.base import honest_mean
+from jaxfl.data import Dirichlet, from_arrays, synthetic
+from jaxfl.models import Softmax
+from jaxfl.simulation import make_plan, run
+from jaxfl.types import Aggregated, Info
+
+DATASET = synthetic(samples=200, features=6, classes=4)
+FEDERATION = Federation(
+    algorithm=FedSGD(batch_size=8),
+    attack=ALIE(z=1.0),
+    aggregator=TrimmedMean(f=2),
+    optimizer=SGD(learning_rate=0.5, momentum=0.9),
+    byzantine=2,
+)
+
+
+def test_seeds_and_attack_strengths_are_one_program():
+    seeds, strengths = np.arange(4), np.array([0.3, 1.0, 3.0])
+    parts = [DATASET.split(Dirichlet(alpha=0.3), clients=8, seed=s) for s in range(4)]
+    data = parts[0].stack(parts[1:])
+    plan = make_plan(FEDERATION, data, Softmax())
+    traced = []
+
+    def one(z, seed, data):
+        traced.append(1)
+        federation = FEDERATION.replace(attack=ALIE(z=z))
+        return run(federation, plan, data, seed, rounds=5, evaluate_every=5)
+
+    over_z = jax.vmap(one, in_axes=(0, None, None))
+    over_both = jax.jit(jax.vmap(over_z, in_axes=(None, 0, data.axes())))
+    state, records, evaluations = over_both(strengths, seeds, data)
+    assert len(traced) == 1
+    assert state.params.shape == (4, 3, plan.spec.dim)
+    assert records.loss.shape == (4, 3, 5)
+    assert evaluations.accuracy.shape == (4, 3, 1)
+    single = jax.jit(one)
+    for i, part in enumerate(parts):
+        part = part.replace(capacity=data.capacity)
+        for j, z in enumerate(strengths):
+            alone, record, evaluation = single(z, i, part)
+            np.testing.assert_allclose(state.params[i, j], alone.params, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(records.loss[i, j], record.loss, rtol=1e-4)
+            np.testing.assert_allclose(evaluations.loss[i, j], evaluation.loss, rtol=1e-4)
+            np.testing.assert_array_equal(state.byzantine[i, j], alone.byzantine)
+    pairs = [(a, b) for a in range(12) for b in range(a)]
+    flat = np.asarray(state.params).reshape(12, -1)
+    assert min(np.max(np.abs(flat[a] - flat[b])) for a, b in pairs) > 1e-3
+
+
+def test_seeds_with_their_own_partitions_equal_single_runs():
+    parts = [DATASET.split(Dirichlet(alpha=0.3), clients=8, seed=s) for s in (0, 1)]
+    assert parts[0].capacity != parts[1].capacity
+    federation = FEDERATION.replace(algorithm=FedAvg(batch_size=16))
+    settings = {"evaluate_every": 2, "client_accuracy": True}
+    both = Simulation(federation, parts, Softmax(), seeds=(5, 9), **settings)
+    together = both.run(5)
+    assert together.rounds.tolist() == [[2, 4, 5], [2, 4, 5]]
+    assert together.records.loss.shape == (2, 5)
+    assert isinstance(together.model(np.zeros((1, 6), "f4")), jax.Array)
+    for i, seed in enumerate((5, 9)):
+        alone = Simulation(federation, parts[i], Softmax(), seeds=(seed,), **settings).run(5)
+        np.testing.assert_allclose(
+            together.state.params[i], alone.state.params, rtol=1e-4, atol=1e-5
+        )
+        for many, one in [
+            (together.records, alone.records),
+            (together.evaluations, alone.evaluations),
+        ]:
+            jax.tree.map(
+                lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5),
+                many,
+                one,
+            )
+    assert together.final_accuracy == pytest.approx(np.mean(together.accuracy[:, -1]))
+
+
+def test_a_run_resumes_and_reports_its_blocks():
+    data = DATASET.split(Dirichlet(alpha=1.0), clients=8)
+    seen = []
+    whole = Simulation(FEDERATION, data, Softmax(), evaluate_every=2)
+    history = whole.run(4, lambda evaluation, record: seen.append((evaluation, record)))
+    assert [int(evaluation.round) for evaluation, _ in seen] == [2, 4]
+    assert [record.loss.shape for _, record in seen] == [(2,), (2,)]
+    halves = Simulation(FEDERATION, data, Softmax(), evaluate_every=2)
+    halves.run(2)
+    rest = halves.run(2)
+    np.testing.assert_array_equal(rest.state.params, history.state.params)
+    np.testing.assert_array_equal(rest.records.loss, history.records.loss[2:])
+    assert not history.diverged
+    assert history.accuracy[-1] > 0.5
+
+
+def test_accuracies_are_those_of_a_direct_computation():
+    data = ragged()
+    simulation = Simulation(Federation(), data, Softmax(), evaluate_every=3, client_accuracy=True)
+    history = simulation.run(3)
+    reference = NumpySoftmax(simulation.plan.objective, 4, 3)
+    flat = np.asarray(history.state.params, np.float64)
+    own = [client_arrays(data, k) for k in range(data.clients)]
+    expected = [np.mean(reference.predict(flat, x) == y) for x, y in own]
+    np.testing.assert_allclose(history.evaluations.client_accuracy[0], expected, rtol=1e-6)
+    assert len(set(expected)) > 1
+    test = np.asarray(data.test_inputs, np.float64), np.asarray(data.test_labels)
+    assert history.accuracy[0] == pytest.approx(
+        np.mean(reference.predict(flat, test[0]) == test[1])
+    )
+    assert history.evaluations.loss[0] == pytest.approx(reference.loss(flat, *test), rel=1e-5)
+    logits = history.model(data.test_inputs)
+    np.testing.assert_array_equal(np.argmax(logits, axis=1), reference.predict(flat, test[0]))
+
+
+class Search(Attack):
+    """A user's adaptive attack: the scale of the honest mean that drags the defence farthest."""
+
+    scales: tuple[float, ...] = (-3.0, 0.0, 3.0)
+
+    def craft(self, updates, state, view, key, defence):
+        mean = honest_mean(updates, view)
+
+        def error(scale):
+            rows = updates.at[view.attackers].set(scale * mean, mode="drop")
+            return jnp.linalg.norm(defence.probe(rows) - mean)
+
+        scales = jnp.asarray(self.scales)
+        best = scales[jnp.argmax(jnp.stack([error(scale) for scale in scales]))]
+        return best * mean[None], state
+
+
+def test_an_own_attack_probes_the_defence_with_its_memory():
+    data = ragged(sizes=(6,) * 7)
+    rule = CenteredClipping(tau=0.3, iterations=2)
+    federation = Federation(attack=Search(), aggregator=rule, byzantine=2, optimizer=SGD())
+    simulation = Simulation(federation, data, Softmax(), evaluate_every=1)
+    for _ in range(3):
+        exchange, memory = simulation.messages(), simulation.state.aggregator
+        rows, byzantine = exchange.own, exchange.byzantine
+        mean = rows[~byzantine].mean(axis=0)
+        errors = []
+        for scale in Search().scales:
+            crafted = jnp.where(byzantine[:, None], scale * mean[None], rows)
+            answer = rule(crafted, state=memory)
+            errors.append(float(jnp.linalg.norm(answer - mean)))
+        best = Search().scales[int(np.argmax(errors))]
+        np.testing.assert_allclose(
+            exchange.sent[byzantine], best * mean[None].repeat(2, 0), rtol=1e-4
+        )
+        np.testing.assert_array_equal(exchange.sent[~byzantine], rows[~byzantine])
+        simulation.run(1)
+        np.testing.assert_allclose(
+            simulation.state.aggregator, rule(exchange.sent, state=memory), rtol=1e-4, atol=1e-6
+        )
+
+
+class First(Aggregator):
+    """A user's rule: the update of client 0, times the round."""
+
+    def aggregate(self, updates, state, context) -> Aggregated:
+        selected = jnp.arange(updates.shape[0]) == 0
+        update = updates[0] * context.round.astype(updates.dtype)
+        return Aggregated(update=update, state=state, info=Info(selected=selected))
+
+
+def test_an_own_rule():
+    federation = Federation(aggregator=First(), optimizer=SGD(learning_rate=1.0))
+    simulation = Simulation(federation, ragged(), Softmax(), evaluate_every=1)
+    start = np.asarray(simulation.state.params)
+    first = simulation.run(1)
+    np.testing.assert_array_equal(first.state.params, start)
+    sent = simulation.messages().sent
+    second = simulation.run(1)
+    np.testing.assert_allclose(second.state.params, start - sent[0], rtol=1e-6)
+    assert second.records.honest_selected[0] == pytest.approx(1 / 5)
+
+
+class Net(nnx.Module):
+    """A user's network with batch statistics and dropout."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(self.norm(x)))
+
+
+@pytest.mark.parametrize("how", ["class", "instance"])
+def test_an_own_module(how):
+    data = ragged(sizes=(6, 6, 6))
+    module = Net(nnx.Rngs(7))
+    model = Net if how == "class" else module
+    simulation = Simulation(
+        Federation(algorithm=FedSGD()), data, model, evaluate_every=1, seeds=(3,)
+    )
+    kernel = simulation.plan.objective.module(
+        simulation.state.params, simulation.state.statistics
+    ).out.kernel
+    given = bool(jnp.all(kernel.get_value() == module.out.kernel.get_value()))
+    assert given == (how == "instance")
+
+    history = simulation.run(1)
+    inputs = [client_arrays(data, k)[0] for k in range(3)]
+    mean = np.mean([x.mean(axis=0) for x in inputs], axis=0)
+    variance = np.mean([x.var(axis=0) for x in inputs], axis=0)
+    norm = history.model.norm
+    np.testing.assert_allclose(norm.mean.get_value(), 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norm.var.get_value(), 0.9 + 0.1 * variance, rtol=1e-4)
+
+    x = np.asarray(data.test_inputs)
+    np.testing.assert_array_equal(history.model(x), history.model(x))
+    normed = (x - norm.mean.get_value()) / np.sqrt(norm.var.get_value() + 1e-5)
+    out = history.model.out
+    expected = normed @ out.kernel.get_value() + out.bias.get_value()[None]
+    np.testing.assert_allclose(history.model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_own_arrays_with_client_ids():
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(20, 2)), np.arange(20) % 2
+    ids = np.array(["bob", "eve", "ann", "bob"] * 5)
+    data = from_arrays(inputs, labels, inputs, labels, client_ids=ids).by_client()
+    assert data.count.tolist() == [5, 10, 5]
+    np.testing.assert_allclose(client_arrays(data, 0)[0], inputs[ids == "ann"], rtol=1e-6)
+    history = jaxfl.simulate(model=Softmax(), data=data, rounds=1)
+    assert not history.diverged
+
+
+SMALL = ragged()
+
+
+@pytest.mark.parametrize(
+    ("federation", "settings", "message"),
+    [
+        (Federation(byzantine=6), {}, "byzantine must be at most the number of clients, 5; got 6"),
+        (Federation(aggregator=Krum(f=2)), {}, "Krum needs n >= 2f \\+ 3 clients; got n = 5"),
+        (Federation(), {"client_chunk": 0}, "client_chunk must be at least 1; got 0"),
+        (Federation(), {"evaluate_every": 0}, "evaluate_every must be at least 1; got 0"),
+        (Federation(), {"seeds": ()}, "at least one seed"),
+        (Federation(), {"way": "vmap"}, "way must be one of shard_map, pmap"),
+        (Federation(), {"model": 3}, "model must be a jaxfl.models configuration"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(federation, settings, message):
+    settings = {"model": Softmax()} | settings
+    with pytest.raises(ValueError, match=message) as error:
+        Simulation(federation, SMALL, settings.pop("model"), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_numbers_of_rounds_and_partitions():
+    with pytest.raises(ValueError, match="got 1 partitions for 2 seeds"):
+        Simulation(Federation(), [SMALL], Softmax(), seeds=(0, 1))
+    simulation = Simulation(Federation(), SMALL, Softmax())
+    for rounds in (0, -1):
+        with pytest.raises(ValueError, match=f"rounds must be at least 1; got {rounds}"):
+            simulation.run(rounds)
+    with pytest.raises(ValueError, match="multiple of evaluate_every; got 5 and 2"):
+        run(Federation(), simulation.plan, SMALL, 0, rounds=5, evaluate_every=2)
+
+
+def test_divergence_is_reported():
+    history = jaxfl.simulate(
+        model=Softmax(),
+        data=SMALL,
+        rounds=1,
+        attack=IPM(scale=1e38),
+        byzantine=1,
+        optimizer=SGD(learning_rate=1e38),
+    )
+    assert history.diverged
