@@ -72,15 +72,7 @@ def peak_memory(case: Case, name: str) -> int:
 
 
 def throughput(cases: list[Case], console: Console, repeats: int) -> Report:
-    header = (
-        "model",
-        "clients",
-        "framework",
-        "ms a round",
-        "median",
-        "images/s",
-        "of jaxfl's best",
-    )
+    header = ("model", "clients", "framework", "ms a round", "median", "images/s")
     header = (*header, "of jaxfl's best", "of ceiling", "compile s", "peak GB")
     report = Report("Whole round, Mean, no attack", header)
     for case in cases:

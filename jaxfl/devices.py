@@ -140,6 +140,12 @@ def copy_to(tree: PyTree, devices: Sequence[Device] | None) -> PyTree:
     return jax.device_put(tree, NamedSharding(make_mesh(devices), PartitionSpec()))
 
 
+def check_way(way: str) -> None:
+    """Raises ValueError for an unknown way of using several devices."""
+    if way not in WAYS:
+        raise ValueError(f"devices: way must be one of {', '.join(WAYS)}; got {way!r}")
+
+
 def compile_for(
     function: Callable[..., PyTree],
     *,
@@ -158,8 +164,7 @@ def compile_for(
     Raises:
       ValueError: an unknown way.
     """
-    if way not in WAYS:
-        raise ValueError(f"devices: way must be one of {', '.join(WAYS)}; got {way!r}")
+    check_way(way)
     devices = list(devices or jax.devices()[:1])
     if len(devices) == 1:
         jitted = jax.jit(function, donate_argnums=donate)

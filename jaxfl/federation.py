@@ -7,10 +7,10 @@ number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shap
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
@@ -134,12 +134,13 @@ def run_round(
     sent, attack_state = _attack_phase(federation, plan, state, context, messages.update)
     result = federation.aggregator.aggregate(sent, state.aggregator, context)
 
+    change: Any
     change, optimizer = federation.optimizer.transform().update(
         result.update, state.optimizer, state.params
     )
     present = present_mask(context, sent.shape[0])
     new_state = state.replace(
-        params=replicate(optax.apply_updates(state.params, change)),
+        params=replicate(state.params + change),
         statistics=_mean_statistics(messages.statistics, state.statistics, present),
         optimizer=optimizer,
         clients=clients,

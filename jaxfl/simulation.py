@@ -15,7 +15,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
 from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import Device, choose_chunk, compile_for, copy_to, working_set
+from jaxfl.devices import Device, check_way, choose_chunk, compile_for, copy_to, working_set
 from jaxfl.federation import (
     NOISE_FIRST,
     Exchange,
@@ -96,9 +96,7 @@ def make_plan(
 def _automatic_chunk(
     federation: Federation, objective: Objective, data: FederatedData, spec: Spec
 ) -> int:
-    def one_client(params: Array, key: Array) -> PyTree:
-        _, statistics = objective.init(key)
-
+    def one_client(params: Array, statistics: PyTree, key: Array) -> PyTree:
         def load(place: Array, mask: Array, key: Array) -> Batch:
             return Batch(data.prepare(data.inputs[place]), data.labels[place], mask)
 
@@ -107,8 +105,9 @@ def _automatic_chunk(
         memory = federation.algorithm.init(spec)
         return federation.algorithm.step(objective, broadcast, samples, memory, key)
 
-    params = jax.ShapeDtypeStruct((spec.dim,), spec.dtype)
-    return choose_chunk(spec.cohort, working_set(one_client, params, jax.random.key(0)))
+    key = jax.random.key(0)
+    params, statistics = jax.eval_shape(objective.init, key)
+    return choose_chunk(spec.cohort, working_set(one_client, params, statistics, key))
 
 
 def run_block(
@@ -274,6 +273,7 @@ class Simulation:
     ) -> None:
         if evaluate_every < 1:
             raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
+        check_way(way)
         if not seeds:
             raise ValueError("seeds must name at least one seed")
         own = None if isinstance(data, FederatedData) else list(data)

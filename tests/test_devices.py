@@ -13,7 +13,7 @@ import pytest
 from helpers import ragged
 
 from jaxfl import Federation, FedSGD, Simulation
-from jaxfl.devices import choose_chunk, compile_for, copy_to, map_clients
+from jaxfl.devices import CPU_WORKING_SET, choose_chunk, compile_for, copy_to, map_clients
 from jaxfl.models import Softmax
 
 HERE = Path(__file__).parent
@@ -90,8 +90,8 @@ def test_clients_are_mapped_in_chunks_of_any_size():
 def test_automatic_chunk_fits_and_divides():
     assert choose_chunk(50, 1) == 50
     assert choose_chunk(50, 2**40) == 1
-    assert choose_chunk(50, 8 * 2**20 // 12) == 10  # 12 fit, 10 divides 50
-    assert choose_chunk(53, 8 * 2**20 // 12) == 12  # nothing but 1 divides 53
+    assert choose_chunk(50, CPU_WORKING_SET // 12) == 10  # 12 fit, 10 divides 50
+    assert choose_chunk(53, CPU_WORKING_SET // 12) == 12  # nothing but 1 divides 53
 
 
 def test_unknown_way_is_refused():

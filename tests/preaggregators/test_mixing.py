@@ -164,15 +164,12 @@ RULES = {
     ),
 }
 CHAINS = {
-    "none": (),
     "nnm": (NNM(f=3),),
     "arc": (ARC(f=3),),
     "bucketing": (Bucketing(size=2),),
     "arc+nnm": (ARC(f=3), NNM(f=3)),
     "nnm+arc": (NNM(f=3), ARC(f=3)),
-    "nnm+bucketing": (NNM(f=3), Bucketing(size=2)),
     "bucketing+nnm": (Bucketing(size=2), NNM(f=1)),
-    "bucketing+arc": (Bucketing(size=2), ARC(f=1)),
 }
 
 
