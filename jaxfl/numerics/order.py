@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NETWORK_ROWS = 128
-"""Most rows for which a network is used; past that its live values no longer fit registers."""
+NETWORK_ROWS = 64
+"""Most rows for which a network is used; past that compiling one takes up to minutes."""
 
 
 @functools.cache

@@ -21,8 +21,7 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
 
 def squared_norms(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
     """Sum of squares of each row, in float32 or better; overflow gives inf."""
-    dtype = accumulator(rows.dtype)
-    return sum_columns(lambda b: jnp.sum(jnp.square(b.astype(dtype)), axis=-1), rows, width=WIDTH)
+    return jnp.sum(jnp.square(rows.astype(accumulator(rows.dtype))), axis=-1)
 
 
 def median_row(norms: Float[Array, " n"], usable: Bool[Array, " n"]) -> Int[Array, ""]:

@@ -77,6 +77,16 @@ def test_gram_is_centred_at_the_pilot():
     np.testing.assert_allclose(gram, centred @ centred.T, rtol=1e-4, atol=1e-4)
 
 
+def test_gram_of_a_dropped_row_is_zero():
+    x, usable = draw(5), np.arange(5) != 3
+    x[3] = np.nan
+    nothing = jnp.zeros((0, 60))
+    gram = rows.centred_gram(jnp.asarray(x), nothing, jnp.asarray(usable), jnp.int32(2))
+    np.testing.assert_array_equal(gram[3], 0)
+    np.testing.assert_array_equal(gram[:, 3], 0)
+    assert np.isfinite(gram).all()
+
+
 def test_distances_survive_a_large_common_offset():
     noise = draw() * 0.01
     x = np.float32(1000) + noise

@@ -14,7 +14,6 @@ from jaxfl.aggregators import (
     Krum,
     Mean,
     Median,
-    MultiKrum,
     Pipeline,
     Statistics,
     TrimmedMean,
@@ -156,7 +155,6 @@ RULES = {
     "median": (Median(), references.median),
     "trimmed_mean": (TrimmedMean(f=F), functools.partial(references.trimmed_mean, f=F)),
     "krum": (Krum(f=F), functools.partial(references.krum, f=F)),
-    "multi_krum": (MultiKrum(f=F), functools.partial(references.multi_krum, f=F)),
     "geometric_median": (GeometricMedian(), references.geometric_median),
     "centered_clipping": (
         CenteredClipping(tau=1.5, iterations=2),
@@ -171,6 +169,13 @@ CHAINS = {
     "nnm+arc": (NNM(f=3), ARC(f=3)),
     "bucketing+nnm": (Bucketing(size=2), NNM(f=1)),
 }
+PAIRS = [
+    (chain, rule)
+    for chain in CHAINS
+    for rule in RULES
+    if chain in ("nnm", "arc", "bucketing", "arc+nnm") or rule in ("median", "krum")
+] + [("nnm+arc", "geometric_median"), ("bucketing+nnm", "centered_clipping")]
+"""Compiling takes the time: the chains of two need not meet every rule."""
 
 
 def mix_explicitly(chain, x):
@@ -185,8 +190,7 @@ def mix_explicitly(chain, x):
 
 
 @pytest.mark.parametrize("offset", [0, 3])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(("chain", "rule"), PAIRS)
 def test_pipeline_equals_mixing_first(chain, rule, offset):
     x = draw() + np.float32(offset)
     x[2] *= 20

@@ -1,0 +1,52 @@
+"""Who takes part."""
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from jaxfl import Full, Poisson, Uniform
+
+
+def test_full_is_everybody(key):
+    ids, present = Full().sample(7, key)
+    assert ids.tolist() == list(range(7))
+    assert present is None
+
+
+@pytest.mark.parametrize(
+    ("fraction", "population", "cohort"), [(0.25, 100, 25), (0.1, 5, 1), (1.0, 9, 9), (0.3, 10, 3)]
+)
+def test_uniform_draws_distinct_clients(key, fraction, population, cohort):
+    participation = Uniform(fraction=fraction)
+    drawn = jax.vmap(lambda k: participation.sample(population, k)[0])(jax.random.split(key, 400))
+    assert drawn.shape == (400, cohort)
+    assert all(len(set(row)) == cohort for row in drawn.tolist())
+    counts = np.bincount(np.asarray(drawn).ravel(), minlength=population) / 400
+    share = cohort / population
+    assert np.abs(counts - share).max() < 5 * np.sqrt(share * (1 - share) / 400) + 1e-9
+
+
+def test_poisson_draws_each_client_by_itself(key):
+    participation = Poisson(rate=0.2, overflow=1e-6)
+    slots = participation.cohort(60)
+    assert binom.sf(slots, 60, 0.2) <= 1e-6 < binom.sf(slots - 1, 60, 0.2)
+    ids, present = jax.vmap(lambda k: participation.sample(60, k))(jax.random.split(key, 500))
+    assert ids.shape == (500, slots)
+    np.testing.assert_array_equal(ids < 60, present)
+    sizes = np.sum(present, axis=1)
+    assert np.mean(sizes) == pytest.approx(12, abs=5 * np.sqrt(60 * 0.16 / 500))
+    assert np.var(sizes) == pytest.approx(60 * 0.16, rel=0.3)
+    counts = np.bincount(np.asarray(ids)[np.asarray(present)], minlength=60) / 500
+    assert np.abs(counts - 0.2).max() < 5 * np.sqrt(0.16 / 500)
+    assert all(
+        len(set(r[p])) == p.sum() for r, p in zip(np.asarray(ids), np.asarray(present), strict=True)
+    )
+
+
+@pytest.mark.parametrize("bad", [0, -0.1, 1.5, "half", True])
+def test_bad_fractions_are_refused(bad):
+    with pytest.raises(ValueError, match="Uniform: fraction must be"):
+        Uniform(fraction=bad)
+    with pytest.raises(ValueError, match="Poisson: rate must be"):
+        Poisson(rate=bad)
