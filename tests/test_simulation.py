@@ -1,7 +1,10 @@
 """Whole runs: seeds and hyper-parameters in one program, evaluation, own parts, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -156,7 +159,7 @@ def test_an_own_attack_probes_the_defence_with_its_memory():
     federation = Federation(attack=Search(), aggregator=rule, byzantine=2, optimizer=SGD())
     simulation = Simulation(federation, data, Softmax(), evaluate_every=1)
     for _ in range(3):
-        exchange, memory = simulation.messages(), simulation.state.aggregator
+        exchange, memory = simulation.messages(), jnp.copy(simulation.state.aggregator)
         rows, byzantine = exchange.own, exchange.byzantine
         mean = rows[~byzantine].mean(axis=0)
         errors = []
@@ -232,8 +235,9 @@ def test_an_own_module(how):
 
     x = np.asarray(data.test_inputs)
     np.testing.assert_array_equal(history.model(x), history.model(x))
-    normed = (x - norm.mean.get_value()) / np.sqrt(norm.var.get_value() + 1e-5)
+    normed = (x - norm.mean.get_value()[None]) / np.sqrt(norm.var.get_value()[None] + 1e-5)
     out = history.model.out
+    normed = normed * norm.scale.get_value()[None] + norm.bias.get_value()[None]
     expected = normed @ out.kernel.get_value() + out.bias.get_value()[None]
     np.testing.assert_allclose(history.model(x), expected, rtol=1e-4, atol=1e-5)
 
@@ -264,7 +268,9 @@ SMALL = ragged()
         (Federation(), {"model": 3}, "model must be a jaxfl.models configuration"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_error(federation, settings, message):
+def test_what_does_not_fit_is_one_clear_error(federation, settings, message, monkeypatch):
+    # As in users' programs, where no type checker stands before the package's own errors.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     settings = {"model": Softmax()} | settings
     with pytest.raises(ValueError, match=message) as error:
         Simulation(federation, SMALL, settings.pop("model"), **settings)
@@ -283,12 +289,15 @@ def test_wrong_numbers_of_rounds_and_partitions():
 
 
 def test_divergence_is_reported():
-    history = jaxfl.simulate(
-        model=Softmax(),
-        data=SMALL,
-        rounds=1,
-        attack=IPM(scale=1e38),
-        byzantine=1,
-        optimizer=SGD(learning_rate=1e38),
+    federation = Federation(attack=IPM(scale=1e38), byzantine=1, optimizer=SGD(learning_rate=1e38))
+    simulation = Simulation(federation, SMALL, Softmax(), evaluate_every=1)
+    large = simulation.run(1)
+    assert np.max(np.abs(large.state.params)) > 1e36
+    assert not large.diverged
+    stuck = simulation.run(1)
+    assert np.all(np.isfinite(stuck.state.params))
+    assert stuck.diverged
+    lost = dataclasses.replace(
+        large, state=large.state.replace(params=large.state.params.at[0].set(np.inf))
     )
-    assert history.diverged
+    assert lost.diverged

@@ -5,6 +5,7 @@ import math
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -63,8 +64,8 @@ class _Dense(nnx.Module):
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
-    def __call__(self, x: Array) -> Array:
-        x = x.reshape(x.shape[0], -1)
+    def __call__(self, x: Array | np.ndarray) -> Array:
+        x = jnp.asarray(x).reshape(x.shape[0], -1)
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
             x = x if self.dropout is None else self.dropout(x)
@@ -83,8 +84,9 @@ class _SignGuardCNN(nnx.Module):
         )
         self.head = _Dense((288, 120, 84, classes), dropout, rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array | np.ndarray) -> Array:
+        x = jnp.asarray(x)
         for conv in self.convs:
             # Pooling first: the same result as after the ReLU, for a quarter of the work.
             x = nnx.relu(max_pool(conv(x)))
-        return self.head(jnp.asarray(x))
+        return self.head(x)

@@ -84,7 +84,7 @@ def write_summary(path: Path, experiment: Experiment, results: Sequence[Result])
             [
                 *(result.cell.labels[axis] for axis in experiment.axes),
                 result.status,
-                *(f"{x:.6f}" for x in (*numbers, *rates)),
+                *(f"{x:.9g}" for x in (*numbers, *rates)),
                 len(result.cell.seeds),
                 result.cell.rounds,
                 f"{result.seconds:.2f}",
