@@ -222,12 +222,12 @@ class History:
 
     @property
     def diverged(self) -> bool:
-        """Whether, in any seed, the parameters or the last round's training loss are not finite.
+        """Whether, in any seed, the parameters or the last test loss are not finite.
 
         The loss counts because rules leave out rows that are not finite: parameters so large that
         no client can compute a gradient then stay where they are.
         """
-        ends = np.asarray(self.state.params), np.asarray(self.records.loss)[..., -1]
+        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
         return not all(bool(np.all(np.isfinite(x))) for x in ends)
 
     @property
