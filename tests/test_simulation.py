@@ -13,7 +13,6 @@ from helpers import NumpySoftmax, client_arrays, ragged
 import jaxfl
 from jaxfl import (
     ALIE,
-    IPM,
     SGD,
     Aggregator,
     Attack,
