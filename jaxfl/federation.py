@@ -185,8 +185,7 @@ def _client_phase(
         key = jax.random.fold_in(client_key, client.id)
 
         def load(place: Array, mask: Array, key: Array) -> Batch:
-            index = data.order[start + place]
-            batch = Batch(data.prepare(data.inputs[index]), data.labels[index], mask)
+            batch = Batch(*data.samples(data.order[start + place]), mask)
             if plan.spec.max_byzantine == 0 or not federation.attack.poisons:
                 return batch
             poisoned = federation.attack.poison(batch, client, key)

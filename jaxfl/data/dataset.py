@@ -136,9 +136,17 @@ class FederatedData(Struct):
         if inputs.dtype != jnp.uint8:
             return inputs
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        scale, shift = 1 / (255 * std), mean / std
-        shape = (1,) * (inputs.ndim - 1) + (-1,)
-        return inputs.astype(jnp.float32) * scale.reshape(shape) - shift.reshape(shape)
+        # One row a sample: a trailing axis of one channel or three does not vectorise.
+        flat = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32)
+        repeats = flat.shape[1] // len(mean)
+        scale, shift = (np.tile(x, repeats)[None] for x in (1 / (255 * std), mean / std))
+        return (flat * scale - shift).reshape(inputs.shape)
+
+    def samples(self, index: Int[Array, " b"]) -> tuple[Array, Int[Array, " b"]]:
+        """Training inputs, as the model sees them, and labels."""
+        flat = self.inputs.reshape(self.inputs.shape[0], -1)[index]
+        inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])
+        return self.prepare(inputs), self.labels[index]
 
     def stack(self, others: Sequence["FederatedData"]) -> "FederatedData":
         """Several partitions of the same samples, along a new axis of order, start, count."""
