@@ -26,7 +26,7 @@ def field(
     above: int | float | None = None,
     at_most: int | float | None = None,
     below: int | float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | int, ...] | None = None,
 ) -> Any:
     """A dataclass field whose value is checked when the component is constructed."""
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
@@ -180,7 +180,8 @@ def _leaf(value: Any) -> Any:
 def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     bounds, choices = f.metadata.get("bounds", {}), f.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(f"{owner}: {f.name} must be one of {', '.join(choices)}; got {value!r}")
+        allowed = ", ".join(map(str, choices))
+        raise ValueError(f"{owner}: {f.name} must be one of {allowed}; got {value!r}")
     if value is None or not bounds or isinstance(value, Tracer | Component):
         return
     holds = {

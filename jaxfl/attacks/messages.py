@@ -65,7 +65,7 @@ class ALIE(Attack):
     """
 
     z: Scalar = field(default=1.0)
-    sign: int = field(default=-1, at_least=-1, at_most=1)
+    sign: int = field(default=-1, choices=(-1, 1))
 
     def craft(
         self,

@@ -15,8 +15,10 @@ from jaxfl.aggregators import (
     Median,
     MultiKrum,
     Oracle,
+    Pipeline,
     TrimmedMean,
 )
+from jaxfl.preaggregators import Bucketing
 from jaxfl.types import Context, Spec
 
 
@@ -64,6 +66,13 @@ def test_oracle_is_the_weighted_mean_of_the_honest():
 def test_oracle_needs_the_truth():
     with pytest.raises(ValueError, match=r"Oracle needs context\.byzantine"):
         Oracle()(draw())
+
+
+def test_oracle_needs_one_row_per_client():
+    rule = Pipeline(pre=[Bucketing(size=2)], rule=Oracle())
+    context = Context.of(11, byzantine=jnp.arange(11) < 3)
+    with pytest.raises(ValueError, match="got 6 rows of 11 clients"):
+        rule(draw(), context=context)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 10, 50, 130])

@@ -292,7 +292,8 @@ def test_onset_starts_the_memory_with_the_attack(key):
     ("cls", "values", "message"),
     [
         (Gaussian, {"std": -1}, "Gaussian: std must be at least 0"),
-        (ALIE, {"sign": 2}, "ALIE: sign must be at least -1 and at most 1"),
+        (ALIE, {"sign": 2}, "ALIE: sign must be one of -1, 1"),
+        (ALIE, {"sign": 0}, "ALIE: sign must be one of -1, 1"),
         (ALIE, {"sign": 0.5}, "ALIE: sign must be an integer"),
         (IPM, {"scale": -0.1}, "IPM: scale must be at least 0"),
         (IPM, {"scale": "big"}, "IPM: scale must be a number"),
