@@ -23,6 +23,7 @@ from jaxfl.attacks import SignFlip as SignFlip
 from jaxfl.clients import FedAvg as FedAvg
 from jaxfl.clients import FedSGD as FedSGD
 from jaxfl.component import Component as Component
+from jaxfl.evaluation import History as History
 from jaxfl.federation import Federation as Federation
 from jaxfl.optimizers import SGD as SGD
 from jaxfl.optimizers import Adam as Adam
@@ -36,7 +37,6 @@ from jaxfl.preaggregators import ARC as ARC
 from jaxfl.preaggregators import NNM as NNM
 from jaxfl.preaggregators import Bucketing as Bucketing
 from jaxfl.privacy import MessagePrivacy as MessagePrivacy
-from jaxfl.simulation import History as History
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate

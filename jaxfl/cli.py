@@ -6,18 +6,29 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import tomli_w
 import typer
 from rich.console import Console
+from rich.syntax import Syntax
 
 from jaxfl.experiments import schema
-from jaxfl.experiments.runner import Result, check, run_experiment
+from jaxfl.experiments.environment import StopSignals
+from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.results import Result, choose
+from jaxfl.experiments.runner import Interrupted, check, run_experiment
+from jaxfl.report.catalogue import catalogue
+from jaxfl.report.compare import comparison
 from jaxfl.report.plots import accuracy_plot
 from jaxfl.report.progress import Watcher
-from jaxfl.report.tables import result_table, write_summary
+from jaxfl.report.tables import result_table, write_tables
+
+TRACEBACK = "JAXFL_TRACEBACK"
+"""Environment variable that asks for the traceback behind a one-line error."""
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode=None,
     help="Byzantine-robust, private and fair federated learning, one compiled program a round.",
 )
 
@@ -26,45 +37,89 @@ app = typer.Typer(
 def run(
     experiment: Annotated[str, typer.Argument(help="A packaged experiment or a TOML file.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. --set aggregator.f=12.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
 ) -> None:
-    """Runs an experiment and shows what survived."""
+    """Run an experiment and show what survived.
+
+    Ctrl-C stops after the block of rounds under way; --resume goes on from there.
+    """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
     plan = schema.load(experiment, settings or [])
     check(plan)
-    folder = out or Path("runs") / plan.name
-    folder.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
     results: list[Result] = []
-    interrupted = False
-    with Watcher(plan, console, quiet=quiet) as watcher:
+    path = out or Path("runs") / plan.name
+    with (
+        RunFolder(path, plan, resume=resume) as folder,
+        StopSignals() as signals,
+        Watcher(plan, console, quiet=quiet) as watcher,
+    ):
         try:
-            for result in run_experiment(plan, watcher.watch):
+            for result in run_experiment(folder, watcher.watch, lambda: signals.asked):
                 results.append(result)
-        except KeyboardInterrupt:
-            interrupted = True
-    if results:
-        console.print(result_table(plan, results))
-        write_summary(folder / "summary.csv", plan, results)
-        accuracy_plot(folder / "accuracy.png", plan, results)
-        console.print(f"Plot:  {folder / 'accuracy.png'}", highlight=False, soft_wrap=True)
-        console.print(f"Table: {folder / 'summary.csv'}", highlight=False, soft_wrap=True)
-    if interrupted:
-        raise ValueError(f"interrupted after {len(results)} of {len(plan.cells)} cells")
+        except Interrupted:
+            done = folder.progress
+            place = f"round {done.round} of cell {done.cell + 1} of {len(plan.cells)}"
+            raise Interrupted(f"stopped after {place}; go on with --resume") from None
+        results = choose(results)
+        write_tables(path, plan, results)
+        accuracy_plot(path / "accuracy.png", plan, results)
+    console.print(result_table(plan, results))
+    for what, name in (("Plot", "accuracy.png"), ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
+        console.print(f"{what + ':':6} {path / name}", highlight=False, soft_wrap=True)
 
 
 @app.command("list")
 def list_experiments() -> None:
-    """Lists the packaged experiments."""
+    """List the packaged experiments."""
     console = Console()
     for name in schema.packaged():
-        console.print(f"{name}: {schema.load(name).title}", highlight=False)
+        plan = schema.load(name)
+        size = f"{len(plan.cells)} cells, {len(plan.cells[0].seeds)} seeds"
+        console.print(f"{name}: {plan.title} ({size})", highlight=False)
+
+
+@app.command()
+def show(
+    experiment: Annotated[str, typer.Argument(help="A packaged experiment or a TOML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
+    ] = None,
+) -> None:
+    """Show an experiment as TOML, with changes applied."""
+    plan = schema.load(experiment, settings or [])
+    text = tomli_w.dumps(plan.table)
+    if sys.stdout.isatty():
+        Console().print(Syntax(text, "toml", background_color="default"))
+    else:
+        print(text, end="")
+
+
+@app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(help="One of them: its whole text.")] = None,
+) -> None:
+    """List every component, its fields and its paper."""
+    print(catalogue(name))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+) -> None:
+    """Compare runs cell by cell, over the seeds that they share."""
+    runs = [read_results(folder) for folder in folders]
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(comparison([str(f) for f in folders], [results for _, results in runs]))
 
 
 def use_compilation_cache() -> None:
@@ -76,11 +131,17 @@ def use_compilation_cache() -> None:
 
 
 def main() -> None:
-    """The entry point: a user's mistake ends with one line and exit code 2."""
+    """The entry point: a mistake ends with one line and exit code 2, a stopped run with 130."""
     try:
         app()
+    except Interrupted as stopped:
+        print(f"jaxfl: {stopped}", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
-        print(f"jaxfl: error: {error}", file=sys.stderr)
+        if os.environ.get(TRACEBACK):
+            raise
+        reason = " ".join(str(error).split())
+        print(f"jaxfl: error: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -185,7 +185,8 @@ def _client_phase(
         key = jax.random.fold_in(client_key, client.id)
 
         def load(place: Array, mask: Array, key: Array) -> Batch:
-            batch = Batch(*data.samples(data.order[start + place]), mask)
+            inputs, labels = data.samples(data.order[start + place])
+            batch = Batch(inputs, labels, mask)
             if plan.spec.max_byzantine == 0 or not federation.attack.poisons:
                 return batch
             poisoned = federation.attack.poison(batch, client, key)

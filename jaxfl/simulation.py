@@ -1,6 +1,5 @@
 """Many rounds: blocks of a ``scan``, evaluation between them, and what comes out."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import Device, check_way, choose_chunk, compile_for, copy_to, working_set
+from jaxfl.evaluation import Evaluation, History, evaluate
 from jaxfl.federation import (
     NOISE_FIRST,
     Exchange,
@@ -32,21 +32,7 @@ from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
 from jaxfl.privacy import MessagePrivacy
-from jaxfl.types import Batch, PyTree, Spec, Struct
-
-EVALUATION_BATCH = 500
-
-
-class Evaluation(Struct):
-    """How good the model is after a number of rounds."""
-
-    round: Int[Array, ""]
-    accuracy: Float[Array, ""]
-    """On the test set."""
-    loss: Float[Array, ""]
-    """Mean test loss."""
-    client_accuracy: Float[Array, " K"] | None
-    """On each client's own training samples; None unless asked for."""
+from jaxfl.types import Batch, PyTree, Spec
 
 
 def make_plan(
@@ -98,7 +84,8 @@ def _automatic_chunk(
 ) -> int:
     def one_client(params: Array, statistics: PyTree, key: Array) -> PyTree:
         def load(place: Array, mask: Array, key: Array) -> Batch:
-            return Batch(data.prepare(data.inputs[place]), data.labels[place], mask)
+            inputs, labels = data.samples(place)
+            return Batch(inputs, labels, mask)
 
         samples = Samples(jnp.int32(1), load, data.capacity)
         broadcast = Broadcast(objective.unravel(params), statistics)
@@ -165,89 +152,16 @@ def run(
     return state, records, evaluations
 
 
-def evaluate(
-    plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool = False
-) -> Evaluation:
-    """Test accuracy and loss, and if asked the accuracy on each client's own samples."""
-
-    def over(inputs: Array, labels: Array) -> tuple[Array, Array]:
-        def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-            # One sample a call, vmapped by ``map``: a remainder needs no padding.
-            losses, correct = plan.objective.evaluate(
-                state.params, state.statistics, data.prepare(pair[0][None]), pair[1][None]
-            )
-            return losses[0], correct[0]
-
-        return jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
-
-    losses, correct = over(data.test_inputs, data.test_labels)
-    per_client = None
-    if client_accuracy:
-        _, own = over(data.inputs, data.labels)
-        total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(own[data.order])])
-        per_client = (total[data.start + data.count] - total[data.start]) / data.count
-    return Evaluation(
-        round=state.round,
-        accuracy=jnp.mean(correct),
-        loss=jnp.mean(losses),
-        client_accuracy=per_client,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class History:
-    """What a run leaves behind, as NumPy arrays; with several seeds they lead by a seed axis."""
-
-    records: RoundRecord
-    """One entry per round."""
-    evaluations: Evaluation
-    """One entry per evaluation."""
-    state: FederationState
-    simulation: "Simulation" = dataclasses.field(repr=False)
-
-    @property
-    def rounds(self) -> np.ndarray:
-        """The rounds after which the model was evaluated."""
-        return np.asarray(self.evaluations.round)
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """Test accuracy at each evaluation."""
-        return np.asarray(self.evaluations.accuracy)
-
-    @property
-    def final_accuracy(self) -> float:
-        """Test accuracy after the last round, mean over seeds."""
-        return float(np.mean(self.accuracy[..., -1]))
-
-    @property
-    def diverged(self) -> bool:
-        """Whether, in any seed, the parameters or the last test loss are not finite.
-
-        The loss counts because rules leave out rows that are not finite: parameters so large that
-        no client can compute a gradient then stay where they are.
-        """
-        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
-        return not all(bool(np.all(np.isfinite(x))) for x in ends)
-
-    @property
-    def model(self) -> nnx.Module:
-        """The trained model, in evaluation mode (of the first seed)."""
-        state = self.state
-        if np.ndim(state.params) == 2:
-            state = jax.tree.map(lambda x: x[0], state)
-        return self.simulation.plan.objective.module(state.params, state.statistics)
-
-
 class Simulation:
     """A federation on its data, ready to run: compiles once, then runs blocks of rounds.
 
     ``simulate`` is the short way. This class keeps the state between calls, hands out the
     messages of a round, and runs several seeds at once, each with its own partition if ``data``
-    is a sequence.
+    is a sequence, and its own numbers (learning rate, strength of the attack) if ``federation``
+    is one.
 
     Args:
-      federation: the parts.
+      federation: the parts; one entry per seed for parts that differ in their leaves.
       data: federated data; one entry per seed for partitions that differ.
       model: configuration, NNX module, or function from ``nnx.Rngs`` to a module.
       seeds: each is a run of its own; all run in one program.
@@ -264,7 +178,7 @@ class Simulation:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: Federation | Sequence[Federation],
         data: FederatedData | Sequence[FederatedData],
         model: Model | nnx.Module | Factory,
         *,
@@ -281,26 +195,35 @@ class Simulation:
         check_way(way)
         if not seeds:
             raise ValueError("seeds must name at least one seed")
-        own = None if isinstance(data, FederatedData) else list(data)
-        if own is not None and len(own) != len(seeds):
-            raise ValueError(f"got {len(own)} partitions for {len(seeds)} seeds")
-        first = data if isinstance(data, FederatedData) else data[0]
+        partitions = [data] if isinstance(data, FederatedData) else list(data)
+        parts = [federation] if isinstance(federation, Federation) else list(federation)
+        for given, what in ((partitions, "partitions"), (parts, "federations")):
+            if len(given) not in (1, len(seeds)):
+                raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
         self.several = len(seeds) > 1
-        whole = first if own is None or not self.several else first.stack(own[1:])
+        whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
-        self.federation = federation
-        self.plan = make_plan(federation, self.data, model, loss=loss, client_chunk=client_chunk)
+        self.federation = _stacked(parts)
+        self.plan = make_plan(parts[0], self.data, model, loss=loss, client_chunk=client_chunk)
         self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
         self._program = functools.partial(
             _program,
             plan=self.plan,
             several=self.several,
+            own_parts=len(parts) > 1,
             way=way,
             devices=None if devices is None else tuple(devices),
         )
-        init = functools.partial(init_state, federation, self.plan)
-        state = jax.vmap(init)(jnp.asarray(seeds)) if self.several else init(seeds[0])
+
+        def init(parts: Federation, seed: Array | int) -> FederationState:
+            return init_state(parts, self.plan, seed)
+
+        if self.several:
+            over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0))
+            state = over(self.federation, jnp.asarray(seeds))
+        else:
+            state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)
 
     def run(
@@ -316,8 +239,7 @@ class Simulation:
         done = 0
         while done < rounds:
             length = min(self.evaluate_every, rounds - done)
-            self.state, record = self.block(length)(self.federation, self.data, self.state)
-            record, evaluation = jax.device_get((record, self.evaluate()))
+            record, evaluation = self.advance(length)
             records.append(record)
             evaluations.append(evaluation)
             done += length
@@ -328,8 +250,13 @@ class Simulation:
             records=jax.tree.map(lambda *x: np.concatenate(x, axis=axis), *records),
             evaluations=jax.tree.map(lambda *x: np.stack(x, axis=axis), *evaluations),
             state=jax.tree.map(jnp.copy, self.state),
-            simulation=self,
+            objective=self.plan.objective,
         )
+
+    def advance(self, rounds: int) -> tuple[RoundRecord, Evaluation]:
+        """One block: so many rounds in one program, then an evaluation; as NumPy arrays."""
+        self.state, record = self.block(rounds)(self.federation, self.data, self.state)
+        return jax.device_get((record, self.evaluate()))
 
     def block(self, rounds: int) -> Callable[..., PyTree]:
         """The compiled program of so many rounds: (federation, data, state) to (state, records).
@@ -350,6 +277,16 @@ class Simulation:
         return self._program(exchange)(self.federation, self.data, self.state)
 
 
+def _stacked(parts: list[Federation]) -> Federation:
+    """One federation whose leaves lead by a seed axis; itself where there is one."""
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {jax.tree.structure(p): None for p in parts}
+    if len(shapes) > 1:
+        raise ValueError("federations of one simulation may differ only in leaves (numbers)")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
 def _evaluate(
     _: None, plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool
 ) -> Evaluation:
@@ -362,6 +299,7 @@ def _program(
     *,
     plan: Plan,
     several: bool,
+    own_parts: bool,
     way: str,
     devices: tuple[Device, ...] | None,
     donate: tuple[int, ...] = (),
@@ -374,7 +312,8 @@ def _program(
 
     def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
         partitions = data.axes() if data.start.ndim > 1 else None
-        return jax.vmap(one_seed, in_axes=(None, partitions, 0))(federation, data, state)
+        parts = 0 if own_parts else None
+        return jax.vmap(one_seed, in_axes=(parts, partitions, 0))(federation, data, state)
 
     return compile_for(all_seeds if several else one_seed, way=way, devices=devices, donate=donate)
 

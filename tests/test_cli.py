@@ -1,11 +1,21 @@
 """The command line, as a person would use it."""
 
 import csv
+import inspect
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 
+import jax
 import pytest
+
+from jaxfl import Krum
+from jaxfl.registry import REGISTRY
 
 SMALL = """
 rounds = 4
@@ -59,7 +69,49 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(small, tmp_path):
         if row["status"] == "done":
             assert f"{float(row['final_accuracy']) * 100:.1f}" in done.stdout
     assert "\x1b[" not in done.stdout, "plain lines where there is no terminal"
-    assert sorted(p.name for p in folder.iterdir()) == ["accuracy.png", "summary.csv"]
+    assert {p.name for p in folder.iterdir()} == {
+        *(".lock", "experiment.toml", "environment.json", "progress.json", "rounds.jsonl"),
+        *("accuracy.png", "summary.csv", "summary.md", "summary.tex"),
+    }
+    facts = json.loads((folder / "environment.json").read_text())
+    assert facts["packages"]["jax"] == jax.__version__
+    again = jaxfl("run", small, "--quiet", "--out", "again", cwd=tmp_path)
+    assert "[1/6]" not in again.stdout
+    log = (tmp_path / "again" / "rounds.jsonl").read_bytes()
+    assert log == (folder / "rounds.jsonl").read_bytes(), "same seeds, same bits"
+    both = jaxfl("compare", folder, "again", cwd=tmp_path)
+    assert both.returncode == 0, both.stderr
+    assert "+0.0 ± 0.0" in both.stdout
+    resumed = jaxfl("run", small, "--resume", cwd=tmp_path)
+    assert "[1/6]" not in resumed.stdout
+    assert resumed.stdout.splitlines()[-12:] == done.stdout.splitlines()[-12:]
+
+
+def test_sigterm_leaves_a_run_that_resumes(small, tmp_path):
+    words = ["run", "small.toml", "--set", "rounds=100000", "--set", "sweep.aggregator=['mean']"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxfl.cli", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "runs" / "small" / "rounds.jsonl"
+    limit = time.monotonic() + 120
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < limit:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = errors.strip().splitlines()
+    assert "jaxfl: stopped after round" in line
+    assert "go on with --resume" in line
+    progress = json.loads((log.parent / "progress.json").read_text())
+    assert progress["round"] > 0
+    assert (log.parent / "checkpoint" / progress["checkpoint"]).is_dir()
+    refused = jaxfl(*words, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "holds an unfinished run" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -85,7 +137,36 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
     assert "Traceback" not in done.stderr
 
 
-def test_list_names_the_quickstart(tmp_path):
+def test_list_and_show(tmp_path):
     done = jaxfl("list", cwd=tmp_path)
     assert done.returncode == 0
-    assert "quickstart" in done.stdout
+    assert "quickstart: " in done.stdout
+    assert "24 cells, 3 seeds" in done.stdout
+    shown = jaxfl("show", "quickstart", "--set", "data.clients=60", cwd=tmp_path)
+    table = tomllib.loads(shown.stdout)
+    assert table["data"]["clients"] == 60
+    copied = tmp_path / "copy.toml"
+    copied.write_text(shown.stdout)
+    assert jaxfl("show", copied, cwd=tmp_path).stdout == shown.stdout
+
+
+def test_rules_are_listed_with_fields_and_papers(tmp_path):
+    done = jaxfl("rules", cwd=tmp_path)
+    assert done.returncode == 0
+    names = {name for names in REGISTRY.values() for name in names}
+    for name in names:
+        assert re.search(rf"^  {name} = ", done.stdout, re.MULTILINE), name
+    assert "krum = Krum(f)" in done.stdout
+    assert "Blanchard" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    one = jaxfl("rules", "krum", cwd=tmp_path)
+    assert inspect.getdoc(Krum) in one.stdout
+    assert "did you mean 'krum'" in jaxfl("rules", "krumm", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("list",), ("show",), ("rules",), ("compare",)])
+def test_help_fits_80_columns(tmp_path, command):
+    done = jaxfl(*command, "--help", cwd=tmp_path, COLUMNS="80", TERM="dumb")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

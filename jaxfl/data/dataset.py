@@ -34,6 +34,9 @@ class Dataset:
     std: tuple[float, ...] = (1.0,)
     client_ids: np.ndarray | None = None
     """Whose each training sample is, where the data says so."""
+    validation_inputs: np.ndarray | Array | None = None
+    """Samples held out for choosing hyper-parameters; see ``hold_out``."""
+    validation_labels: np.ndarray | Array | None = None
 
     def __post_init__(self) -> None:
         for part, inputs, labels in (
@@ -53,6 +56,25 @@ class Dataset:
                     f"{self.name}: {part} labels must lie in 0..{self.classes - 1}; "
                     f"got {low}..{high}"
                 )
+
+    def hold_out(self, share: float, seed: int = 0) -> "Dataset":
+        """Moves a random share of the training samples to the validation set, once and for all."""
+        count = round(share * len(self.labels))
+        if not 0 < count < len(self.labels):
+            raise ValueError(
+                f"{self.name}: validation must leave samples on both sides; got a share of "
+                f"{share} of {len(self.labels)}"
+            )
+        order = np.random.default_rng(seed).permutation(len(self.labels))
+        held, kept = np.sort(order[:count]), np.sort(order[count:])
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[kept],
+            labels=self.labels[kept],
+            client_ids=None if self.client_ids is None else self.client_ids[kept],
+            validation_inputs=self.inputs[held],
+            validation_labels=self.labels[held],
+        )
 
     def split(self, partition: "Partition", clients: int, seed: int = 0) -> "FederatedData":
         """Divides the training samples among clients: a new assignment for each seed."""
@@ -84,6 +106,7 @@ class Dataset:
         if count.min() == 0:
             raise ValueError(f"{self.name}: client {int(count.argmin())} has no sample")
         start = np.concatenate([[0], np.cumsum(count)[:-1]])
+        held = self.validation_labels is not None
         return FederatedData(
             inputs=jnp.asarray(self.inputs),
             labels=jnp.asarray(self.labels, jnp.int32),
@@ -97,6 +120,8 @@ class Dataset:
             mean=self.mean,
             std=self.std,
             name=self.name,
+            validation_inputs=jnp.asarray(self.validation_inputs) if held else None,
+            validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if held else None,
         )
 
 
@@ -120,6 +145,8 @@ class FederatedData(Struct):
     mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
     std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
     name: str = struct.field(pytree_node=False, default="data")
+    validation_inputs: Array | None = None
+    validation_labels: Int[Array, " V"] | None = None
 
     @property
     def clients(self) -> int:

@@ -1,50 +1,27 @@
-"""Runs the cells of an experiment one after another, all seeds of a cell in one program."""
+"""Runs the cells of an experiment one after another, into a folder, from wherever it stands.
 
-import dataclasses
+All seeds and candidates of a cell are one program. After every block of rounds its lines are
+appended to the log; a commit makes them permanent.
+"""
+
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from jaxfl.data import Dataset
+from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.results import Result, lines_of, not_run, result_of
 from jaxfl.experiments.schema import Cell, Experiment
-from jaxfl.simulation import Evaluation, Simulation
+from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
 """Called after every block with the number of rounds done and the evaluation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came out of one cell."""
-
-    cell: Cell
-    status: str
-    """"done", "diverged", or why the cell does not apply."""
-    rounds: np.ndarray
-    """Rounds after which the model was evaluated, [e]."""
-    accuracy: np.ndarray
-    """Test accuracy, [seeds, e]."""
-    honest_selected: float
-    malicious_selected: float
-    seconds: float
-
-    @property
-    def final(self) -> float:
-        """Accuracy after the last round, mean over seeds; NaN where the cell did not run."""
-        return float(self.accuracy[:, -1].mean()) if self.accuracy.size else float("nan")
-
-    @property
-    def best(self) -> float:
-        """Best accuracy over the run, mean over seeds."""
-        return float(self.accuracy.max(axis=1).mean()) if self.accuracy.size else float("nan")
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the final accuracy over seeds; 0 for one seed."""
-        if not self.accuracy.size:
-            return float("nan")
-        return float(self.accuracy[:, -1].std(ddof=1)) if len(self.accuracy) > 1 else 0.0
+class Interrupted(Exception):  # noqa: N818 - no error: the user asked
+    """The run was asked to stop, and has saved where it stands."""
 
 
 def not_applicable(cell: Cell) -> str | None:
@@ -68,51 +45,80 @@ def check(experiment: Experiment) -> None:
         raise ValueError(reasons[0])
 
 
-def run_experiment(experiment: Experiment, watch: Callable[[Cell], Tick]) -> Iterator[Result]:
-    """Runs every cell; ``watch`` is told of each and gives what follows its progress.
+def run_experiment(
+    folder: RunFolder,
+    watch: Callable[[int, Cell, int], Tick],
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Result]:
+    """The result of every cell, run or taken from the folder's log.
+
+    Args:
+      folder: open; says what to run and what is done.
+      watch: told of each cell that runs (its index, itself, the rounds it starts from), gives
+        what follows its progress.
+      stop: asked after every block; True saves a checkpoint and ends the run.
 
     Raises:
       ValueError: data are missing or damaged, or parts do not fit together.
+      OSError: the folder cannot be written any more.
+      Interrupted: after ``stop``.
     """
+    experiment = folder.experiment
     check(experiment)
     datasets: dict[str, Dataset] = {}
-    for cell in experiment.cells:
+    for index, cell in enumerate(experiment.cells):
         reason = not_applicable(cell)
+        if reason is None and index >= folder.progress.cell:
+            key = repr((cell.data, cell.validation))
+            if key not in datasets:
+                datasets[key] = cell.load()
+            _run_cell(folder, index, datasets[key], watch, stop)
+        elif reason is not None and index >= folder.progress.cell:
+            folder.commit(index + 1, 0)
         if reason is not None:
-            empty = np.zeros((len(cell.seeds), 0))
-            yield Result(cell, reason, np.zeros(0), empty, float("nan"), float("nan"), 0.0)
-            continue
-        key = repr(cell.data)
-        if key not in datasets:
-            datasets[key] = cell.load()
-        yield _run_cell(cell, datasets[key], watch(cell))
+            yield not_run(cell, reason)
+        else:
+            seconds = folder.progress.seconds.get(str(index), 0.0)
+            yield result_of(cell, folder.lines[index], seconds)
 
 
-def _run_cell(cell: Cell, dataset: Dataset, tick: Tick) -> Result:
-    started = time.perf_counter()
-    parts = cell.divide(dataset)
+def _run_cell(
+    folder: RunFolder,
+    index: int,
+    dataset: Dataset,
+    watch: Callable[[int, Cell, int], Tick],
+    stop: Callable[[], bool],
+) -> None:
+    cell = folder.experiment.cells[index]
+    started, before = time.perf_counter(), folder.progress.seconds.get(str(index), 0.0)
+    done = folder.progress.round
+    tick = watch(index, cell, done)
+    parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
     simulation = Simulation(
-        cell.federation,
-        parts,
+        [cell.federations[candidate] for candidate, _ in cell.runs],
+        [parts[seed] for _, seed in cell.runs],
         cell.model,
-        seeds=cell.seeds,
+        seeds=[seed for _, seed in cell.runs],
         evaluate_every=cell.evaluate_every,
         client_chunk=cell.client_chunk,
     )
-    history = simulation.run(
-        cell.rounds, lambda evaluation, _: tick(int(np.max(evaluation.round)), evaluation)
-    )
-    return Result(
-        cell=cell,
-        status="diverged" if history.diverged else "done",
-        rounds=np.atleast_2d(history.rounds)[0],
-        accuracy=np.atleast_2d(history.accuracy),
-        honest_selected=_mean(history.records.honest_selected),
-        malicious_selected=_mean(history.records.malicious_selected),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _mean(values: object) -> float:
-    finite = np.asarray(values)[np.isfinite(np.asarray(values))]
-    return float(finite.mean()) if finite.size else float("nan")
+    if done:
+        simulation.state = folder.restore(simulation.state)
+    saved = done
+    while done < cell.rounds:
+        length = min(cell.evaluate_every, cell.rounds - done)
+        record, evaluation = simulation.advance(length)
+        last = done + length >= cell.rounds
+        params = np.asarray(simulation.state.params) if last else None
+        folder.append(index, lines_of(index, cell, done, record, evaluation, params))
+        done += length
+        tick(done, evaluation)
+        folder.progress.seconds[str(index)] = before + time.perf_counter() - started
+        stopping = stop()
+        if last:
+            folder.commit(index + 1, 0)
+        elif stopping or done - saved >= cell.checkpoint_every:
+            folder.commit(index, done, simulation.state)
+            saved = done
+        if stopping and not folder.finished:
+            raise Interrupted

@@ -10,12 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxfl import data as data_sources
-from jaxfl.aggregators import Aggregator, Pipeline
+from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
 from jaxfl.data import Dataset, FederatedData, Partition
+from jaxfl.experiments.labels import brief, describe
 from jaxfl.federation import Federation
 from jaxfl.models import Model
 from jaxfl.optimizers import Optimizer
@@ -37,8 +40,8 @@ PARTS: dict[str, type[Component]] = {
     "attack": Attack,
     "aggregator": Aggregator,
 }
-KEYS = ("title", "rounds", "evaluate_every", "seed", "byzantine", "noise", "client_chunk")
-KNOWN = (*KEYS, *PARTS, "data", "model", "sweep")
+NUMBERS = ("rounds", "evaluate_every", "checkpoint_every", "seed", "byzantine", "client_chunk")
+KNOWN = ("title", *NUMBERS, "noise", "validation", *PARTS, "data", "model", "sweep", "tune")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +50,35 @@ class Cell:
 
     labels: dict[str, str]
     """Axis of the sweep to this cell's value on it."""
-    federation: Federation
+    federations: tuple[Federation, ...]
+    """One per candidate of ``tune``; they differ in leaves only."""
     model: Model
     data: tuple[str, dict[str, Any]]
     clients: int
     partition: Partition
     rounds: int
     evaluate_every: int
+    checkpoint_every: int
+    validation: float
+    """Share of the training samples held out for choosing."""
     seeds: tuple[int, ...]
     client_chunk: int | None
+
+    @property
+    def federation(self) -> Federation:
+        """The first candidate: all have its parts."""
+        return self.federations[0]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Candidate and seed of every run of the cell's one program."""
+        return [(c, seed) for c in range(len(self.federations)) for seed in self.seeds]
 
     def load(self) -> Dataset:
         """The data set, read from where it lies."""
         name, arguments = self.data
-        return SOURCES[name](**arguments)
+        dataset = SOURCES[name](**arguments)
+        return dataset.hold_out(self.validation) if self.validation else dataset
 
     def divide(self, dataset: Dataset) -> list[FederatedData]:
         """The data divided anew for every seed."""
@@ -75,6 +93,10 @@ class Experiment:
     title: str
     cells: tuple[Cell, ...]
     axes: tuple[str, ...]
+    table: dict[str, Any]
+    """The TOML table with all overrides applied."""
+    candidates: tuple[str, ...]
+    """What ``tune`` chooses among, in words; one empty entry without it."""
 
 
 def packaged() -> list[str]:
@@ -91,15 +113,10 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = Path(name_or_file)
     if name_or_file in packaged():
-        text = (resources.files("jaxfl.experiments") / f"{name_or_file}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text()
-    else:
+        path = Path(str(resources.files("jaxfl.experiments") / f"{name_or_file}.toml"))
+    elif not path.is_file():
         raise ValueError(f"no experiment and no file: {unknown(name_or_file, packaged())}")
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name_or_file} is not valid TOML: {error}") from None
+    table = read(path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
@@ -108,33 +125,87 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
     return parse(path.stem, table)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+      ValueError: it is not TOML.
+      OSError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
 def parse(name: str, table: dict[str, Any]) -> Experiment:
-    """The experiment that a TOML table describes."""
+    """The experiment that a TOML table describes.
+
+    Raises:
+      ValueError: an unknown key, a wrong type or value.
+    """
     _known(table, KNOWN, "")
-    sweep = table.pop("sweep", {})
-    if not isinstance(sweep, dict):
-        raise ValueError("sweep must be a table of lists")
-    for key, values in sweep.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"sweep.{key} must be a list of at least one value; got {values!r}")
-    seeds = sweep.pop("seed", [table.get("seed", 0)])
-    seeds = tuple(_integer(s, "seed", 0) for s in seeds)
-    axes = tuple(sweep)
-    cells, shown = [], []
-    for choice in itertools.product(*sweep.values()):
-        cell_table = copy.deepcopy(table)
-        for key, value in zip(axes, choice, strict=True):
-            _assign(cell_table, key, value)
-        _known(cell_table, KNOWN, "")
-        cell = _cell(cell_table, seeds)
-        cells.append(cell)
-        shown.append([_label(cell, key, value) for key, value in zip(axes, choice, strict=True)])
+    resolved, table = table, copy.deepcopy(table)
+    sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
+    seeds = tuple(_integer(s, "seed", 0) for s in sweep.pop("seed", [table.get("seed", 0)]))
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
+    if tune and not table.get("validation"):
+        raise ValueError("tune chooses on held-out samples: set validation to a share, such as 0.1")
+    candidates = [_assigned(table, tune, choice) for choice in itertools.product(*tune.values())]
+    choices = list(itertools.product(*sweep.values()))
     cells = [
-        dataclasses.replace(cell, labels=dict(zip(axes, labels, strict=True)))
-        for cell, labels in zip(cells, shown, strict=True)
+        _tuned([_cell(_assigned(c, sweep, choice), seeds) for c in candidates], tune)
+        for choice in choices
     ]
+    cells = _labelled(cells, tuple(sweep), choices)
     title = table.get("title", name)
-    return Experiment(name=name, title=title, cells=tuple(cells), axes=axes)
+    if not isinstance(title, str):
+        raise ValueError(f"title must be a string; got {title!r}")
+    return Experiment(
+        name=name,
+        title=title,
+        cells=tuple(cells),
+        axes=tuple(sweep),
+        table=resolved,
+        candidates=tuple(
+            ", ".join(f"{key} {brief(value)}" for key, value in zip(tune, choice, strict=True))
+            for choice in itertools.product(*tune.values())
+        ),
+    )
+
+
+def _grid(table: dict[str, Any], name: str) -> dict[str, list[Any]]:
+    """``[sweep]`` or ``[tune]``, taken out of the table: dotted paths to lists of values."""
+    grid = table.pop(name, {})
+    if not isinstance(grid, dict):
+        raise ValueError(f"{name} must be a table of lists; got {grid!r}")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{name}.{key} must be a list of at least one value; got {values!r}")
+    return grid
+
+
+def _assigned(table: dict[str, Any], grid: dict[str, list[Any]], choice: Sequence[Any]) -> dict:
+    table = copy.deepcopy(table)
+    for key, value in zip(grid, choice, strict=True):
+        _assign(table, key, copy.deepcopy(value))
+    _known(table, KNOWN, "")
+    return table
+
+
+def _tuned(cells: Sequence[Cell], tune: dict[str, list[Any]]) -> Cell:
+    """One cell of all its candidates, which must differ in leaves of the federation only."""
+    first = cells[0]
+    for cell in cells:
+        same = dataclasses.replace(cell, federations=first.federations) == first
+        shape = jax.tree.structure(cell.federation) == jax.tree.structure(first.federation)
+        if not (same and shape):
+            raise ValueError(
+                f"tune: only numbers that do not shape the program, such as "
+                f"optimizer.learning_rate, can be tuned; got {', '.join(tune)}"
+            )
+    return dataclasses.replace(first, federations=tuple(cell.federation for cell in cells))
 
 
 def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
@@ -173,42 +244,49 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         if key in table
     }
     rounds = _integer(table["rounds"], "rounds", 1)
+    validation = table.get("validation", 0)
+    if isinstance(validation, bool) or not isinstance(validation, int | float):
+        raise ValueError(f"validation must be a number; got {validation!r}")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be at least 0 and below 1; got {validation!r}")
     chunk = table.get("client_chunk")
+    noise = {"noise": table["noise"]} if "noise" in table else {}
     return Cell(
         labels={},
-        federation=Federation(
-            byzantine=byzantine, **parts, **({"noise": table["noise"]} if "noise" in table else {})
-        ),
+        federations=(Federation(byzantine=byzantine, **parts, **noise),),
         model=build(Model, table["model"], "model"),
         data=(source, arguments),
         clients=clients,
         partition=build(Partition, data.get("partition", "iid"), "data.partition"),
         rounds=rounds,
         evaluate_every=_integer(table.get("evaluate_every", 10), "evaluate_every", 1),
+        checkpoint_every=_integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),
+        validation=float(validation),
         seeds=seeds,
         client_chunk=None if chunk is None else _integer(chunk, "client_chunk", 1),
     )
 
 
-def _label(cell: Cell, key: str, value: Any) -> str:
-    """How a value on an axis of the sweep is called in tables and plots."""
-    part = {"attack": cell.federation.attack, "aggregator": cell.federation.aggregator}.get(key)
-    return str(value) if part is None else describe(part)
+def _labelled(
+    cells: Sequence[Cell], axes: tuple[str, ...], choices: Sequence[Sequence[Any]]
+) -> list[Cell]:
+    """The cells with their names in tables and plots; ``f`` is shown where it tells them apart."""
 
+    def label(cell: Cell, axis: str, value: Any, with_f: bool) -> str:
+        parts = {"attack": cell.federation.attack, "aggregator": cell.federation.aggregator}
+        return describe(parts[axis], with_f=with_f) if axis in parts else brief(value)
 
-def describe(component: Component) -> str:
-    """A component in a few words: its name and the numbers that are not its defaults."""
-    if isinstance(component, Pipeline):
-        return " + ".join(describe(c) for c in (*component.pre, component.rule))
-    shown = []
-    for field in dataclasses.fields(component):  # pyright: ignore[reportArgumentType]
-        value = getattr(component, field.name)
-        if isinstance(value, Component):
-            shown.append(describe(value))
-        elif field.name != "f" and value != field.default:
-            shown.append(f"{field.name} {value:g}" if hasattr(value, "ndim") else f"{value}")
-    name = "No attack" if type(component).__name__ == "NoAttack" else type(component).__name__
-    return f"{name} ({', '.join(shown)})" if shown else name
+    double = ""
+    for with_f in (False, True):
+        named = [
+            {axis: label(cell, axis, v, with_f) for axis, v in zip(axes, choice, strict=True)}
+            for cell, choice in zip(cells, choices, strict=True)
+        ]
+        texts = [" / ".join(labels.values()) for labels in named]
+        double = next((text for text in texts if texts.count(text) > 1), "")
+        if not double:
+            return [dataclasses.replace(c, labels=n) for c, n in zip(cells, named, strict=True)]
+    raise ValueError(f"sweep: two cells are both {double}")
 
 
 def _assign(table: dict[str, Any], path: str, value: Any) -> None:

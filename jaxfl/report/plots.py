@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfl.experiments.runner import Result
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
-from jaxfl.report.tables import pivot, write_aside
+from jaxfl.files import write_aside
+from jaxfl.report.tables import pivot
 
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.runner import Tick
 from jaxfl.experiments.schema import Cell, Experiment
-from jaxfl.simulation import Evaluation
 
 
 class Watcher:
@@ -20,7 +20,6 @@ class Watcher:
         self._live = console.is_terminal and not quiet
         self._quiet = quiet
         self._cells = len(experiment.cells)
-        self._done = 0
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -32,7 +31,9 @@ class Watcher:
         )
         total = sum(cell.rounds for cell in experiment.cells)
         self._task = self._progress.add_task(experiment.name, total=total, speed="compiling")
-        self._before = 0
+        self._starts = [0]
+        for cell in experiment.cells:
+            self._starts.append(self._starts[-1] + cell.rounds)
 
     def __enter__(self) -> "Watcher":
         self._progress.start()
@@ -46,22 +47,20 @@ class Watcher:
     ) -> None:
         self._progress.stop()
 
-    def watch(self, cell: Cell) -> Tick:
-        """The function that follows one cell."""
-        self._done += 1
+    def watch(self, index: int, cell: Cell, rounds: int) -> Tick:
+        """The function that follows one cell, from so many rounds on."""
         name = " / ".join(cell.labels.values()) or "run"
-        head = f"[{self._done}/{self._cells}] {name}"
-        before, started = self._before, time.perf_counter()
-        self._before += cell.rounds
-        last = [started, 0]
+        head = f"[{index + 1}/{self._cells}] {name}"
+        before, started = self._starts[index], time.perf_counter()
+        last = [started, rounds]
         if self._live:
-            speed = f"round 0/{cell.rounds} compiling"
-            self._progress.update(self._task, completed=before, description=head, speed=speed)
+            speed, at = f"round {rounds}/{cell.rounds} compiling", before + rounds
+            self._progress.update(self._task, completed=at, description=head, speed=speed)
 
         def tick(done: int, evaluation: Evaluation) -> None:
             now = time.perf_counter()
             accuracy = float(np.mean(evaluation.accuracy))
-            rate = (done - last[1]) * len(cell.seeds) / max(now - last[0], 1e-9)
+            rate = (done - last[1]) * len(cell.runs) / max(now - last[0], 1e-9)
             last[:] = [now, done]
             clients = rate * cell.federation.participation.cohort(cell.clients)
             text = (

@@ -1,20 +1,21 @@
-"""Result tables, for the terminal and as CSV."""
+"""Result tables: for the terminal, as Markdown, LaTeX and CSV."""
 
 import csv
 import io
-import os
-import tempfile
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
-from jaxfl.experiments.runner import Result
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
+from jaxfl.files import write_aside
 
 
-def pivot(experiment: Experiment, results: Sequence[Result]) -> tuple[list[str], list[str], dict]:
+def pivot(
+    experiment: Experiment, results: Sequence[Result]
+) -> tuple[list[str], list[str], dict[tuple[str, str], Result]]:
     """Row names, column names, and (row, column) to result: attacks across, the rest down."""
     across = "attack" if "attack" in experiment.axes else None
     rows: list[str] = []
@@ -30,77 +31,131 @@ def pivot(experiment: Experiment, results: Sequence[Result]) -> tuple[list[str],
     return rows, columns, cells
 
 
-def result_table(experiment: Experiment, results: Sequence[Result]) -> Table:
-    """Final test accuracy in percent, mean and standard deviation over seeds, and the worst."""
+def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]]:
+    """The table as text: header, then one line per defence, with the worst over the attacks."""
     rows, columns, cells = pivot(experiment, results)
-    seeds = len(results[0].cell.seeds) if results else 0
-    table = Table(
-        title=experiment.title,
-        caption=f"Test accuracy in % after the last round; mean ± deviation over {seeds} seed(s).",
-    )
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    if len(columns) > 1:
-        table.add_column("worst", justify="right", style="bold")
+    many = len(columns) > 1
+    tuned = len(experiment.candidates) > 1
+    header = ["", *columns, *(["worst"] if many else []), *(["tuned"] if tuned else [])]
+    table = [header]
     for row in rows:
-        entries = [cells.get((row, column)) for column in columns]
-        finals = [e.final for e in entries if e is not None and np.isfinite(e.final)]
-        worst = [_coloured(min(finals)) if finals else "-"] if len(columns) > 1 else []
-        table.add_row(row, *(_entry(e) for e in entries), *worst)
+        line = [cells.get((row, column)) for column in columns]
+        finals = [r.final for r in line if r is not None and math.isfinite(r.final)]
+        worst = [_percent(min(finals)) if finals else "-"] if many else []
+        chosen = [experiment.candidates[r.chosen] for r in line if r and r.reason is None]
+        choice = [chosen[0] if chosen else "-"] if tuned else []
+        table.append([row, *(_entry(r) for r in line), *worst, *choice])
     return table
 
 
-def _entry(result: Result | None) -> str:
-    if result is None:
-        return ""
-    if result.status == "diverged":
-        return "[red]diverged[/red]"
-    if result.status != "done":
-        return "n/a"
-    return f"{_coloured(result.final)} ± {result.spread * 100:.1f}"
+def caption(experiment: Experiment) -> str:
+    """What the numbers are."""
+    seeds = len(experiment.cells[0].seeds)
+    text = f"Test accuracy in % after the last round; mean ± deviation over {seeds} seed(s)"
+    if len(experiment.candidates) > 1:
+        text += "; tuned on held-out samples"
+    return text + "."
 
 
-def _coloured(accuracy: float) -> str:
-    colour = "green" if accuracy >= 0.8 else "yellow" if accuracy >= 0.5 else "red"
-    return f"[{colour}]{accuracy * 100:.1f}[/{colour}]"
+def result_table(experiment: Experiment, results: Sequence[Result]) -> Table:
+    """``entries`` for the terminal, coloured by accuracy."""
+    header, *lines = entries(experiment, results)
+    table = Table(title=experiment.title, caption=caption(experiment))
+    for number, name in enumerate(header):
+        bold = "bold" if name == "worst" else None
+        table.add_column(name, justify="right" if number else "left", style=bold)
+    for line in lines:
+        table.add_row(line[0], *(_coloured(text) for text in line[1:]))
+    return table
 
 
-def write_summary(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:
-    """One line per cell as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
+    """``entries`` as a Markdown table under its title."""
+    header, *lines = entries(experiment, results)
+    rule = ["---"] * len(header)
+    body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    return f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
+
+
+def latex(experiment: Experiment, results: Sequence[Result]) -> str:
+    """``entries`` as a LaTeX table (package booktabs)."""
+    header, *lines = [[_tex(text) for text in line] for line in entries(experiment, results)]
+    rows = [r"\toprule", _tex_line(header), r"\midrule", *map(_tex_line, lines), r"\bottomrule"]
+    shape = "l" + "r" * (len(header) - 1)
+    return "\n".join(
         [
-            *experiment.axes,
-            *("status", "final_accuracy", "deviation", "best_accuracy"),
-            *("honest_selected", "malicious_selected", "seeds", "rounds", "seconds"),
+            r"\begin{table}",
+            rf"\caption{{{_tex(experiment.title)}. {_tex(caption(experiment))}}}",
+            rf"\begin{{tabular}}{{{shape}}}",
+            *rows,
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
         ]
     )
+
+
+SUMMARY = (
+    *("status", "chosen", "final_accuracy", "deviation", "ci95", "best_accuracy"),
+    *("validation_chosen_accuracy", "honest_selected", "malicious_selected"),
+    *("seeds", "rounds", "seconds"),
+)
+
+
+def summary(experiment: Experiment, results: Sequence[Result]) -> str:
+    """One line per cell as CSV: last, best and validation-chosen accuracy side by side."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*experiment.axes, *SUMMARY])
     for result in results:
-        numbers = (result.final, result.spread, result.best)
+        accuracies = (result.final, result.spread, result.interval, result.best, result.selected)
         rates = (result.honest_selected, result.malicious_selected)
         writer.writerow(
             [
                 *(result.cell.labels[axis] for axis in experiment.axes),
                 result.status,
-                *(f"{x:.9g}" for x in (*numbers, *rates)),
+                experiment.candidates[result.chosen] if result.reason is None else "",
+                *("" if math.isnan(x) else f"{x:.9g}" for x in (*accuracies, *rates)),
                 len(result.cell.seeds),
                 result.cell.rounds,
                 f"{result.seconds:.2f}",
             ]
         )
-    write_aside(path, text.getvalue().encode())
+    return text.getvalue()
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: aside first, then renamed over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_tables(folder: Path, experiment: Experiment, results: Sequence[Result]) -> None:
+    """``summary.csv``, ``summary.md`` and ``summary.tex``."""
+    for name, content in (("csv", summary), ("md", markdown), ("tex", latex)):
+        write_aside(folder / f"summary.{name}", content(experiment, results).encode())
+
+
+def _entry(result: Result | None) -> str:
+    if result is None:
+        return ""
+    if result.status != "done":
+        return result.status if result.status == "diverged" else "n/a"
+    return f"{_percent(result.final)} ± {_percent(result.spread)}"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f}"
+
+
+def _coloured(text: str) -> str:
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        accuracy = float(text.split(" ")[0])
+    except ValueError:
+        return f"[red]{text}[/red]" if text == "diverged" else text
+    colour = "green" if accuracy >= 80 else "yellow" if accuracy >= 50 else "red"
+    return f"[{colour}]{text}[/{colour}]"
+
+
+def _tex(text: str) -> str:
+    for special in "&%$#_{}":
+        text = text.replace(special, f"\\{special}")
+    return text.replace("±", r"$\pm$")
+
+
+def _tex_line(line: Sequence[str]) -> str:
+    return " & ".join(line) + r" \\"

@@ -6,6 +6,7 @@ import pytest
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.experiments import schema
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
 SMALL = {
@@ -109,11 +110,12 @@ def test_overrides_and_their_errors(tmp_path):
         schema.load(str(broken))
 
 
-def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs():
+def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
     sweep = {"aggregator": [{"name": "krum", "f": 4}, {"name": "krum", "f": 2}]}
     plan = schema.parse("x", small(sweep=sweep))
     assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(not_applicable(plan.cells[0]))
-    refused, done = run_experiment(plan, lambda cell: lambda rounds, evaluation: None)
+    with RunFolder(tmp_path, plan) as folder:
+        refused, done = run_experiment(folder, lambda *_: lambda *_: None)
     assert "Krum needs" in refused.status
     assert done.status == "done"
     assert done.accuracy.shape == (1, 2)

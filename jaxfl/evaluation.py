@@ -1,0 +1,108 @@
+"""How good the model is after a number of rounds, and what a run leaves behind."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxfl.data.dataset import FederatedData
+from jaxfl.federation import FederationState, Plan, RoundRecord
+from jaxfl.models.objective import Objective
+from jaxfl.types import Struct
+
+EVALUATION_BATCH = 500
+
+
+class Evaluation(Struct):
+    """How good the model is after a number of rounds."""
+
+    round: Int[Array, ""]
+    accuracy: Float[Array, ""]
+    """On the test set."""
+    loss: Float[Array, ""]
+    """Mean test loss."""
+    validation_accuracy: Float[Array, ""] | None
+    """On the samples held out for choices; None where there are none."""
+    client_accuracy: Float[Array, " K"] | None
+    """On each client's own training samples; None unless asked for."""
+
+
+def evaluate(
+    plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool = False
+) -> Evaluation:
+    """Test accuracy and loss, and if asked the accuracy on each client's own samples."""
+
+    def over(inputs: Array, labels: Array) -> tuple[Array, Array]:
+        def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+            # One sample a call, vmapped by ``map``: a remainder needs no padding.
+            losses, correct = plan.objective.evaluate(
+                state.params, state.statistics, data.prepare(pair[0][None]), pair[1][None]
+            )
+            return losses[0], correct[0]
+
+        return jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
+
+    losses, correct = over(data.test_inputs, data.test_labels)
+    validation = per_client = None
+    if data.validation_inputs is not None:
+        assert data.validation_labels is not None
+        validation = jnp.mean(over(data.validation_inputs, data.validation_labels)[1])
+    if client_accuracy:
+        _, own = over(data.inputs, data.labels)
+        total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(own[data.order])])
+        per_client = (total[data.start + data.count] - total[data.start]) / data.count
+    return Evaluation(
+        round=state.round,
+        accuracy=jnp.mean(correct),
+        loss=jnp.mean(losses),
+        validation_accuracy=validation,
+        client_accuracy=per_client,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run leaves behind, as NumPy arrays; with several seeds they lead by a seed axis."""
+
+    records: RoundRecord
+    """One entry per round."""
+    evaluations: Evaluation
+    """One entry per evaluation."""
+    state: FederationState
+    objective: Objective = dataclasses.field(repr=False)
+
+    @property
+    def rounds(self) -> np.ndarray:
+        """The rounds after which the model was evaluated."""
+        return np.asarray(self.evaluations.round)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Test accuracy at each evaluation."""
+        return np.asarray(self.evaluations.accuracy)
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last round, mean over seeds."""
+        return float(np.mean(self.accuracy[..., -1]))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether, in any seed, the parameters or the last test loss are not finite.
+
+        The loss counts because rules leave out rows that are not finite: parameters so large that
+        no client can compute a gradient then stay where they are.
+        """
+        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
+        return not all(bool(np.all(np.isfinite(x))) for x in ends)
+
+    @property
+    def model(self) -> nnx.Module:
+        """The trained model, in evaluation mode (of the first seed)."""
+        state = self.state
+        if np.ndim(state.params) == 2:
+            state = jax.tree.map(lambda x: x[0], state)
+        return self.objective.module(state.params, state.statistics)

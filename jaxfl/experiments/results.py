@@ -1,0 +1,195 @@
+"""What came out of an experiment: from the lines of its log to one result per cell."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.schema import Cell
+from jaxfl.federation import RoundRecord
+
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One cell's outcome. Arrays have axes candidate (of ``tune``), seed, evaluation."""
+
+    cell: Cell
+    reason: str | None
+    """Why the cell does not apply, or None."""
+    rounds: np.ndarray
+    """Rounds after which the model was evaluated, [e]."""
+    test: np.ndarray
+    """Test accuracy, [c, s, e]; NaN where the model had diverged."""
+    validation: np.ndarray | None
+    """Accuracy on the samples held out, [c, s, e]."""
+    lost: np.ndarray
+    """Whether the test loss was not finite at the end, [c, s]."""
+    honest_selected: float
+    """Share of the honest clients that the rule selected, mean over seeds and rounds."""
+    malicious_selected: float
+    seconds: float
+    chosen: int = 0
+    """The candidate that validation chose for this defence; see ``choose``."""
+
+    @property
+    def status(self) -> str:
+        """Either "done", "diverged", or why the cell does not apply."""
+        if self.reason is not None:
+            return self.reason
+        return "diverged" if self.lost[self.chosen].any() else "done"
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Test accuracy of the chosen candidate, [s, e]."""
+        return self.test[self.chosen]
+
+    @property
+    def finals(self) -> np.ndarray:
+        """Test accuracy after the last round, [s]."""
+        return self.accuracy[:, -1] if self.accuracy.size else np.full(len(self.accuracy), np.nan)
+
+    @property
+    def final(self) -> float:
+        """Mean of ``finals``."""
+        return float(np.mean(self.finals))
+
+    @property
+    def best(self) -> float:
+        """Best test accuracy over the run, mean over seeds: what many papers report."""
+        if not self.accuracy.size:
+            return float("nan")
+        return float(np.mean(np.max(self.accuracy, axis=1)))
+
+    @property
+    def selected(self) -> float:
+        """Test accuracy at the round whose validation accuracy is best, mean over seeds."""
+        if self.validation is None or not self.accuracy.size:
+            return float("nan")
+        at = np.argmax(np.nan_to_num(self.validation[self.chosen], nan=-1.0), axis=1)
+        return float(np.mean(np.take_along_axis(self.accuracy, at[:, None], axis=1)))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of ``finals``; 0 for one seed."""
+        return float(np.std(self.finals, ddof=1)) if len(self.finals) > 1 else 0.0
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % confidence interval of ``final`` (Student's t)."""
+        return half_interval(self.finals)
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the width of the 95 % confidence interval of a mean; NaN for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def lines_of(
+    index: int,
+    cell: Cell,
+    done: int,
+    record: RoundRecord,
+    evaluation: Evaluation,
+    params: np.ndarray | None,
+) -> list[Line]:
+    """The log lines of one block of rounds after ``done``: one per run and round.
+
+    The last round of the block carries the evaluation, and if ``params`` ([runs, d]) are given
+    their SHA-256. Nothing in a line depends on when or how fast it was computed.
+    """
+    fields = [f.name for f in dataclasses.fields(record)]  # pyright: ignore[reportArgumentType]
+    columns = {name: np.atleast_2d(np.asarray(getattr(record, name))) for name in fields}
+    ends = {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "validation_accuracy": evaluation.validation_accuracy,
+    }
+    ends = {name: np.atleast_1d(v) for name, v in ends.items() if v is not None}
+    length = columns["loss"].shape[1]
+    lines = []
+    for run, (candidate, seed) in enumerate(cell.runs):
+        for i in range(length):
+            line: Line = {"cell": index, **cell.labels, "candidate": candidate, "seed": seed}
+            line["round"] = done + i + 1
+            line |= {name: column[run, i].item() for name, column in columns.items()}
+            if i == length - 1:
+                line |= {name: value[run].item() for name, value in ends.items()}
+                if params is not None:
+                    row = np.ascontiguousarray(np.atleast_2d(params)[run])
+                    line["params_sha256"] = hashlib.sha256(row.tobytes()).hexdigest()
+            lines.append(line)
+    return lines
+
+
+def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
+    """The result that a finished cell's lines amount to."""
+    ends = [line for line in lines if "test_accuracy" in line]
+    rounds = sorted({line["round"] for line in ends})
+    shape = (len(cell.federations), len(cell.seeds), len(rounds))
+
+    def table(name: str) -> np.ndarray:
+        values = np.full(shape, np.nan)
+        for line in ends:
+            at = (line["candidate"], cell.seeds.index(line["seed"]), rounds.index(line["round"]))
+            values[at] = _number(line[name])
+        return values
+
+    return Result(
+        cell=cell,
+        reason=None,
+        rounds=np.asarray(rounds),
+        test=table("test_accuracy"),
+        validation=table("validation_accuracy") if cell.validation else None,
+        lost=~np.isfinite(table("test_loss")[..., -1]),
+        honest_selected=_mean(lines, "honest_selected"),
+        malicious_selected=_mean(lines, "malicious_selected"),
+        seconds=seconds,
+    )
+
+
+def not_run(cell: Cell, reason: str) -> Result:
+    """The result of a cell that does not apply."""
+    runs, nan = (len(cell.federations), len(cell.seeds)), float("nan")
+    nothing, lost = np.zeros((*runs, 0)), np.zeros(runs, bool)
+    return Result(cell, reason, np.zeros(0), nothing, None, lost, nan, nan, 0.0)
+
+
+def choose(results: Sequence[Result]) -> list[Result]:
+    """Picks for every defence the candidate of ``tune`` that validates best.
+
+    A defence does not know which attack it will meet: cells that differ only in the attack share
+    the choice, by their mean validation accuracy after the last round (0 where diverged).
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in results:
+        defence = tuple((k, v) for k, v in result.cell.labels.items() if k != "attack")
+        groups.setdefault(defence, []).append(result)
+    chosen: dict[int, int] = {}
+    for group in groups.values():
+        scores = [
+            np.nan_to_num(r.validation[..., -1], nan=0.0).mean(axis=1)
+            for r in group
+            if r.validation is not None and r.validation.size
+        ]
+        best = int(np.argmax(np.mean(scores, axis=0))) if scores else 0
+        chosen |= {id(result): best for result in group}
+    return [dataclasses.replace(r, chosen=chosen[id(r)]) for r in results]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _mean(lines: Sequence[Line], name: str) -> float:
+    values = np.array([_number(line[name]) for line in lines])
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")

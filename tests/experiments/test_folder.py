@@ -1,0 +1,228 @@
+"""Run folders: stopping, resuming, refusing what does not belong there."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+
+from jaxfl.experiments import schema
+from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.runner import Interrupted, run_experiment
+
+TABLE = {
+    "rounds": 5,
+    "evaluate_every": 2,
+    "checkpoint_every": 2,
+    "byzantine": 2,
+    "model": {"name": "mlp", "hidden": [4], "dropout": 0.2},
+    "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
+    "data": {"name": "synthetic", "clients": 8, "samples": 80, "features": 4, "classes": 3},
+    "sweep": {
+        "seed": [0, 1],
+        "algorithm": [
+            {"name": "fedavg", "batch_size": 4},
+            {"name": "fedsgd", "batch_size": 4, "momentum": 0.9},
+        ],
+        "aggregator": [{"name": "centered_clipping"}, {"name": "krum", "f": 4}],
+    },
+}
+
+
+def plan(**changes):
+    return schema.parse("small", copy.deepcopy(TABLE) | changes)
+
+
+def run(path, *, resume=False, stop_after=None, experiment=None):
+    """Runs until so many blocks are done; returns the results."""
+    blocks = 0
+
+    def stop():
+        nonlocal blocks
+        blocks += 1
+        return stop_after is not None and blocks >= stop_after
+
+    with RunFolder(path, experiment or plan(), resume=resume) as folder:
+        return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return path, run(path)
+
+
+def test_the_log_has_every_round_of_every_run(whole):
+    path, results = whole
+    lines = [json.loads(text) for text in (path / "rounds.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 2 * 5
+    places = {(x["cell"], x["seed"], x["round"]) for x in lines}
+    assert places == {(c, s, r) for c in (0, 2) for s in (0, 1) for r in range(1, 6)}
+    ends = [x for x in lines if "test_accuracy" in x]
+    assert {x["round"] for x in ends} == {2, 4, 5}
+    assert len({x["params_sha256"] for x in lines if "params_sha256" in x}) == 4
+    assert [r.status for r in results] == ["done", results[1].status] * 2
+    assert "Krum needs n >= 2f + 3 clients" in results[1].status
+    for index in (0, 2):
+        mine = [x["test_accuracy"] for x in ends if x["cell"] == index and x["round"] == 5]
+        np.testing.assert_allclose(results[index].finals, mine)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 5])
+def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", stop_after=blocks)
+    results = run(tmp_path / "run", resume=True)
+    for name in ("rounds.jsonl", "experiment.toml"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert not list((tmp_path / "run" / "checkpoint").iterdir())
+    for mine, theirs in zip(results, whole[1], strict=True):
+        np.testing.assert_array_equal(mine.test, theirs.test)
+
+
+def test_what_was_written_after_the_last_commit_is_cut_off(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=2)
+    with (tmp_path / "rounds.jsonl").open("ab") as log:
+        log.write(b'{"cell": 0, "seed": 0, "rou')
+    (tmp_path / "checkpoint" / "cell-0-round-99").mkdir()
+    run(tmp_path, resume=True)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
+
+
+def test_results_are_read_back(whole):
+    experiment, results = read_results(whole[0])
+    assert experiment.cells == plan().cells
+    for mine, theirs in zip(results, whole[1], strict=True):
+        np.testing.assert_array_equal(mine.test, theirs.test)
+        assert mine.honest_selected == pytest.approx(theirs.honest_selected, nan_ok=True)
+
+
+def test_resuming_a_finished_run_runs_nothing(whole):
+    def watch(*_):
+        raise AssertionError("a cell ran")
+
+    with RunFolder(whole[0], plan(), resume=True) as folder:
+        assert folder.finished
+        assert len(list(run_experiment(folder, watch))) == 4
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=2)
+    return tmp_path
+
+
+def test_an_unfinished_run_is_not_overwritten(stopped):
+    log = (stopped / "rounds.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"unfinished run \(cell 1 of 4, round 4\); --resume"):
+        run(stopped)
+    assert (stopped / "rounds.jsonl").read_bytes() == log
+
+
+def test_a_finished_run_is_run_anew(whole, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(whole[0], path)
+    run(path)
+    assert (path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
+
+
+def test_another_experiment_is_refused_by_name(stopped):
+    with pytest.raises(ValueError, match="holds another experiment: rounds is 5 there, 6 here"):
+        run(stopped, resume=True, experiment=plan(rounds=6))
+    other = plan(model={"name": "mlp", "hidden": [5], "dropout": 0.2})
+    with pytest.raises(ValueError, match=r"model\.hidden is .4. there, .5. here"):
+        run(stopped, resume=True, experiment=other)
+    with pytest.raises(ValueError, match="another experiment: noise is not set there"):
+        run(stopped, resume=True, experiment=plan(noise="attack_then_noise"))
+
+
+def biggest(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: flip(biggest(p / "checkpoint")), "cell-0-round-4 is damaged"),
+        (lambda p: shutil.rmtree(p / "checkpoint"), "cell-0-round-4 is damaged"),
+        (lambda p: (p / "progress.json").write_text('{"cell": 0'), "progress.json is damaged"),
+        (lambda p: (p / "progress.json").write_text('{"sell": 0}'), "progress.json is damaged"),
+        (lambda p: (p / "rounds.jsonl").write_text(""), "rounds.jsonl is damaged: it is shorter"),
+        (lambda p: flip(p / "rounds.jsonl"), "rounds.jsonl is damaged"),
+        (lambda p: (p / "experiment.toml").unlink(), "experiment.toml is missing or damaged"),
+    ],
+)
+def test_a_damaged_folder_is_refused(stopped, damage, message):
+    damage(stopped)
+    with pytest.raises(ValueError, match=message) as error:
+        run(stopped, resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_other_numbers_is_refused(stopped):
+    progress = json.loads((stopped / "progress.json").read_text())
+    progress["digest"] = "0" * 64
+    (stopped / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(ValueError, match=r"damaged \(its sum differs\)"):
+        run(stopped, resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with (
+        filelock.FileLock(tmp_path / ".lock"),
+        pytest.raises(ValueError, match="is in use by another run"),
+    ):
+        run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.argv = ["jaxfl", "run", sys.argv[1], "--out", sys.argv[2], "--quiet", *sys.argv[3:]]
+from jaxfl.experiments import folder
+before = folder.RunFolder.commit
+def commit(self, cell, rounds, state=None):
+    if rounds == 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    before(self, cell, rounds, state)
+folder.RunFolder.commit = commit
+from jaxfl.cli import main
+main()
+"""
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(whole, tmp_path):
+    """A limit on the size of files stands in for the disk, from the second checkpoint on."""
+    experiment = tmp_path / "small.toml"
+    shutil.copy(whole[0] / "experiment.toml", experiment)
+    words = [sys.executable, "-c", LIMITED, experiment, tmp_path / "run"]
+    done = subprocess.run(
+        words,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"cannot write to {tmp_path / 'run'}: " in line
+    assert "too large" in line
+    run(tmp_path / "run", resume=True)
+    log = (tmp_path / "run" / "rounds.jsonl").read_bytes()
+    assert log == (whole[0] / "rounds.jsonl").read_bytes()
