@@ -167,7 +167,7 @@ def show(curves: Sequence[Curve], console: Console) -> None:
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """Mean over seeds as a line, smallest to largest as a band; dashed without attack."""
     rules = list(dict.fromkeys(case.rule for case in cases()))
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     for curve in curves:
         values, colour = 100 * curve.accuracy, f"C{rules.index(curve.case.rule)}"
         style = "-" if curve.case.attacked else "--"
@@ -178,7 +178,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     axes.set_title(f"MNIST, {CLIENTS} clients; IPM (scale 10) by {BYZANTINE} of them", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8, frameon=True)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

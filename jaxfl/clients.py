@@ -1,7 +1,6 @@
 """What one client does in a round. Everything here is written for one client and vmapped."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,9 @@ class Samples(Struct):
     ) -> Batch:
         """The step-th batch of one pass over the data in the random order ``order``."""
         place = step * size + jnp.arange(size, dtype=jnp.int32)
-        return self.load(permute(place, self.count, order), place < self.count, key)
+        # Padding repeats the client's own samples: the loss masks it, batch statistics see it.
+        own = permute(place % jnp.maximum(self.count, 1), self.count, order)
+        return self.load(own, place < self.count, key)
 
 
 class Message(Struct):
@@ -58,8 +59,6 @@ class ClientAlgorithm(Component):
 
     batch_size: int | None = field(default=None, at_least=1)
     """Samples per step; None: all that the client has. A client with fewer uses what it has."""
-
-    stateful: ClassVar[bool] = False
 
     def init(self, spec: Spec) -> State:
         """One client's memory at the start of a run."""
@@ -139,10 +138,9 @@ class FedAvg(ClientAlgorithm):
         def local_step(carry: PyTree, t: Int[Array, ""]) -> tuple[PyTree, Array]:
             params, statistics, memory = carry
             epoch, step = t // per_epoch, t % per_epoch
-            order_key = jax.random.fold_in(jax.random.fold_in(key, 0), epoch)
-            load_key, model_key = jax.random.split(
-                jax.random.fold_in(jax.random.fold_in(key, 1), t)
-            )
+            # By epoch and step in it: draws must not depend on the size of the largest client.
+            order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
+            load_key, model_key = jax.random.split(jax.random.fold_in(step_key, step))
             batch = samples.batch(step, size, order_key, load_key)
             (loss, new_statistics), gradient = jax.value_and_grad(objective.loss, has_aux=True)(
                 params, statistics, batch, model_key

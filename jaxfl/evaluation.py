@@ -1,6 +1,7 @@
 """How good the model is after a number of rounds, and what a run leaves behind."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxfl.data.dataset import FederatedData
 from jaxfl.federation import FederationState, Plan, RoundRecord
-from jaxfl.models.objective import Objective
 from jaxfl.types import Struct
 
 EVALUATION_BATCH = 500
@@ -72,7 +72,8 @@ class History:
     evaluations: Evaluation
     """One entry per evaluation."""
     state: FederationState
-    objective: Objective = dataclasses.field(repr=False)
+    simulation: Any = dataclasses.field(repr=False)
+    """The ``Simulation`` that ran: to go on with, or to ask for the next round's messages."""
 
     @property
     def rounds(self) -> np.ndarray:
@@ -105,4 +106,4 @@ class History:
         state = self.state
         if np.ndim(state.params) == 2:
             state = jax.tree.map(lambda x: x[0], state)
-        return self.objective.module(state.params, state.statistics)
+        return self.simulation.plan.objective.module(state.params, state.statistics)

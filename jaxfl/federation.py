@@ -7,10 +7,12 @@ number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shap
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
@@ -43,8 +45,24 @@ class Federation(Component):
     """How many clients of the population are Byzantine; which ones, the seed decides."""
     noise: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
     """``noise_then_attack``: all follow the privacy mechanism, attackers then rewrite their
-    messages and send them unclipped and without noise. ``attack_then_noise``: the attack works on
-    clean updates, and every message, also a crafted one, is clipped and noised."""
+    messages; what they craft is neither clipped nor noised. ``attack_then_noise``: the attack
+    works on clean updates, and every message, also a crafted one, is clipped and noised."""
+
+    def check(self, population: int) -> None:
+        """Raises ValueError where the parts do not fit together for so many clients."""
+        if self.byzantine > population:
+            raise ValueError(
+                f"byzantine must be at most the number of clients, {population}; "
+                f"got {self.byzantine}"
+            )
+        self.aggregator.check(self.participation.cohort(population))
+        sample = functools.partial(self.participation.sample, population)
+        _, present = jax.eval_shape(sample, jax.random.key(0))
+        if present is not None and not self.aggregator.accepts_absent:
+            raise ValueError(
+                f"{self.aggregator} cannot leave out absent clients, so it does not go with "
+                f"{type(self.participation).__name__} participation; use Full or Uniform"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +107,7 @@ class RoundRecord(Struct):
     loss: Float[Array, ""]
     """Training loss, mean over the honest clients of the cohort."""
     honest_norm: Float[Array, ""]
-    """Mean norm of the honest messages received."""
+    """Mean norm of the honest messages received; here and below, of those that are finite."""
     byzantine_norm: Float[Array, ""]
     """Mean norm of the Byzantine messages received (NaN where there are none)."""
     aggregate_norm: Float[Array, ""]
@@ -138,9 +156,10 @@ def run_round(
     change, optimizer = federation.optimizer.transform().update(
         result.update, state.optimizer, state.params
     )
+    params: Any = optax.apply_updates(state.params, change)
     present = present_mask(context, sent.shape[0])
     new_state = state.replace(
-        params=replicate(state.params + change),
+        params=replicate(params),
         statistics=_mean_statistics(messages.statistics, state.statistics, present),
         optimizer=optimizer,
         clients=clients,
@@ -158,9 +177,13 @@ def exchange(
     context, messages, _ = _client_phase(federation, plan, data, state)
     own = messages.update
     sent, _ = _attack_phase(federation, plan, state, context, own)
-    byzantine = jnp.zeros((), bool) if context.byzantine is None else context.byzantine
+    assert context.byzantine is not None
     return Exchange(
-        ids=context.client_ids, byzantine=byzantine, present=context.present, own=own, sent=sent
+        ids=context.client_ids,
+        byzantine=context.byzantine,
+        present=context.present,
+        own=own,
+        sent=sent,
     )
 
 
@@ -283,7 +306,10 @@ def _record(
     info: Info,
 ) -> RoundRecord:
     assert context.byzantine is not None
+    squares = rows.squared_norms(sent)
+    # A message that is not finite has no distance: it is left out here as rules leave it out.
     present = present_mask(context, sent.shape[0])
+    finite = present & jnp.isfinite(squares)
     byzantine, honest = context.byzantine & present, ~context.byzantine & present
 
     def mean_over(mask: Array, values: Array | None) -> Array:
@@ -293,9 +319,10 @@ def _record(
         total = jnp.sum(jnp.where(mask, values, 0))
         return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
 
-    weights = honest / jnp.maximum(jnp.sum(honest), 1)
+    measured = honest & finite
+    weights = measured / jnp.maximum(jnp.sum(measured), 1)
     target = rows.combine(weights, sent, jnp.zeros((0, sent.shape[1]), sent.dtype))
-    norms = rows.safe_sqrt(rows.squared_norms(sent))
+    norms = rows.safe_sqrt(squares)
     products = rows.squared_norms(jnp.stack([aggregate, target, aggregate - target]))
     aggregate_norm, target_norm, distance = rows.safe_sqrt(products)
     inner = jnp.dot(aggregate, target, precision="highest")
@@ -306,8 +333,8 @@ def _record(
         malicious_weight = rows.safe_ratio(mass, jnp.sum(info.weights))
     return RoundRecord(
         loss=mean_over(honest, losses),
-        honest_norm=mean_over(honest, norms),
-        byzantine_norm=mean_over(byzantine, norms),
+        honest_norm=mean_over(measured, norms),
+        byzantine_norm=mean_over(byzantine & finite, norms),
         aggregate_norm=aggregate_norm,
         distance=distance,
         cosine=rows.safe_ratio(inner, aggregate_norm * target_norm),

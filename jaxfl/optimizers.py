@@ -1,10 +1,12 @@
 """Optimisers, for the server's step and for local steps, and their learning-rate schedules."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from jaxfl.component import Component, Scalar, field
+from jaxfl.types import PyTree
 
 
 class Schedule(Component):
@@ -50,10 +52,25 @@ class Optimizer(Component):
         raise NotImplementedError
 
     def transform(self) -> optax.GradientTransformation:
-        """The optax transformation: ``params + updates`` takes the step."""
+        """The optax transformation: ``optax.apply_updates`` takes the step.
+
+        Its memory and its arithmetic are float32 or better, whatever the parameters' type.
+        """
         rate = self.learning_rate
         step = rate.rate if isinstance(rate, Schedule) else rate
-        return optax.chain(self.rule(), optax.scale_by_learning_rate(step))  # pyright: ignore
+        inner = optax.chain(self.rule(), optax.scale_by_learning_rate(step))  # pyright: ignore
+
+        def init(params: PyTree) -> PyTree:
+            return inner.init(_widened(params))
+
+        def update(updates: PyTree, state: PyTree, params: PyTree = None) -> PyTree:
+            return inner.update(_widened(updates), state, _widened(params))
+
+        return optax.GradientTransformation(init, update)
+
+
+def _widened(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 class SGD(Optimizer):

@@ -14,6 +14,10 @@ class Participation(Component):
         """The number of slots in a round's program."""
         raise NotImplementedError
 
+    def expected(self, population: int) -> int:
+        """The number of clients that a round has on average, rounded."""
+        return self.cohort(population)
+
     def sample(
         self, population: int, key: Key[Array, ""]
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
@@ -63,6 +67,9 @@ class Poisson(Participation):
         from scipy.stats import binom
 
         return min(max(int(binom.isf(self.overflow, population, self.rate)), 1), population)
+
+    def expected(self, population: int) -> int:
+        return max(round(self.rate * population), 1)
 
     def sample(
         self, population: int, key: Key[Array, ""]

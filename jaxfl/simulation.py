@@ -42,29 +42,19 @@ def make_plan(
     *,
     loss: Loss | None = None,
     client_chunk: int | None = None,
+    runs: int = 1,
 ) -> Plan:
     """Sizes and choices that shape the program, after checking that the parts fit together.
+
+    ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
 
     Raises:
       ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort
         or cannot leave out absent clients, a chunk below 1.
     """
     population = data.clients
-    if federation.byzantine > population:
-        raise ValueError(
-            f"byzantine must be at most the number of clients, {population}; "
-            f"got {federation.byzantine}"
-        )
+    federation.check(population)
     cohort = federation.participation.cohort(population)
-    federation.aggregator.check(cohort)
-    _, present = jax.eval_shape(
-        lambda key: federation.participation.sample(population, key), jax.random.key(0)
-    )
-    if present is not None and not federation.aggregator.accepts_absent:
-        raise ValueError(
-            f"{federation.aggregator} cannot leave out absent clients, so it does not go with "
-            f"{type(federation.participation).__name__} participation; use Full or Uniform"
-        )
     if client_chunk is not None and client_chunk < 1:
         raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
     extra = {} if loss is None else {"loss": loss}
@@ -73,14 +63,15 @@ def make_plan(
         population=population,
         cohort=cohort,
         dim=objective.dim,
+        dtype=objective.dtype,
         max_byzantine=min(federation.byzantine, cohort),
     )
-    chunk = client_chunk or _automatic_chunk(federation, objective, data, spec)
+    chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
     return Plan(objective=objective, spec=spec, chunk=chunk)
 
 
 def _automatic_chunk(
-    federation: Federation, objective: Objective, data: FederatedData, spec: Spec
+    federation: Federation, objective: Objective, data: FederatedData, spec: Spec, runs: int
 ) -> int:
     def one_client(params: Array, statistics: PyTree, key: Array) -> PyTree:
         def load(place: Array, mask: Array, key: Array) -> Batch:
@@ -94,7 +85,7 @@ def _automatic_chunk(
 
     key = jax.random.key(0)
     params, statistics = jax.eval_shape(objective.init, key)
-    return choose_chunk(spec.cohort, working_set(one_client, params, statistics, key))
+    return choose_chunk(spec.cohort, runs * working_set(one_client, params, statistics, key))
 
 
 def run_block(
@@ -195,16 +186,22 @@ class Simulation:
         check_way(way)
         if not seeds:
             raise ValueError("seeds must name at least one seed")
-        partitions = [data] if isinstance(data, FederatedData) else list(data)
-        parts = [federation] if isinstance(federation, Federation) else list(federation)
-        for given, what in ((partitions, "partitions"), (parts, "federations")):
-            if len(given) not in (1, len(seeds)):
+        partitions = list(data) if isinstance(data, Sequence) else [data]
+        parts = list(federation) if isinstance(federation, Sequence) else [federation]
+        if not all(isinstance(part, FederatedData) for part in partitions):
+            raise ValueError(
+                "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
+            )
+        for given, what in ((data, "partitions"), (federation, "federations")):
+            if isinstance(given, Sequence) and len(given) != len(seeds):
                 raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
         self.federation = _stacked(parts)
-        self.plan = make_plan(parts[0], self.data, model, loss=loss, client_chunk=client_chunk)
+        self.plan = make_plan(
+            parts[0], self.data, model, loss=loss, client_chunk=client_chunk, runs=len(seeds)
+        )
         self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
         self._program = functools.partial(
@@ -233,8 +230,8 @@ class Simulation:
 
         ``progress`` is called after every block with its evaluation and records.
         """
-        if rounds < 1:
-            raise ValueError(f"rounds must be at least 1; got {rounds}")
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"rounds must be an integer, at least 1; got {rounds!r}")
         records, evaluations = [], []
         done = 0
         while done < rounds:
@@ -250,7 +247,7 @@ class Simulation:
             records=jax.tree.map(lambda *x: np.concatenate(x, axis=axis), *records),
             evaluations=jax.tree.map(lambda *x: np.stack(x, axis=axis), *evaluations),
             state=jax.tree.map(jnp.copy, self.state),
-            objective=self.plan.objective,
+            simulation=self,
         )
 
     def advance(self, rounds: int) -> tuple[RoundRecord, Evaluation]:

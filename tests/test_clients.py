@@ -1,11 +1,13 @@
 """What clients compute, against plain NumPy over the same samples."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import NumpySoftmax, client_arrays, ragged
 
 from jaxfl import SGD, FedAvg, Federation, FedSGD, Simulation, Uniform
-from jaxfl.models import Softmax
+from jaxfl.models import MLP, Softmax
 
 
 def simulation(federation, data=None, **settings):
@@ -119,3 +121,57 @@ def test_only_the_cohort_remembers():
 def test_bad_batch_sizes_are_refused(bad):
     with pytest.raises(ValueError, match="FedSGD: batch_size must be"):
         FedSGD(batch_size=bad)
+
+
+def test_steps_beyond_a_small_client_s_data_do_nothing():
+    """Momentum and weight decay would go on moving a client whose data are used up."""
+    local = SGD(learning_rate=0.2, momentum=0.9, weight_decay=0.1)
+    algorithm = FedAvg(epochs=2, batch_size=4, optimizer=local)
+    run = simulation(Federation(algorithm=algorithm))
+    softmax, start = reference(run)
+    own = np.asarray(run.messages().own, np.float64)
+    (k,) = [k for k in range(run.data.clients) if int(run.data.count[k]) <= 4]
+    x, y = client_arrays(run.data, k)
+    w, v = start.copy(), 0
+    for _ in range(2):
+        v = 0.9 * v + softmax.gradient(w, x, y) + 0.1 * w
+        w = w - 0.2 * v
+    np.testing.assert_allclose(own[k], start - w, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_s_draws_do_not_depend_on_the_largest_client():
+    """The same clients beside a larger one: same batches, same dropout, same messages."""
+    small = ragged(sizes=(3, 9, 5))
+    federation = Federation(algorithm=FedAvg(epochs=2, batch_size=4))
+    model = MLP(hidden=(8,), dropout=0.5)
+    one = Simulation(federation, small, model).messages().own
+    other = Simulation(federation, small.replace(capacity=30), model).messages().own
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_padding_repeats_a_client_s_own_samples():
+    """So that batch statistics of a small client are its own, here exactly: 12 is 4 times 3."""
+
+    def net(rngs):
+        return nnx.Sequential(nnx.BatchNorm(4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs))
+
+    pair = ragged(sizes=(3, 12))
+    both = Simulation(Federation(algorithm=FedSGD()), pair, net).messages().own
+    alone = pair.replace(start=pair.start[:1], count=pair.count[:1], capacity=3)
+    single = Simulation(Federation(algorithm=FedSGD()), alone, net).messages().own
+    np.testing.assert_allclose(both[0], single[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_bfloat16_model_keeps_its_type():
+    def net(rngs):
+        return nnx.Linear(4, 3, param_dtype=jnp.bfloat16, rngs=rngs)
+
+    server = SGD(momentum=0.9)
+    local = FedAvg(optimizer=SGD(learning_rate=0.1, momentum=0.9))
+    federation = Federation(algorithm=local, optimizer=server)
+    assert Simulation(federation, ragged(), net).run(1).state.params.dtype == jnp.bfloat16
+    federation = Federation(algorithm=FedSGD(momentum=0.9), optimizer=server)
+    state = Simulation(federation, ragged(), net, evaluate_every=2).run(2).state
+    assert state.params.dtype == jnp.bfloat16
+    assert state.clients.dtype == jnp.bfloat16
+    assert bool(jnp.any(state.clients != 0))

@@ -36,3 +36,22 @@ def test_the_readme_snippets_run(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_commands_run(tmp_path):
+    (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "jaxfl compare" in commands
+    here = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        ["sh", "-e", "-c", commands],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": here + os.pathsep + os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "first" / "summary.csv").is_file()
+    assert "difference" in done.stdout

@@ -229,3 +229,10 @@ def test_non_finite_clients_are_data():
     history = run.run(2)
     assert not history.diverged
     assert history.records.honest_selected[0] == pytest.approx(8 / 9)
+    sent = np.asarray(run.messages().sent)[1:]
+    third = run.run(1).records
+    norms = np.linalg.norm(sent, axis=1)
+    np.testing.assert_allclose(third.honest_norm[0], norms.mean(), rtol=1e-5)
+    weights = np.asarray(data.count)[1:] / int(np.sum(data.count[1:]))
+    error = np.linalg.norm(weights @ sent - sent.mean(axis=0))
+    np.testing.assert_allclose(third.distance[0], error, rtol=1e-4, atol=1e-7)

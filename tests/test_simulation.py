@@ -276,12 +276,36 @@ def test_what_does_not_fit_is_one_clear_error(federation, settings, message, mon
     assert "\n" not in str(error.value)
 
 
+def test_a_data_set_that_was_not_divided_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="data must be FederatedData: call"):
+        Simulation(Federation(), DATASET, Softmax())
+
+
+def test_federations_that_differ_in_numbers_are_one_program():
+    data = DATASET.split(Dirichlet(alpha=1.0), clients=8)
+    rates = (0.1, 0.5, 0.1)
+    several = [FEDERATION.replace(optimizer=SGD(learning_rate=rate)) for rate in rates]
+    together = Simulation(several, data, Softmax(), seeds=(1, 1, 2), evaluate_every=3).run(3)
+    for i, seed in enumerate((1, 1, 2)):
+        alone = Simulation(several[i], data, Softmax(), seeds=(seed,), evaluate_every=3).run(3)
+        np.testing.assert_allclose(
+            together.state.params[i], alone.state.params, rtol=1e-4, atol=1e-5
+        )
+    assert np.max(np.abs(together.state.params[0] - together.state.params[1])) > 1e-3
+    with pytest.raises(ValueError, match="got 2 federations for 3 seeds"):
+        Simulation(several[:2], data, Softmax(), seeds=(1, 1, 2))
+    mixed = [*several[:2], FEDERATION.replace(aggregator=TrimmedMean(f=1))]
+    with pytest.raises(ValueError, match="may differ only in leaves"):
+        Simulation(mixed, data, Softmax(), seeds=(1, 1, 2))
+
+
 def test_wrong_numbers_of_rounds_and_partitions():
     with pytest.raises(ValueError, match="got 1 partitions for 2 seeds"):
         Simulation(Federation(), [SMALL], Softmax(), seeds=(0, 1))
     simulation = Simulation(Federation(), SMALL, Softmax())
     for rounds in (0, -1):
-        with pytest.raises(ValueError, match=f"rounds must be at least 1; got {rounds}"):
+        with pytest.raises(ValueError, match=f"rounds must be .*; got {rounds}"):
             simulation.run(rounds)
     with pytest.raises(ValueError, match="multiple of evaluate_every; got 5 and 2"):
         run(Federation(), simulation.plan, SMALL, 0, rounds=5, evaluate_every=2)

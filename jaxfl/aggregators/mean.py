@@ -53,12 +53,6 @@ class Oracle(WeightingRule):
     ) -> tuple[Float[Array, " n"], Info]:
         if context.byzantine is None:
             raise ValueError("Oracle needs context.byzantine, the mask of Byzantine clients")
-        rows, clients = statistics.usable.shape[0], context.byzantine.shape[0]
-        if rows != clients:
-            raise ValueError(
-                f"Oracle needs one row per client; got {rows} rows of {clients} clients: "
-                "pre-aggregators before it must not merge clients"
-            )
         honest = statistics.usable & ~context.byzantine
         weights = context.weights * honest
         weights = safe_ratio(weights, jnp.sum(weights))

@@ -9,6 +9,7 @@ from jaxfl.aggregators.base import (
     WeightingRule,
     run_rule,
 )
+from jaxfl.aggregators.mean import Oracle
 from jaxfl.types import Aggregated, Context, Spec, State
 
 
@@ -37,10 +38,15 @@ class Pipeline(Aggregator):
                 "Pipeline: rule must be a weighting or coordinatewise rule, not "
                 f"{type(self.rule).__name__}; put all pre-aggregators in one list"
             )
+        rows = n
         for stage in self.pre:
-            stage.check(n)
-            n = stage.rows(n)
-        self.rule.check(n)
+            stage.check(rows)
+            rows = stage.rows(rows)
+        if isinstance(self.rule, Oracle) and rows != n:
+            raise ValueError(
+                f"Pipeline: Oracle needs one row per client; it would get {rows} of {n} clients"
+            )
+        self.rule.check(rows)
 
     def init(self, spec: Spec) -> State:
         return self.rule.init(spec)

@@ -30,7 +30,7 @@ class AttackView(Struct):
     params: Float[Array, " d"] | None
     weights: Float[Array, " n"]
     honest: Bool[Array, " n"]
-    """Present and not Byzantine."""
+    """Present, not Byzantine, and finite: one honest NaN must not disarm the attack."""
     attackers: Int[Array, " a"]
     """Rows of the Byzantine clients in ascending order, padded with n."""
 
@@ -130,7 +130,7 @@ def attack_rows(
         round=context.round,
         params=context.params,
         weights=context.weights,
-        honest=~byzantine & present_mask(context, n),
+        honest=~byzantine & present_mask(context, n) & jnp.isfinite(rows.squared_norms(updates)),
         attackers=jnp.nonzero(byzantine, size=max_byzantine, fill_value=n)[0].astype(jnp.int32),
     )
     crafted, state = attack.craft(updates, state, view, key, defence)

@@ -50,6 +50,11 @@ class Dataset:
                 )
             if not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(f"{self.name}: labels must be integers; got {labels.dtype}")
+            if inputs.shape[1:] != self.inputs.shape[1:]:
+                raise ValueError(
+                    f"{self.name}: {part} inputs must have the shape of training inputs, "
+                    f"{self.inputs.shape[1:]}; got {inputs.shape[1:]}"
+                )
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.classes:
                 raise ValueError(

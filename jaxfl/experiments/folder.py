@@ -34,6 +34,9 @@ from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
 
+OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
+"""What a run writes on its way, and the next one in the same folder replaces."""
+
 
 @dataclasses.dataclass
 class Progress:
@@ -73,10 +76,12 @@ class RunFolder:
         self.lines: dict[int, list[Line]] = {}
         """What is logged, by cell."""
         self._resume = resume
+        self._made = False
         self._lock = filelock.FileLock(path / ".lock")
         self._log: io.BufferedWriter | None = None
 
     def __enter__(self) -> "RunFolder":
+        self._made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -98,6 +103,8 @@ class RunFolder:
         if self._log is not None:
             with contextlib.suppress(OSError):  # a full disk: what is left belongs to no commit
                 self._log.close()
+        if error is not None and self.progress == Progress() and not self.lines:
+            self._withdraw()
         self._lock.release()
 
     @property
@@ -144,6 +151,15 @@ class RunFolder:
         path = self._checkpoints / self.progress.checkpoint
         return checkpoint.restore(path, like, self.progress.digest)
 
+    def _withdraw(self) -> None:
+        """Leaves no trace of a run that failed before its first block."""
+        for name in OWN:
+            _delete(self.path / name)
+        if self._made:
+            _delete(self.path / ".lock")
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Names the folder where the operating system names nothing."""
@@ -174,7 +190,7 @@ class RunFolder:
             self._tidy()
             self._cut_log()
         else:
-            for name in ("checkpoint", "rounds.jsonl", "progress.json"):
+            for name in OWN:
                 _delete(self.path / name)
             table = tomli_w.dumps(self.experiment.table).encode()
             write_aside(self.path / "experiment.toml", table)

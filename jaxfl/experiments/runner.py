@@ -25,10 +25,9 @@ class Interrupted(Exception):  # noqa: N818 - no error: the user asked
 
 
 def not_applicable(cell: Cell) -> str | None:
-    """Why a rule is not defined for this cell, or None."""
-    cohort = cell.federation.participation.cohort(cell.clients)
+    """Why the parts of this cell do not fit together, or None."""
     try:
-        cell.federation.aggregator.check(cohort)
+        cell.federation.check(cell.clients)
     except ValueError as error:
         return str(error)
     return None

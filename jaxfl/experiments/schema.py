@@ -235,9 +235,8 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         if key in table and key not in ("attack", "aggregator")
     }
     participation = parts.get("participation", Federation().participation)
-    cohort = participation.cohort(clients)
-    # The expected number of Byzantine clients in a cohort, rounded up.
-    f = -(-byzantine * cohort // clients)
+    # The expected number of Byzantine clients in a round, rounded up.
+    f = -(-byzantine * participation.expected(clients) // clients)
     parts |= {
         key: build(PARTS[key], table[key], key, f=f)
         for key in ("attack", "aggregator")

@@ -35,7 +35,7 @@ def patches_convolution(
     dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
     if any(d != 1 for d in dilations) or feature_group_count != 1:
         raise ValueError("patches_convolution does no dilated and no grouped convolutions")
-    (kh, kw, _, out), (sh, sw) = rhs.shape, window_strides
+    (kh, kw, channels, out), (sh, sw) = rhs.shape, window_strides
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], (kh, kw), (sh, sw), padding)
     lhs = jnp.pad(lhs, ((0, 0), *((int(a), int(b)) for a, b in padding), (0, 0)))
@@ -44,7 +44,13 @@ def patches_convolution(
         lhs[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
         for i, j in itertools.product(range(kh), range(kw))
     ]
-    return jnp.matmul(jnp.concatenate(shifted, axis=-1), rhs.reshape(-1, out), **precision)
+    kernel = rhs.reshape(-1, out)
+    if channels > 1:
+        return jnp.matmul(jnp.concatenate(shifted, axis=-1), kernel, **precision)
+    # Slices one number wide do not vectorise; whole images side by side do.
+    patches = jnp.stack([image[..., 0] for image in shifted]).reshape(kh * kw, -1)
+    product = jax.lax.dot_general(patches, kernel, (((0,), (0,)), ((), ())), **precision)
+    return product.reshape(lhs.shape[0], height, width, out)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_half w_half c"]:

@@ -70,6 +70,12 @@ class Objective:
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     @property
+    def dtype(self) -> jnp.dtype:
+        """The type of the raveled parameters."""
+        params, _ = self._template
+        return jnp.result_type(*jax.tree.leaves(params))
+
+    @property
     def _template(self) -> tuple[PyTree, PyTree]:
         return jax.tree.unflatten(self.treedef, self.shapes)
 

@@ -79,16 +79,17 @@ def combine(
         block = jnp.where(used[:, None], block.astype(dtype), 0)
         total = jnp.matmul(weights[:n].astype(dtype), block, precision=jax.lax.Precision.HIGHEST)
         if reference.shape[0]:
-            total += jnp.matmul(weights[n:].astype(dtype), reference.astype(dtype))
+            own = weights[n:].astype(dtype), reference.astype(dtype)
+            total += jnp.matmul(*own, precision=jax.lax.Precision.HIGHEST)
         return total
 
     return map_columns(block_sum, rows, references, width=WIDTH).astype(rows.dtype)
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Square root with gradient 0 at 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """Square root with gradient 0 at 0; NaN of what is negative or NaN."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
 def safe_ratio(a: Array, b: Array) -> Array:

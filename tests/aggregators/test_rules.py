@@ -71,7 +71,7 @@ def test_oracle_needs_the_truth():
 def test_oracle_needs_one_row_per_client():
     rule = Pipeline(pre=[Bucketing(size=2)], rule=Oracle())
     context = Context.of(11, byzantine=jnp.arange(11) < 3)
-    with pytest.raises(ValueError, match="got 6 rows of 11 clients"):
+    with pytest.raises(ValueError, match="it would get 6 of 11 clients"):
         rule(draw(), context=context)
 
 

@@ -311,3 +311,13 @@ def test_strength_is_swept_by_vmap():
     swept = jax.vmap(lambda scale: IPM(scale=scale)(x, byzantine))(scales)
     for scale, rows in zip(scales, swept, strict=True):
         np.testing.assert_allclose(rows, IPM(scale=scale)(x, byzantine), rtol=1e-5)
+
+
+@pytest.mark.parametrize("attack", [ALIE(z=1.5), IPM(scale=0.5)])
+def test_an_honest_row_that_is_not_finite_does_not_disarm_an_attack(attack):
+    x, byzantine = draw(), mask(2)
+    broken = x.copy()
+    broken[5, 3] = np.nan
+    without = np.delete(x, 5, axis=0)
+    expected = attack(without, np.delete(byzantine, 5))[2]
+    np.testing.assert_allclose(attack(broken, byzantine)[2], expected, rtol=1e-5)

@@ -186,3 +186,26 @@ def test_an_idx_file_is_read_as_its_header_says(tmp_path):
     path.write_bytes(gzip.compress(header + values.tobytes()))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     np.testing.assert_array_equal(_read_idx(path, digest), values)
+
+
+def test_inputs_of_two_shapes_are_refused():
+    labels = np.arange(6) % 2
+    with pytest.raises(ValueError, match=r"shape of training inputs, \(3,\); got \(4,\)"):
+        sources.from_arrays(np.zeros((6, 3)), labels, np.zeros((6, 4)), labels)
+
+
+def test_held_out_samples_leave_the_training_set():
+    dataset = sources.synthetic(samples=100, features=3, classes=2)
+    held = dataset.hold_out(0.25, seed=1)
+    assert (len(held.labels), len(held.validation_labels)) == (75, 25)
+    rows = np.concatenate([np.asarray(held.inputs), np.asarray(held.validation_inputs)])
+    whole = np.asarray(dataset.inputs)
+    np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(whole, axis=0))
+    pairs = {tuple(x): y for x, y in zip(whole.tolist(), dataset.labels.tolist(), strict=True)}
+    for x, y in zip(held.validation_inputs.tolist(), held.validation_labels.tolist(), strict=True):
+        assert pairs[tuple(x)] == y
+    other = dataset.hold_out(0.25, seed=2)
+    assert not np.array_equal(held.validation_inputs, other.validation_inputs)
+    for share in (0.001, 0.999):
+        with pytest.raises(ValueError, match="must leave samples on both sides"):
+            dataset.hold_out(share)

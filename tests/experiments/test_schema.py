@@ -32,6 +32,11 @@ def test_f_defaults_to_the_expected_number_of_byzantine_clients():
     half = small(participation={"name": "uniform", "fraction": 0.5})
     (cell,) = schema.parse("x", half).cells
     assert cell.federation.aggregator == Krum(f=1)
+    drawn = small(participation={"name": "poisson", "rate": 0.4}, aggregator="mean")
+    drawn["attack"] = {"name": "onset", "start": 1, "attack": "none"}
+    drawn["aggregator"] = {"name": "pipeline", "pre": ["nnm"], "rule": "mean"}
+    (cell,) = schema.parse("x", drawn).cells
+    assert cell.federation.aggregator.pre[0].f == 1, "four clients on average, not its slots"
     nested = small(aggregator={"name": "pipeline", "pre": ["nnm"], "rule": "trimmed_mean"})
     (cell,) = schema.parse("x", nested).cells
     assert isinstance(cell.federation.aggregator, Pipeline)
@@ -120,6 +125,13 @@ def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
     assert done.status == "done"
     assert done.accuracy.shape == (1, 2)
     assert list(done.rounds) == [2, 4]
+
+
+def test_a_rule_that_cannot_leave_out_clients_is_marked():
+    sweep = {"aggregator": ["mean", "median"]}
+    plan = schema.parse("x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5}))
+    assert not_applicable(plan.cells[0]) is None
+    assert "cannot leave out absent clients" in str(not_applicable(plan.cells[1]))
 
 
 def test_the_quickstart_is_the_grid_it_says_it_is():

@@ -1,0 +1,162 @@
+"""From logged lines to the numbers of a table."""
+
+import copy
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_folder import TABLE, run
+
+from jaxfl import Simulation
+from jaxfl.experiments import schema
+from jaxfl.experiments.results import choose, half_interval, not_run, result_of
+from jaxfl.report.compare import comparison
+from jaxfl.report.tables import entries, latex, markdown, summary
+
+TUNED = {
+    **copy.deepcopy(TABLE),
+    "validation": 0.25,
+    "tune": {"optimizer.learning_rate": [1e-6, 0.1, 1e30]},
+    "sweep": {
+        "seed": [0, 1],
+        "attack": ["none", {"name": "ipm", "scale": 0.5}],
+        "aggregator": ["mean", {"name": "krum", "f": 2}, {"name": "krum", "f": 4}],
+    },
+}
+
+
+def cell(seeds=(0, 1), candidates=1, attack="none", validation=0.25):
+    table = copy.deepcopy(TABLE)
+    table["sweep"] = {"seed": list(seeds), "attack": [attack]}
+    table["validation"] = validation
+    if candidates > 1:
+        table["tune"] = {"optimizer.learning_rate": [0.1 * (i + 1) for i in range(candidates)]}
+    (only,) = schema.parse("x", table).cells
+    return only
+
+
+def lines(cell, test, validation):
+    """Log lines of ``[candidates, seeds, evaluations]`` accuracies after rounds 2, 4, ..."""
+    return [
+        {
+            "cell": 0,
+            "candidate": c,
+            "seed": seed,
+            "round": 2 * (e + 1),
+            "honest_selected": None,
+            "malicious_selected": 0.5,
+            "test_accuracy": test[c][s][e],
+            "test_loss": None if test[c][s][e] is None else 1.0,
+            "validation_accuracy": validation[c][s][e],
+        }
+        for c in range(len(cell.federations))
+        for s, seed in enumerate(cell.seeds)
+        for e in range(len(test[c][s]))
+    ]
+
+
+def test_last_best_and_validation_chosen_accuracy():
+    one = cell()
+    test = [[[0.5, 0.9, 0.7], [0.6, 0.4, 0.8]]]
+    validation = [[[0.6, 0.5, 0.5], [0.1, 0.7, 0.2]]]
+    result = result_of(one, lines(one, test, validation), 1.0)
+    assert list(result.rounds) == [2, 4, 6]
+    assert result.final == pytest.approx(0.75)
+    assert result.best == pytest.approx((0.9 + 0.8) / 2)
+    assert result.selected == pytest.approx((0.5 + 0.4) / 2)
+    assert result.spread == pytest.approx(np.std([0.7, 0.8], ddof=1))
+    low, high = stats.t.interval(0.95, 1, 0.75, stats.sem([0.7, 0.8]))
+    assert result.interval == pytest.approx((high - low) / 2)
+    assert np.isnan(result.honest_selected)
+    assert result.malicious_selected == 0.5
+    assert result.status == "done"
+
+
+def test_the_interval_of_one_seed_is_unknown():
+    assert np.isnan(half_interval(np.array([0.5])))
+
+
+def test_a_defence_chooses_one_candidate_for_all_attacks():
+    a = cell(candidates=2)
+    b = cell(candidates=2, attack={"name": "ipm", "scale": 2.0})
+    half = [[[0.5]] * 2] * 2
+    first = result_of(a, lines(a, half, [[[0.9]] * 2, [[0.8]] * 2]), 0.0)
+    second = result_of(b, lines(b, half, [[[0.1]] * 2, [[0.7]] * 2]), 0.0)
+    assert [r.chosen for r in choose([first])] == [0]
+    assert [r.chosen for r in choose([first, second])] == [1, 1]
+    assert [r.chosen for r in choose([first, not_run(b, "why")])] == [0, 0]
+
+
+def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
+    a = cell(candidates=2)
+    test = [[[None]] * 2, [[0.4]] * 2]
+    validation = [[[0.9]] * 2, [[0.3]] * 2]
+    validation[0] = [[None]] * 2
+    (result,) = choose([result_of(a, lines(a, test, validation), 0.0)])
+    assert result.chosen == 1
+    assert result.status == "done"
+    lost = result_of(a, lines(a, [[[None]] * 2] * 2, [[[None]] * 2] * 2), 0.0)
+    assert lost.status == "diverged"
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuned") / "run"
+    plan = schema.parse("tuned", copy.deepcopy(TUNED))
+    return plan, choose(run(path, experiment=plan))
+
+
+def test_tuning_is_one_program_that_equals_single_runs(tuned):
+    _, results = tuned
+    for result in results:
+        if result.reason is not None:
+            continue
+        dataset = result.cell.load()
+        for c, federation in enumerate(result.cell.federations[:2]):
+            for s, (seed, part) in enumerate(
+                zip(result.cell.seeds, result.cell.divide(dataset), strict=True)
+            ):
+                alone = Simulation(
+                    federation, part, result.cell.model, seeds=[seed], evaluate_every=2
+                ).run(5)
+                np.testing.assert_allclose(result.test[c, s], alone.accuracy, atol=0.07)
+                np.testing.assert_allclose(
+                    result.validation[c, s], alone.evaluations.validation_accuracy, atol=0.11
+                )
+        assert np.any(result.test[0] != result.test[1])
+
+
+def test_tables_of_a_tuned_grid(tuned):
+    plan, results = tuned
+    table = entries(plan, results)
+    assert table[0] == ["", "No attack", "IPM (scale 0.5)", "worst", "tuned"]
+    assert [line[0] for line in table[1:]] == ["Mean", "Krum (f 2)", "Krum (f 4)"]
+    assert table[3][1:] == ["n/a", "n/a", "-", "-"]
+    assert {results[0].chosen, results[3].chosen} != {2}, "a rate of 1e30 diverges"
+    for line in table[1:]:
+        assert f"| {' | '.join(line)} |" in markdown(plan, results)
+    text = latex(plan, results)
+    assert text.count(r"\\") == 4
+    assert r"$\pm$" in text
+    assert "validation_chosen_accuracy" in summary(plan, results).splitlines()[0]
+    assert len(summary(plan, results).splitlines()) == 7
+
+
+def test_comparison_is_paired_by_seed():
+    one = cell(seeds=(0, 1, 2))
+    nothing = [[[0.1]] * 3]
+    first = result_of(one, lines(one, [[[0.5], [0.6], [0.7]]], nothing), 0.0)
+    second = result_of(one, lines(one, [[[0.6], [0.8], [0.8]]], nothing), 0.0)
+    table = comparison(["a", "b"], [[first], [second]])
+    differences = np.array([10.0, 20.0, 10.0])
+    half = stats.t.ppf(0.975, 2) * stats.sem(differences)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[1:] == [["60.0"], ["73.3"], [f"+{differences.mean():.1f} ± {half:.1f}"]]
+    with pytest.raises(ValueError, match="no cell in common"):
+        comparison(["a", "b"], [[first], []])
+    other = cell(seeds=(7, 8, 9))
+    with pytest.raises(ValueError, match="no seed in common"):
+        comparison(
+            ["a", "b"],
+            [[first], [result_of(other, lines(other, [[[0.1]] * 3], nothing), 0.0)]],
+        )
