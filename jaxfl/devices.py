@@ -195,6 +195,7 @@ def compile_for(
                 in_axes=(0, *[None] * len(arguments)),  # pyright: ignore[reportArgumentType]
                 out_axes=None,  # pyright: ignore[reportArgumentType]
                 devices=devices,
+                donate_argnums=tuple(1 + position for position in donate),
             )
         return mapped[len(arguments)](jnp.arange(len(devices)), *arguments)
 

@@ -71,7 +71,10 @@ def check(name: str, federation, ways=WAYS, **settings) -> None:
     *one, _ = simulate(federation, **settings)
     for way in ways:
         *many, simulation = simulate(federation, **settings, devices=jax.devices(), way=way)
-        assert len(simulation.state.params.sharding.device_set) == 8
+        before = simulation.state.params
+        assert len(before.sharding.device_set) == 8
+        simulation.advance(ROUNDS)
+        assert before.is_deleted(), "the state is donated"
         compare(f"{way} {name}", one, many)
         print("same:", way, name, flush=True)
 
