@@ -11,13 +11,19 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
+from jaxfl.data import Partition, available
+from jaxfl.data import prepare as prepare_data
+from jaxfl.data.catalog import SOURCES
 from jaxfl.experiments import schema
 from jaxfl.experiments.environment import StopSignals
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, choose
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
+from jaxfl.registry import build, unknown
 from jaxfl.report.catalogue import catalogue
 from jaxfl.report.compare import comparison
+from jaxfl.report.datasets import availability_table, summary_table
+from jaxfl.report.partition import plot_partition
 from jaxfl.report.plots import accuracy_plot
 from jaxfl.report.progress import Watcher
 from jaxfl.report.tables import result_table, write_tables
@@ -120,6 +126,37 @@ def compare(
     runs = [read_results(folder) for folder in folders]
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(comparison([str(f) for f in folders], [results for _, results in runs]))
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="One of them: load and describe it.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="Draw clients x classes: a name or a TOML table.")
+    ] = None,
+    clients: Annotated[int, typer.Option(help="Clients to divide among.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the division.")] = 0,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("partition.png"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of data files.")] = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Get it through TFDS.")] = False,
+) -> None:
+    """List the data sets, describe one, draw how it is divided."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if data_dir is not None:
+        os.environ["JAXFL_DATA_DIR"] = str(data_dir)
+    if name is None:
+        console.print(availability_table(available()))
+        return
+    if name not in SOURCES:
+        raise ValueError(f"data: {unknown(name, SOURCES)}")
+    way = None if partition is None else build(Partition, schema.toml_value(partition), "partition")
+    if prepare:
+        console.print(f"Prepared: {prepare_data(name)}", highlight=False, soft_wrap=True)
+    dataset = SOURCES[name]()
+    console.print(summary_table(dataset.summary()))
+    if way is not None:
+        plot_partition(dataset.split(way, clients, seed), out)
+        console.print(f"Plot: {out}", highlight=False, soft_wrap=True)
 
 
 def use_compilation_cache() -> None:

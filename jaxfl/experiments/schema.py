@@ -114,7 +114,7 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
-        _assign(table, key.strip(), _toml_value(value.strip()))
+        _assign(table, key.strip(), toml_value(value.strip()))
     return parse(path.stem, table)
 
 
@@ -293,7 +293,8 @@ def _assign(table: dict[str, Any], path: str, value: Any) -> None:
     table[last] = value
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What a text means as a TOML value; itself where it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
