@@ -66,7 +66,17 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "mlp": models.MLP,
         "signguard_cnn": models.SignGuardCNN,
     },
-    partitions.Partition: {"iid": partitions.IID, "dirichlet": partitions.Dirichlet},
+    partitions.Partition: {
+        "iid": partitions.IID,
+        "dirichlet": partitions.Dirichlet,
+        "shards": partitions.Shards,
+        "s_fraction": partitions.SFraction,
+        "bias_groups": partitions.BiasGroups,
+        "gamma_similarity": partitions.GammaSimilarity,
+        "quantity_dirichlet": partitions.QuantityDirichlet,
+        "quantity_log_normal": partitions.QuantityLogNormal,
+        "natural": partitions.Natural,
+    },
 }
 
 

@@ -17,6 +17,26 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Summary:
+    """A data set in numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the training inputs."""
+    test_shape: tuple[int, ...]
+    dtype: str
+    classes: int
+    mean: tuple[float, ...]
+    """Of the training inputs: per channel for images (pixels from 0 to 1), else over all."""
+    std: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Training samples of each class."""
+    test_counts: tuple[int, ...]
+    clients: int | None
+    """Clients that the data comes with."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """Training and test samples of one task, not yet divided among clients.
 
@@ -81,6 +101,27 @@ class Dataset:
             validation_labels=self.labels[held],
         )
 
+    def summary(self) -> Summary:
+        """Shapes, classes, mean and deviation, and how many samples there are of each class."""
+        inputs = np.asarray(self.inputs)
+        mean, std = _channels(inputs) if inputs.dtype == np.uint8 else _overall(inputs)
+        counts, test_counts = (
+            tuple(np.bincount(np.asarray(labels), minlength=self.classes).tolist())
+            for labels in (self.labels, self.test_labels)
+        )
+        return Summary(
+            name=self.name,
+            shape=inputs.shape,
+            test_shape=tuple(self.test_inputs.shape),
+            dtype=str(inputs.dtype),
+            classes=self.classes,
+            mean=mean,
+            std=std,
+            counts=counts,
+            test_counts=test_counts,
+            clients=None if self.client_ids is None else len(np.unique(self.client_ids)),
+        )
+
     def split(self, partition: "Partition", clients: int, seed: int = 0) -> "FederatedData":
         """Divides the training samples among clients: a new assignment for each seed."""
         if clients < 1:
@@ -90,7 +131,7 @@ class Dataset:
                 f"{self.name}: {clients} clients cannot share {len(self.labels)} samples; "
                 "every client needs at least one"
             )
-        owners = partition.assign(np.asarray(self.labels), clients, np.random.default_rng(seed))
+        owners = partition.divide(self, clients, np.random.default_rng(seed))
         return self.federate(owners, clients)
 
     def by_client(self) -> "FederatedData":
@@ -163,6 +204,15 @@ class FederatedData(Struct):
         """The shape of one input."""
         return self.inputs.shape[1:]
 
+    def class_counts(self) -> np.ndarray:
+        """How many samples of each class each client has: ``[clients, classes]``."""
+        if self.count.ndim != 1:
+            raise ValueError("class_counts wants one partition; these are several, stacked")
+        owners = np.repeat(np.arange(self.clients), np.asarray(self.count))
+        counts = np.zeros((self.clients, self.classes), np.int64)
+        np.add.at(counts, (owners, np.asarray(self.labels)[np.asarray(self.order)]), 1)
+        return counts
+
     def prepare(self, inputs: Array) -> Array:
         """Inputs as the model sees them: float32, images scaled and normalised."""
         if inputs.dtype != jnp.uint8:
@@ -191,3 +241,19 @@ class FederatedData(Struct):
         """The ``in_axes`` of a stacked data set: partitions are mapped, samples shared."""
         shared = jax.tree.map(lambda _: None, self)
         return shared.replace(order=0, start=0, count=0)
+
+
+def _channels(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of bytes / 255 per last axis, exactly, without a copy of the images."""
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in np.moveaxis(images, -1, 0) if images.ndim == 4 else images[None]:
+        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+        mean = share @ levels
+        means.append(float(mean))
+        stds.append(float(np.sqrt(share @ (levels - mean) ** 2)))
+    return tuple(means), tuple(stds)
+
+
+def _overall(inputs: np.ndarray) -> tuple[tuple[float], tuple[float]]:
+    return (float(inputs.mean(dtype=np.float64)),), (float(inputs.std(dtype=np.float64)),)

@@ -1,45 +1,237 @@
 """How training samples are divided among clients."""
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from jaxfl.component import Component, field
 
+if TYPE_CHECKING:
+    from jaxfl.data.dataset import Dataset
+
 
 class Partition(Component):
-    """A way to divide samples among clients. Abstract."""
+    """A way to divide samples among clients. Abstract.
+
+    Whatever the way, every sample goes to exactly one client, every client gets at least one
+    sample (a client left with nothing takes one from the largest), and the generator decides
+    everything random. In the formulas N is the number of samples, n the number of clients.
+    """
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """The owner of each sample; every client gets at least one."""
+        """The owner ``[N]`` of each sample, from the labels ``[N]``."""
         raise NotImplementedError
+
+    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
+        """The owner ``[N]`` of each training sample: for a way that sees more than labels."""
+        return self.assign(np.asarray(data.labels), clients, random)
 
 
 class IID(Partition):
     """A random permutation cut into equal parts (sizes differ by at most one)."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        owners = np.arange(len(labels)) % clients
-        return random.permutation(owners)
+        return deal(len(labels), clients, random)
 
 
 class Dirichlet(Partition):
     """Label skew: each class is divided in proportions drawn from ``Dir(alpha, ..., alpha)``.
 
-    alpha = 0.1 is strong heterogeneity, 10 nearly IID. A client left with nothing takes one
-    sample from the largest. Hsu, Qi, Brown, "Measuring the effects of non-identical data
-    distribution", 2019.
+    alpha = 0.1 is strong heterogeneity, 10 nearly IID. Hsu, Qi, Brown, "Measuring the effects
+    of non-identical data distribution", 2019.
     """
 
-    alpha: float = field(above=0)
+    alpha: float = field(above=0, below=math.inf)
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners = np.empty(len(labels), np.int64)
         for label in np.unique(labels):
             members = random.permutation(np.flatnonzero(labels == label))
-            shares = random.dirichlet(np.full(clients, self.alpha))
-            cuts = (np.cumsum(shares)[:-1] * len(members)).astype(int)
-            for owner, part in enumerate(np.split(members, cuts)):
-                owners[part] = owner
+            owners[members] = cut(len(members), dirichlet(self.alpha, clients, random))
         return give_each_one(owners, clients, random)
+
+
+class Shards(Partition):
+    """Pathological label skew: the samples sorted by label, cut into shards, dealt at random.
+
+    The sort is stable, the ``per_client * n`` shards are equal (to one sample), and each client
+    gets ``per_client`` of them, so most clients see at most ``per_client`` labels.
+
+    McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+    AISTATS 2017: MNIST on n = 100 clients, 200 shards of 300 samples, 2 a client.
+    """
+
+    per_client: int = field(default=2, at_least=1)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        owners = deal_shards(labels, clients, self.per_client, random)
+        return give_each_one(owners, clients, random)
+
+
+class SFraction(Partition):
+    """SignGuard's scheme: a random fraction s of the samples IID, the rest in sorted shards.
+
+    ``floor(s * N)`` samples drawn at random are dealt evenly; the others are sorted by label
+    (stably), cut into 2n equal shards, and each client gets two random ones. s = 1 is IID,
+    s = 0 is ``Shards(per_client=2)``.
+
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering" (SignGuard), ICDCS 2022, section VI-B: n = 50, s in {0.3, 0.5, 0.8}. The authors'
+    code takes the first rather than random samples for the IID part.
+    """
+
+    s: float = field(at_least=0, at_most=1)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        owners, rest = deal_fraction(self.s, len(labels), clients, random)
+        owners[rest] = deal_shards(labels[rest], clients, 2, random)
+        return give_each_one(owners, clients, random)
+
+
+class BiasGroups(Partition):
+    """FLTrust's bias q: a group of clients per class, samples mostly in their class's group.
+
+    The clients are split at random into C equal groups (to one client), C the number of
+    classes. A sample of class l goes to group l with probability q, to each other group with
+    probability ``(1 - q) / (C - 1)``; within the group to a client drawn uniformly. q = 1 / C is
+    IID, q = 1 gives each client a single class. Needs at least C clients.
+
+    Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust
+    bootstrapping", NDSS 2021: n = 100, q = 0.1 (MNIST-0.1) and 0.5 (all other data sets).
+    """
+
+    q: float = field(at_least=0, at_most=1)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        classes = int(labels.max()) + 1
+        if clients < classes:
+            raise ValueError(
+                f"BiasGroups: {classes} classes need a group each, so at least {classes} "
+                f"clients; got {clients}"
+            )
+        group = labels.astype(np.int64)
+        if classes > 1:
+            elsewhere = random.random(len(labels)) >= self.q
+            step = random.integers(1, classes, len(labels))
+            group = np.where(elsewhere, (group + step) % classes, group)
+        # Client members[g + j * classes] is the j-th of group g.
+        members = random.permutation(clients)
+        size = (clients - 1 - group) // classes + 1
+        owners = members[group + classes * random.integers(0, size)]
+        return give_each_one(owners, clients, random)
+
+
+class GammaSimilarity(Partition):
+    """A random fraction gamma of the samples IID, the rest sorted by label, in n runs.
+
+    ``floor(gamma * N)`` samples drawn at random are dealt evenly; the others are sorted by
+    label (stably) and cut into n equal runs, the k-th for client k. gamma = 1 is IID, 0 gives
+    each client one label or a few neighbouring ones.
+
+    Karimireddy et al., "SCAFFOLD", ICML 2020 (there "s % similarity"); Gonzalez et al., "ByzFL:
+    research framework for robust federated learning", 2025 (there "gamma similarity").
+    """
+
+    gamma: float = field(at_least=0, at_most=1)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        owners, rest = deal_fraction(self.gamma, len(labels), clients, random)
+        rest = rest[np.argsort(labels[rest], kind="stable")]
+        owners[rest] = runs(len(rest), clients)
+        return give_each_one(owners, clients, random)
+
+
+class QuantityDirichlet(Partition):
+    """Quantity skew: sizes in proportions drawn from ``Dir(alpha, ..., alpha)``, labels IID.
+
+    Li, Diao, Chen, He, "Federated learning on non-IID data silos: an experimental study", ICDE
+    2022: n = 10, alpha = 0.5.
+    """
+
+    alpha: float = field(default=0.5, above=0, below=math.inf)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        owners = cut(len(labels), dirichlet(self.alpha, clients, random))
+        return give_each_one(random.permutation(owners), clients, random)
+
+
+class QuantityLogNormal(Partition):
+    """Quantity skew: sizes in proportion to ``exp(sigma * z)``, z standard normal; labels IID.
+
+    sigma = 0 gives equal sizes. Acar et al., "Federated learning based on dynamic
+    regularization" (FedDyn), ICLR 2021: n = 100, sigma = 0.3 for unbalanced data.
+    """
+
+    sigma: float = field(default=0.3, at_least=0, below=math.inf)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        normal = random.standard_normal(clients)
+        # A common factor cancels; taking out the largest keeps exp from overflowing.
+        shares = np.exp(self.sigma * (normal - normal.max()))
+        owners = cut(len(labels), shares / shares.sum())
+        return give_each_one(random.permutation(owners), clients, random)
+
+
+class Natural(Partition):
+    """The division that the data comes with: client k owns what the k-th ``client_id`` owns.
+
+    Clients are numbered in the sorted order of their ids. The data set must have ``client_ids``
+    and exactly as many different ones as there are clients.
+    """
+
+    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
+        if data.client_ids is None:
+            raise ValueError(f"Natural: {data.name} has no client_ids")
+        unique, owners = np.unique(data.client_ids, return_inverse=True)
+        if len(unique) != clients:
+            raise ValueError(
+                f"Natural: {data.name} has {len(unique)} clients of its own; got clients={clients}"
+            )
+        return owners
+
+
+def deal(samples: int, clients: int, random: np.random.Generator) -> np.ndarray:
+    """Owners of samples dealt at random, as evenly as can be."""
+    return random.permutation(np.arange(samples) % clients)
+
+
+def deal_fraction(
+    fraction: float, samples: int, clients: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Owners of all samples, filled for a random fraction dealt evenly; the others, ascending."""
+    shuffled = random.permutation(samples)
+    even = math.floor(fraction * samples)
+    owners = np.empty(samples, np.int64)
+    owners[shuffled[:even]] = np.arange(even) % clients
+    return owners, np.sort(shuffled[even:])
+
+
+def deal_shards(
+    labels: np.ndarray, clients: int, per_client: int, random: np.random.Generator
+) -> np.ndarray:
+    """Owners of samples sorted by label and cut into shards dealt at random."""
+    dealt = deal(clients * per_client, clients, random)
+    owners = np.empty(len(labels), np.int64)
+    owners[np.argsort(labels, kind="stable")] = dealt[runs(len(labels), clients * per_client)]
+    return owners
+
+
+def runs(samples: int, parts: int) -> np.ndarray:
+    """The part of each sample when a list is cut into equal parts (to one sample), ascending."""
+    return np.arange(samples) * parts // samples if samples else np.arange(0)
+
+
+def cut(samples: int, shares: np.ndarray) -> np.ndarray:
+    """The owner of each sample of a list cut at the floor of the cumulative shares."""
+    cuts = (np.cumsum(shares)[:-1] * samples).astype(np.int64)
+    return np.searchsorted(cuts, np.arange(samples), side="right")
+
+
+def dirichlet(alpha: float, clients: int, random: np.random.Generator) -> np.ndarray:
+    """One draw of ``Dir(alpha, ..., alpha)``; a single client's corner where alpha underflows."""
+    shares = random.dirichlet(np.full(clients, alpha))
+    return shares if np.isfinite(shares).all() else np.eye(clients)[random.integers(clients)]
 
 
 def give_each_one(owners: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:

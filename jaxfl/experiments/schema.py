@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 
-from jaxfl import data as data_sources
 from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
-from jaxfl.data import Dataset, FederatedData, Partition
+from jaxfl.data import SOURCES, Dataset, FederatedData, Partition
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.federation import Federation
 from jaxfl.models import Model
@@ -26,12 +25,6 @@ from jaxfl.participation import Participation
 from jaxfl.privacy import MessagePrivacy
 from jaxfl.registry import build, unknown
 
-SOURCES = {
-    "digits": data_sources.digits,
-    "synthetic": data_sources.synthetic,
-    "mnist": data_sources.mnist,
-    "fashion_mnist": data_sources.fashion_mnist,
-}
 PARTS: dict[str, type[Component]] = {
     "algorithm": ClientAlgorithm,
     "optimizer": Optimizer,

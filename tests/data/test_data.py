@@ -1,10 +1,6 @@
-"""Data sets, their division among clients, and the files they come from."""
+"""Data sets before and after they are divided."""
 
-import gzip
-import hashlib
-import os
-import shutil
-from pathlib import Path
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,45 +8,6 @@ import pytest
 
 from jaxfl import data as sources
 from jaxfl.data import IID, Dirichlet
-
-LABELS = np.random.default_rng(0).integers(0, 10, 1_000)
-
-
-@pytest.mark.parametrize("partition", [IID(), Dirichlet(alpha=0.1), Dirichlet(alpha=10.0)])
-@pytest.mark.parametrize("clients", [1, 7, 50, 300])
-def test_every_sample_goes_to_exactly_one_client(partition, clients):
-    owners = partition.assign(LABELS, clients, np.random.default_rng(1))
-    assert owners.shape == LABELS.shape
-    count = np.bincount(owners, minlength=clients)
-    assert len(count) == clients
-    assert count.min() >= 1
-    if isinstance(partition, IID):
-        assert count.max() - count.min() <= 1
-
-
-def skew(alpha):
-    owners = Dirichlet(alpha=alpha).assign(LABELS, 10, np.random.default_rng(2))
-    table = np.zeros((10, 10))
-    np.add.at(table, (owners, LABELS), 1)
-    share = table / table.sum(axis=1, keepdims=True)
-    return np.abs(share - 0.1).sum(axis=1).mean()
-
-
-def test_a_small_alpha_means_skewed_labels():
-    assert skew(0.1) > 1.5 * skew(1.0) > 3 * skew(100.0)
-
-
-def test_dirichlet_shares_have_the_right_spread():
-    """Per class, the share of a client is Beta(alpha, (n - 1) alpha)."""
-    labels, n, alpha = np.zeros(5_000, int), 5, 2.0
-    draw = [
-        np.bincount(Dirichlet(alpha=alpha).assign(labels, n, np.random.default_rng(s)), minlength=n)
-        for s in range(300)
-    ]
-    shares = np.stack(draw) / 5_000
-    assert shares.mean(axis=0) == pytest.approx(np.full(n, 1 / n), abs=0.03)
-    variance = (1 / n) * (1 - 1 / n) / (n * alpha + 1)
-    assert shares.var(axis=0) == pytest.approx(np.full(n, variance), rel=0.35)
 
 
 def test_the_seed_decides_the_division():
@@ -128,64 +85,30 @@ def test_bad_arrays_are_refused(change, message):
         sources.from_arrays(x, y, x, y).by_client()
 
 
-def published(name):
-    root = os.environ.get("JAXFL_DATA_DIR")
-    if not root:
-        pytest.skip("JAXFL_DATA_DIR does not name a folder of raw data")
-    return Path(root) / name
-
-
-@pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion_mnist", 0.2860)])
-def test_the_published_files(name, mean):
-    published(name)
-    dataset = getattr(sources, name)()
-    assert dataset.inputs.shape == (60_000, 28, 28, 1)
-    assert dataset.test_inputs.shape == (10_000, 28, 28, 1)
-    assert dataset.inputs.dtype == np.uint8
-    assert np.mean(dataset.inputs) / 255 == pytest.approx(mean, abs=1e-4)
-    counts = np.bincount(dataset.labels)
-    assert counts.sum() == 60_000
-    assert counts[0] == (5_923 if name == "mnist" else 6_000)
-
-
-def test_a_damaged_file_is_refused(tmp_path):
-    folder = tmp_path / "mnist"
-    shutil.copytree(published("mnist"), folder)
-    for path in folder.iterdir():
-        path.chmod(0o600)
-    target = folder / "train-labels-idx1-ubyte.gz"
-    whole = target.read_bytes()
-    for broken in (whole[:-100], whole[:500] + b"\0" + whole[501:], b""):
-        target.write_bytes(broken)
-        with pytest.raises(ValueError, match="damaged or not the published file"):
-            sources.mnist(tmp_path)
-    target.unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        sources.mnist(tmp_path)
-
-
-def test_missing_and_foreign_files_are_refused_without_the_data(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAXFL_DATA_DIR", raising=False)
-    with pytest.raises(ValueError, match="no data folder; set JAXFL_DATA_DIR"):
-        sources.mnist()
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is missing"):
-        sources.fashion_mnist(tmp_path)
-    (tmp_path / "mnist").mkdir()
-    fake = gzip.compress(b"\0\0\x08\x01" + (3).to_bytes(4, "big") + b"abc")
-    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(fake)
-    with pytest.raises(ValueError, match="damaged or not the published file"):
-        sources.mnist(tmp_path)
-
-
-def test_an_idx_file_is_read_as_its_header_says(tmp_path):
-    from jaxfl.data.sources import _read_idx
-
-    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in values.shape)
-    path = tmp_path / "x.gz"
-    path.write_bytes(gzip.compress(header + values.tobytes()))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    np.testing.assert_array_equal(_read_idx(path, digest), values)
+def test_a_summary_says_what_the_data_is():
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
+    labels = np.arange(60) % 4
+    dataset = sources.from_arrays(
+        images, labels, images[:5], labels[:5], client_ids=np.arange(60) % 7, name="x"
+    )
+    summary = dataset.summary()
+    np.testing.assert_allclose(summary.mean, (images / 255).mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(summary.std, (images / 255).std(axis=(0, 1, 2)))
+    rest = {k: v for k, v in dataclasses.asdict(summary).items() if k not in ("mean", "std")}
+    assert rest == {
+        "name": "x",
+        "shape": (60, 4, 4, 3),
+        "test_shape": (5, 4, 4, 3),
+        "dtype": "uint8",
+        "classes": 4,
+        "counts": (15, 15, 15, 15),
+        "test_counts": (2, 1, 1, 1),
+        "clients": 7,
+    }
+    synthetic = sources.synthetic(samples=100, features=3)
+    summary = synthetic.summary()
+    np.testing.assert_allclose(summary.mean, [np.mean(synthetic.inputs)], atol=1e-6)
+    assert (summary.dtype, summary.clients, sum(summary.counts)) == ("float32", None, 100)
 
 
 def test_inputs_of_two_shapes_are_refused():
@@ -209,3 +132,11 @@ def test_held_out_samples_leave_the_training_set():
     for share in (0.001, 0.999):
         with pytest.raises(ValueError, match="must leave samples on both sides"):
             dataset.hold_out(share)
+
+
+def test_class_counts_say_who_has_what():
+    x, y = np.zeros((6, 1), "f4"), np.array([0, 1, 2, 1, 1, 0])
+    data = sources.from_arrays(x, y, x, y, client_ids=np.array([1, 0, 1, 0, 1, 1])).by_client()
+    assert data.class_counts().tolist() == [[0, 2, 0], [2, 1, 1]]
+    with pytest.raises(ValueError, match="one partition"):
+        data.stack([data]).class_counts()

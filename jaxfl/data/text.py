@@ -1,0 +1,115 @@
+"""Texts as rows of word ids: AG News."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxfl.data import prepared
+from jaxfl.data.dataset import Dataset
+from jaxfl.data.files import Place, Published
+
+PADDING, UNKNOWN = 0, 1
+
+_TEST = "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699"
+AG_NEWS = Published(
+    name="ag_news",
+    forms=(
+        # Of the whole training file only the md5 is published.
+        {"train.csv": "md5:b1a00f826fdfbd249f79597b59e1dc12", "test.csv": _TEST},
+        {
+            "train_part.csv": "ff9d7777fcb47e5e66e17065b4e8bd528029160cb72eecab634666899c323550",
+            "test.csv": _TEST,
+        },
+    ),
+    origin="X. Zhang's text classification data sets (arXiv 1509.01626)",
+    train=120_000,
+    test=7_600,
+    tfds="ag_news_subset",
+)
+
+
+def ag_news(
+    length: int = 64,
+    vocabulary: int = 20_000,
+    data_dir: str | Path | None = None,
+    source: str | None = None,
+) -> Dataset:
+    """AG News: title and description of news in 4 classes, 120,000 training and 7,600 test texts.
+
+    A text becomes ``length`` int32 ids: words (runs of letters, digits and underscores, in lower
+    case) of the training part by falling frequency from id 2; id 1 is any other word, id 0
+    pads a short text at its end; a long one is cut off.
+
+    Where ``train.csv`` is not there but ``train_part.csv`` is, a part of 35,193 of its rows, that
+    is read, and the name says so.
+
+    Args:
+      length: words of a text that are kept.
+      vocabulary: different ids, padding and unknown among them.
+      data_dir: the folder that holds ``ag_news/``; default: the environment's
+        ``JAXFL_DATA_DIR``.
+      source: ``"raw"``, the published CSV files, or ``"tfds"``, a folder prepared by
+        ``jaxfl.data.prepare``, where the samples lie in another order; default: raw files if
+        there are any.
+
+    Raises:
+      ValueError: the data is missing, truncated or not what was published; a bad size.
+
+    Zhang, Zhao, LeCun, "Character-level convolutional networks for text classification",
+    NeurIPS 2015.
+    """
+    for name, value, least in (("length", length, 1), ("vocabulary", vocabulary, 3)):
+        if value < least:
+            raise ValueError(f"ag_news: {name} must be at least {least}; got {value}")
+    place = AG_NEWS.locate(source, data_dir)
+    if not place.files:
+        train, labels, test, test_labels = prepared.read_texts(
+            AG_NEWS, place.folder, ("title", "description")
+        )
+    else:
+        (train, labels), (test, test_labels) = (_read_csv(place, file) for file in place.files)
+    words = count_words(train, vocabulary)
+    part = len(train) < AG_NEWS.train
+    return Dataset(
+        name=f"ag_news ({len(train):,}-row part)" if part else "ag_news",
+        inputs=encode(train, words, length),
+        labels=labels.astype(np.int32),
+        test_inputs=encode(test, words, length),
+        test_labels=test_labels.astype(np.int32),
+        classes=4,
+    )
+
+
+def count_words(texts: Sequence[str], vocabulary: int) -> dict[str, int]:
+    """Word to id: the most frequent words first (equal ones in alphabetical order), from id 2."""
+    split = _splitter()
+    counts = Counter(word for text in texts for word in split(text))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return {word: number for number, word in enumerate(ranked[: vocabulary - 2], UNKNOWN + 1)}
+
+
+def encode(texts: Sequence[str], words: dict[str, int], length: int) -> np.ndarray:
+    """Texts as int32 ids ``[N, length]``, padded at the end or cut off."""
+    split = _splitter()
+    ids = np.full((len(texts), length), PADDING, np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        known = [words.get(word, UNKNOWN) for word in split(text)[:length]]
+        row[: len(known)] = known
+    return ids
+
+
+def _splitter():
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
+
+
+def _read_csv(place: Place, file: str) -> tuple[list[str], np.ndarray]:
+    """Three quoted columns, no header: class 1..4, title, description."""
+    rows = list(csv.reader(io.StringIO(place.read(file).decode(), newline="")))
+    texts = [f"{title} {description}" for _, title, description in rows]
+    return texts, np.array([int(label) - 1 for label, _, _ in rows])

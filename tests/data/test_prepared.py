@@ -1,0 +1,174 @@
+"""Data that tensorflow-datasets prepared: read, refused, and equal to the raw files."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxfl import data as sources
+
+IMAGE = np.zeros((28, 28, 1), np.uint8)
+
+
+def prepared_folder(root, name="mnist", version="3.0.1", file_format="array_record"):
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": file_format}))
+    return folder
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A stand-in for tensorflow-datasets that answers with the samples it is given."""
+    samples, folders = {}, []
+
+    class Source(list):
+        def __getitems__(self, places):
+            return [self[place] for place in places]
+
+    class Builder:
+        def as_data_source(self, split):
+            answer = samples[split]
+            if isinstance(answer, Exception):
+                raise answer
+            return Source(answer)
+
+    module = types.ModuleType("tensorflow_datasets")
+    module.builder_from_directory = lambda folder: folders.append(folder) or Builder()
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    return samples, folders
+
+
+def test_the_newest_whole_version_is_read(tmp_path, stand_in):
+    samples, folders = stand_in
+    for version in ("3.0.1", "3.0.10", "3.0.9", "9.0.0.incompleteAB"):
+        prepared_folder(tmp_path, version=version)
+    (tmp_path / "mnist" / "10.0.0").mkdir()
+    samples["train"] = [{"image": IMAGE + i % 7, "label": i % 10} for i in range(60_000)]
+    samples["test"] = [{"image": IMAGE, "label": np.int64(9)}] * 10_000
+    for source in (None, "tfds"):
+        dataset = sources.mnist(tmp_path, source=source)
+        assert {folder.name for folder in folders} == {"3.0.10"}
+        assert dataset.inputs.shape == (60_000, 28, 28, 1)
+        np.testing.assert_array_equal(dataset.inputs[:, 5, 5, 0], np.arange(60_000) % 7)
+        np.testing.assert_array_equal(dataset.labels, np.arange(60_000) % 10)
+        assert dataset.labels.dtype == np.int32
+
+
+def test_raw_files_come_first_unless_asked(tmp_path, stand_in):
+    prepared_folder(tmp_path)
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is missing"):
+        sources.mnist(tmp_path)
+    stand_in[0]["train"] = []
+    with pytest.raises(ValueError, match="train data must have 60000 samples; got 0"):
+        sources.mnist(tmp_path, source="tfds")
+
+
+def test_texts_are_joined(tmp_path, stand_in):
+    samples, _ = stand_in
+    prepared_folder(tmp_path, "ag_news_subset", "1.0.0")
+    article = {"title": b"Oil up", "description": "oil \u00f6l".encode(), "label": 3}
+    samples["train"], samples["test"] = [article] * 120_000, [article | {"title": "x"}] * 7_600
+    dataset = sources.ag_news(length=5, data_dir=tmp_path)
+    assert dataset.name == "ag_news"
+    assert dataset.inputs[0].tolist() == [2, 3, 2, 4, 0]
+    assert dataset.test_inputs[0].tolist() == [1, 2, 4, 0, 0]
+    assert set(dataset.labels) == {3}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([{"image": IMAGE, "label": 0}] * 59_999, "must have 60000 samples; got 59999"),
+        ([{"label": 0}] * 60_000, "samples have no image"),
+        ([{"image": IMAGE[:-1], "label": 0}] * 60_000, r"of shape \(28, 28, 1\); got uint8 of"),
+        (RuntimeError("bad\nrecord"), "train data cannot be read: RuntimeError: bad record"),
+    ],
+    ids=["count", "field", "shape", "error"],
+)
+def test_what_is_not_whole_is_refused(tmp_path, stand_in, train, message):
+    prepared_folder(tmp_path)
+    stand_in[0].update(train=train, test=[{"image": IMAGE, "label": 0}] * 10_000)
+    with pytest.raises(ValueError, match=message) as caught:
+        sources.mnist(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_format_that_needs_tensorflow_is_refused(tmp_path, stand_in):
+    folder = prepared_folder(tmp_path, file_format="tfrecord")
+    with pytest.raises(ValueError, match="is tfrecord; only array_record can be read"):
+        sources.mnist(tmp_path)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dataset_info\.json cannot be read; delete it and run"):
+        sources.mnist(tmp_path)
+
+
+def test_nothing_prepared_is_said_at_once(tmp_path, stand_in):
+    message = r"holds no prepared tensorflow-datasets folder; put .*prepare\('cifar10'\)"
+    with pytest.raises(ValueError, match=message):
+        sources.cifar10(tmp_path, source="tfds")
+    assert stand_in[1] == []
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    prepared_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"needs the extra tfds: pip install 'jaxfl\[tfds\]'"):
+        sources.mnist(tmp_path)
+    with pytest.raises(ValueError, match="needs the extra tfds"):
+        sources.prepare("mnist", tmp_path)
+
+
+def test_preparing_says_what_is_wrong(tmp_path, stand_in, monkeypatch):
+    with pytest.raises(ValueError, match="name must be one of mnist, fashion_mnist, cifar10, ag"):
+        sources.prepare("spambase", tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="preparing mnist needs tensorflow: pip install"):
+        sources.prepare("mnist", tmp_path)
+
+
+def rows(inputs, labels):
+    """Images and labels as one row of bytes each, in an order that does not depend on theirs."""
+    flat = np.concatenate([inputs.reshape(len(inputs), -1), labels[:, None].astype("u1")], axis=1)
+    return np.sort(np.ascontiguousarray(flat).view(f"V{flat.shape[1]}").ravel().astype("S785"))
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("tensorflow_datasets", "array_record", "tensorflow"))),
+    reason="the extra tfds is not installed",
+)
+@pytest.mark.skipif(
+    not (Path(os.environ.get("JAXFL_DATA_DIR") or "/nowhere") / "mnist").is_dir(),
+    reason="JAXFL_DATA_DIR does not name a folder that holds mnist",
+)
+def test_mnist_through_tfds_is_the_raw_files(tmp_path):
+    shutil.copytree(Path(os.environ["JAXFL_DATA_DIR"]) / "mnist", tmp_path / "mnist")
+    folder = sources.prepare("mnist", tmp_path)
+    assert sources.available(tmp_path)[2].where == "raw"
+    raw, again = sources.mnist(tmp_path), sources.mnist(tmp_path, source="tfds")
+    for file in (tmp_path / "mnist").glob("*.gz"):
+        file.chmod(0o600)
+        file.unlink()
+    assert sources.available(tmp_path)[2].folder == folder
+    for part in ("inputs", "labels", "test_inputs", "test_labels"):
+        assert getattr(raw, part).shape == getattr(again, part).shape
+        assert getattr(raw, part).dtype == getattr(again, part).dtype
+    np.testing.assert_array_equal(rows(raw.inputs, raw.labels), rows(again.inputs, again.labels))
+    np.testing.assert_array_equal(
+        rows(raw.test_inputs, raw.test_labels), rows(again.test_inputs, again.test_labels)
+    )
+    assert raw.mean == again.mean
+    shard = next(folder.glob("mnist-test.array_record*"))
+    whole = shard.read_bytes()
+    for broken in (whole[:-5_000], whole[:700_000] + bytes(64) + whole[700_064:]):
+        shard.chmod(0o600)
+        shard.write_bytes(broken)
+        with pytest.raises(ValueError, match="test data cannot be read"):
+            sources.mnist(tmp_path)
