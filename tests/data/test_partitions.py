@@ -243,10 +243,9 @@ def test_natural_follows_the_ids():
     [
         Dirichlet(alpha=1e-300),
         Dirichlet(alpha=1e-5),
-        Dirichlet(alpha=1e300),
+        Dirichlet(alpha=1e9),
         QuantityDirichlet(alpha=5e-324),
-        QuantityDirichlet(alpha=1.7e308),
-        QuantityLogNormal(sigma=1.7e308),
+        QuantityLogNormal(sigma=100.0),
         Shards(per_client=100_000),
     ],
     ids=repr,
@@ -256,15 +255,21 @@ def test_extreme_values_still_cover_everything(partition):
 
 
 def test_a_huge_alpha_is_even():
-    count = np.bincount(assign(QuantityDirichlet(alpha=1.7e308), LABELS, 10))
-    assert count.tolist() == [100] * 10
+    count = np.bincount(assign(QuantityDirichlet(alpha=1e9), LABELS, 10))
+    np.testing.assert_allclose(count, 100, atol=1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Dirichlet(alpha=0.0), "Dirichlet: alpha must be above 0 and below inf; got 0.0"),
-        (lambda: Dirichlet(alpha=float("inf")), "alpha must be above 0 and below inf; got inf"),
+        (
+            lambda: Dirichlet(alpha=0.0),
+            "Dirichlet: alpha must be above 0 and at most 1000000000.0; got 0.0",
+        ),
+        (
+            lambda: Dirichlet(alpha=float("inf")),
+            "alpha must be above 0 and at most 1000000000.0; got inf",
+        ),
         (lambda: Shards(per_client=0), "Shards: per_client must be at least 1; got 0"),
         (lambda: Shards(per_client=1.5), "Shards: per_client must be an integer; got 1.5"),
         (lambda: SFraction(s=1.1), "SFraction: s must be at least 0 and at most 1; got 1.1"),
@@ -274,8 +279,11 @@ def test_a_huge_alpha_is_even():
             lambda: GammaSimilarity(gamma=float("nan")),
             "GammaSimilarity: gamma must be at least 0 and at most 1; got nan",
         ),
-        (lambda: QuantityDirichlet(alpha=-1), "alpha must be above 0 and below inf; got -1.0"),
-        (lambda: QuantityLogNormal(sigma=-1), "sigma must be at least 0 and below inf; got -1.0"),
+        (
+            lambda: QuantityDirichlet(alpha=-1),
+            "QuantityDirichlet: alpha must be above 0",
+        ),
+        (lambda: QuantityLogNormal(sigma=-1), "sigma must be at least 0 and at most 100; got -1.0"),
     ],
 )
 def test_bad_values_are_refused_at_construction(make, message):
