@@ -1,5 +1,7 @@
 """Images: MNIST, Fashion-MNIST, CIFAR-10."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +117,8 @@ def cifar10(data_dir: str | Path | None = None, source: str | None = None) -> Da
     if not place.files:
         parts = prepared.read_images(CIFAR10, place.folder, (32, 32, 3))
     else:
-        *train, test = (_read_cifar(place, file) for file in place.files)
+        with ThreadPoolExecutor() as pool:  # unpacking takes a second a file
+            *train, test = pool.map(partial(_read_cifar, place), place.files)
         images, labels = zip(*train, strict=True)
         parts = (np.concatenate(images), np.concatenate(labels), *test)
     mean, std = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)

@@ -1,6 +1,7 @@
 """Tables of numbers: Spambase."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _from_openml() -> np.ndarray:
     from sklearn.datasets import fetch_openml
 
     try:
-        fetched = fetch_openml(data_id=44, as_frame=False, parser="liac-arff", n_retries=1)
+        fetched: Any = fetch_openml(data_id=44, as_frame=False, parser="liac-arff", n_retries=1)
     except Exception as error:
         line = " ".join(f"{error}".split())
         raise ValueError(f"spambase could not be fetched from OpenML: {line}") from error
