@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxfl.data import images, prepared, sources, tabular, text
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.files import Published, data_root, find_file
+from jaxfl.data.published import Published, data_root, find_file
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "digits": sources.digits,

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxfl.data import prepared
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.files import Place, Published
+from jaxfl.data.published import Place, Published
 
 MNIST = Published(
     name="mnist",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.data.files import Published
+from jaxfl.data.published import Published
 
 _INSTALL = "pip install 'jaxfl[tfds]'"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.files import Published
+from jaxfl.data.published import Published
 
 SPAMBASE = Published(
     name="spambase",

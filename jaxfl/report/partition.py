@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxfl.data import FederatedData
-from jaxfl.report.tables import write_aside
+from jaxfl.files import write_aside
 
 
 def plot_partition(data: FederatedData, path: str | Path, title: str | None = None) -> None:
