@@ -68,7 +68,7 @@ def prepare(published: Published, root: Path) -> Path:
 
 def _read(published: Published, folder: Path, fields: tuple[str, ...]) -> list[list[Any]]:
     """All training samples, all test samples, decoded; their numbers checked."""
-    again = f"delete it and run jaxfl.data.prepare({published.name!r})"
+    again = f"delete it and {published.how_to_prepare(folder.parent.parent)}"
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
     except (OSError, ValueError) as error:

@@ -82,10 +82,15 @@ class Published:
         files = ", ".join(self.forms[0])
         ways = [f"put {files} (as they are, .gz or .xz) from {self.origin} into {folder}"]
         if self.tfds:
-            ways.append(f"run jaxfl.data.prepare({self.name!r}) (needs pip install 'jaxfl[tfds]')")
+            ways.append(f"{self.how_to_prepare(root)} (needs pip install 'jaxfl[tfds]')")
         if self.online:
             ways.append(f"ask for source={self.online!r} where there is a network")
         return "; or ".join(ways)
+
+    def how_to_prepare(self, root: Path | None) -> str:
+        """The call that makes tensorflow-datasets prepare it."""
+        where = "" if root is None else f", {str(root)!r}"
+        return f"run jaxfl.data.prepare({self.name!r}{where})"
 
 
 @dataclasses.dataclass(frozen=True)

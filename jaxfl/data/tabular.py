@@ -1,5 +1,6 @@
 """Tables of numbers: Spambase."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def _from_openml() -> np.ndarray:
     from sklearn.datasets import fetch_openml
 
     try:
-        fetched: Any = fetch_openml(data_id=44, as_frame=False, parser="liac-arff", n_retries=1)
+        with warnings.catch_warnings():
+            # The error that follows says the same.
+            warnings.filterwarnings("ignore", "A network error occurred")
+            fetched: Any = fetch_openml(data_id=44, as_frame=False, parser="liac-arff", n_retries=1)
     except Exception as error:
         line = " ".join(f"{error}".split())
         raise ValueError(f"spambase could not be fetched from OpenML: {line}") from error
