@@ -116,7 +116,7 @@ def data_root(name: str, data_dir: str | Path | None) -> Path:
 def find_file(path: Path) -> Path | None:
     """The file itself or packed by gzip or xz, whichever is there."""
     packed = (path.with_name(path.name + suffix) for suffix in _OPEN)
-    return next((p for p in packed if p.is_file()), None)
+    return next((p for p in packed if os.path.isfile(p)), None)  # False where it may not look
 
 
 def read_file(path: Path, digest: str) -> bytes:

@@ -111,14 +111,6 @@ def test_a_summary_says_what_the_data_is():
     assert (summary.dtype, summary.clients, sum(summary.counts)) == ("float32", None, 100)
 
 
-def test_class_counts_say_who_has_what():
-    x, y = np.zeros((6, 1), "f4"), np.array([0, 1, 2, 1, 1, 0])
-    data = sources.from_arrays(x, y, x, y, client_ids=np.array([1, 0, 1, 0, 1, 1])).by_client()
-    assert data.class_counts().tolist() == [[0, 2, 0], [2, 1, 1]]
-    with pytest.raises(ValueError, match="one partition"):
-        data.stack([data]).class_counts()
-
-
 def test_inputs_of_two_shapes_are_refused():
     labels = np.arange(6) % 2
     with pytest.raises(ValueError, match=r"shape of training inputs, \(3,\); got \(4,\)"):
@@ -140,3 +132,11 @@ def test_held_out_samples_leave_the_training_set():
     for share in (0.001, 0.999):
         with pytest.raises(ValueError, match="must leave samples on both sides"):
             dataset.hold_out(share)
+
+
+def test_class_counts_say_who_has_what():
+    x, y = np.zeros((6, 1), "f4"), np.array([0, 1, 2, 1, 1, 0])
+    data = sources.from_arrays(x, y, x, y, client_ids=np.array([1, 0, 1, 0, 1, 1])).by_client()
+    assert data.class_counts().tolist() == [[0, 2, 0], [2, 1, 1]]
+    with pytest.raises(ValueError, match="one partition"):
+        data.stack([data]).class_counts()
