@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from jaxfl import Krum
+from jaxfl.data import SOURCES
 from jaxfl.registry import REGISTRY
 
 SMALL = """
@@ -47,6 +48,11 @@ def jaxfl(*arguments, cwd, **environment):
     )
 
 
+def compiled(cache):
+    """The programs in the compilation cache: every one compiled leaves an entry."""
+    return {path.name for path in (cache / "jaxfl" / "xla").iterdir() if "atime" not in path.name}
+
+
 @pytest.fixture
 def small(tmp_path):
     path = tmp_path / "small.toml"
@@ -75,7 +81,11 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(small, tmp_path):
     }
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["jax"] == jax.__version__
-    again = jaxfl("run", small, "--quiet", "--out", "again", cwd=tmp_path)
+    entries = compiled(tmp_path / "cache")
+    assert entries
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    again = jaxfl("run", small, "--quiet", "--out", "again", cwd=tmp_path, **cache)
+    assert compiled(tmp_path / "cache") == entries, "the second run compiles nothing"
     assert "[1/6]" not in again.stdout
     log = (tmp_path / "again" / "rounds.jsonl").read_bytes()
     assert log == (folder / "rounds.jsonl").read_bytes(), "same seeds, same bits"
@@ -150,6 +160,39 @@ def test_list_and_show(tmp_path):
     assert jaxfl("show", copied, cwd=tmp_path).stdout == shown.stdout
 
 
+def test_data_is_listed_described_and_drawn(tmp_path):
+    listed = jaxfl("data", cwd=tmp_path, JAXFL_DATA_DIR="")
+    assert listed.returncode == 0
+    for name in SOURCES:
+        assert re.search(rf"^│ {name} ", listed.stdout, re.MULTILINE), name
+    assert "[tfds]" in re.sub(r"[\s│]", "", listed.stdout)
+    words = ("data", "digits", "--partition", "{name='dirichlet', alpha=0.1}", "--clients", "20")
+    drawn = jaxfl(*words, cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "1437 x 8 x 8 x 1" in drawn.stdout
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+    for wrong, message in (
+        (("data", "digit"), "did you mean 'digits'"),
+        (("data", "digits", "--partition", "shard"), "did you mean 'shards'"),
+        (("data", "digits", "--partition", "iid", "--clients", "0"), "clients must be"),
+        (("data", "cifar10"), "cifar10"),
+        (("data", "digits", "--prepare"), "prepare: name must be one of"),
+    ):
+        done = jaxfl(*wrong, cwd=tmp_path, JAXFL_DATA_DIR="")
+        assert done.returncode == 2, wrong
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_label_in_brackets_is_not_markup(tmp_path):
+    changes = "sweep={'model.hidden' = [[4], [8]]}"
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL.replace('model = "softmax"', 'model = "mlp"'))
+    done = jaxfl("run", path, "--set", changes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "│ [4] " in done.stdout
+
+
 def test_rules_are_listed_with_fields_and_papers(tmp_path):
     done = jaxfl("rules", cwd=tmp_path)
     assert done.returncode == 0
@@ -164,7 +207,9 @@ def test_rules_are_listed_with_fields_and_papers(tmp_path):
     assert "did you mean 'krum'" in jaxfl("rules", "krumm", cwd=tmp_path).stderr
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("list",), ("show",), ("rules",), ("compare",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("list",), ("show",), ("rules",), ("compare",), ("data",)]
+)
 def test_help_fits_80_columns(tmp_path, command):
     done = jaxfl(*command, "--help", cwd=tmp_path, COLUMNS="80", TERM="dumb")
     assert done.returncode == 0

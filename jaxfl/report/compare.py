@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.experiments.results import Result, half_interval
@@ -31,7 +32,7 @@ def comparison(names: Sequence[str], runs: Sequence[Sequence[Result]]) -> Table:
         raise ValueError(f"{' and '.join(names)} have no cell in common")
     for label in common:
         first = by_label[0][label]
-        row = [label, _final(first)]
+        row = [escape(label), _final(first)]
         for cells in by_label[1:]:
             row += [_final(cells[label]), _difference(first, cells[label])]
         table.add_row(*row)

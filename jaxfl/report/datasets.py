@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.data.catalog import Availability
@@ -14,7 +15,7 @@ def availability_table(found: Sequence[Availability]) -> Table:
     for name in ("name", "found", "where, or how to get it"):
         table.add_column(name, overflow="fold")
     for entry in found:
-        table.add_row(entry.name, entry.where, str(entry.folder or entry.how))
+        table.add_row(entry.name, entry.where, escape(str(entry.folder or entry.how)))
     return table
 
 

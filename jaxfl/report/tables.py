@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.experiments.results import Result
@@ -40,8 +41,7 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
     table = [header]
     for row in rows:
         line = [cells.get((row, column)) for column in columns]
-        finals = [r.final for r in line if r is not None and math.isfinite(r.final)]
-        worst = [_percent(min(finals)) if finals else "-"] if many else []
+        worst = [_worst([r for r in line if r is not None])] if many else []
         chosen = [experiment.candidates[r.chosen] for r in line if r and r.reason is None]
         choice = [chosen[0] if chosen else "-"] if tuned else []
         table.append([row, *(_entry(r) for r in line), *worst, *choice])
@@ -60,12 +60,12 @@ def caption(experiment: Experiment) -> str:
 def result_table(experiment: Experiment, results: Sequence[Result]) -> Table:
     """``entries`` for the terminal, coloured by accuracy."""
     header, *lines = entries(experiment, results)
-    table = Table(title=experiment.title, caption=caption(experiment))
+    table = Table(title=escape(experiment.title), caption=caption(experiment))
     for number, name in enumerate(header):
         bold = "bold" if name == "worst" else None
-        table.add_column(name, justify="right" if number else "left", style=bold)
+        table.add_column(escape(name), justify="right" if number else "left", style=bold)
     for line in lines:
-        table.add_row(line[0], *(_coloured(text) for text in line[1:]))
+        table.add_row(escape(line[0]), *(_coloured(text) for text in line[1:]))
     return table
 
 
@@ -138,6 +138,13 @@ def _entry(result: Result | None) -> str:
     return f"{_percent(result.final)} ± {_percent(result.spread)}"
 
 
+def _worst(line: Sequence[Result]) -> str:
+    if any(result.status == "diverged" for result in line):
+        return "diverged"
+    finals = [result.final for result in line if math.isfinite(result.final)]
+    return _percent(min(finals)) if finals else "-"
+
+
 def _percent(share: float) -> str:
     return f"{share * 100:.1f}"
 
@@ -146,7 +153,7 @@ def _coloured(text: str) -> str:
     try:
         accuracy = float(text.split(" ")[0])
     except ValueError:
-        return f"[red]{text}[/red]" if text == "diverged" else text
+        return f"[red]{text}[/red]" if text == "diverged" else escape(text)
     colour = "green" if accuracy >= 80 else "yellow" if accuracy >= 50 else "red"
     return f"[{colour}]{text}[/{colour}]"
 
