@@ -133,7 +133,7 @@ def find(kind: type[Component], name: Any, where: str) -> type[Component]:
         if not (isinstance(cls, type) and issubclass(cls, kind)):
             raise ValueError(f"{where}: {name!r} is not a {kind.__name__}")
         return cls
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"{where}: {unknown(name, names)}")
     return names[name]
 

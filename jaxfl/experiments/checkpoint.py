@@ -1,6 +1,7 @@
 """The state of a run on disk, with a sum over all its bits."""
 
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def save(path: Path, state: PyTree) -> str:
 
     arrays = _arrays(state)
     shutil.rmtree(path, ignore_errors=True)  # left by a run killed before its commit
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # Orbax logs every step of a failure; it is raised below
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.resolve(), arrays)
@@ -32,6 +35,8 @@ def save(path: Path, state: PyTree) -> str:
         if reason is None:
             raise
         raise OSError(0, reason) from error
+    finally:
+        logging.disable(before)
     return _digest(arrays)
 
 

@@ -209,7 +209,7 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     if not isinstance(data, dict):
         raise ValueError(f"data must be a name or a table; got {data!r}")
     source = data.get("name")
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(f"data.name: {unknown(source, SOURCES)}")
     parameters = inspect.signature(SOURCES[source]).parameters
     _known(data, ("name", "clients", "partition", *parameters), "data.")
