@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxfl.data import (
     BiasGroups,
     Dirichlet,
     GammaSimilarity,
+    Natural,
     QuantityDirichlet,
     QuantityLogNormal,
     SFraction,
@@ -33,6 +35,7 @@ PARTITIONS = (
     GammaSimilarity(gamma=0.5),
     QuantityDirichlet(alpha=1.0),
     QuantityLogNormal(sigma=1.0),
+    Natural(),
 )
 
 
@@ -42,8 +45,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/partitions.png"))
     arguments = parser.parse_args()
     dataset = mnist(arguments.data_dir)
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    axes = np.ravel(figure.subplots(3, 3, sharex=True, sharey=True))
+    # MNIST names no writers; for the picture of Natural each client has the samples of one class.
+    thirds = np.arange(len(dataset.labels)) % (CLIENTS // 10)
+    dataset = dataclasses.replace(dataset, client_ids=dataset.labels * 3 + thirds)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = np.ravel(figure.subplots(2, 5, sharex=True, sharey=True))
     for axis, partition in zip(axes, PARTITIONS, strict=True):
         counts = dataset.split(partition, CLIENTS).class_counts()
         axis.imshow(counts.T, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")

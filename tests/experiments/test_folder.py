@@ -226,3 +226,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(whole, tmp_path):
     run(tmp_path / "run", resume=True)
     log = (tmp_path / "run" / "rounds.jsonl").read_bytes()
     assert log == (whole[0] / "rounds.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments():
+    script = Path(__file__).parent.parent / "kill_check.py"
+    words = [sys.executable, script, "--kills", "30"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all equal bit for bit" in done.stdout
