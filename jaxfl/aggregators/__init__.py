@@ -3,7 +3,6 @@
 from jaxfl.aggregators.base import Aggregator as Aggregator
 from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
 from jaxfl.aggregators.base import PreAggregator as PreAggregator
-from jaxfl.aggregators.base import Statistics as Statistics
 from jaxfl.aggregators.base import WeightingRule as WeightingRule
 from jaxfl.aggregators.centered_clipping import CenteredClipping as CenteredClipping
 from jaxfl.aggregators.coordinatewise import Median as Median
@@ -14,3 +13,4 @@ from jaxfl.aggregators.krum import MultiKrum as MultiKrum
 from jaxfl.aggregators.mean import Mean as Mean
 from jaxfl.aggregators.mean import Oracle as Oracle
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
+from jaxfl.aggregators.statistics import Statistics as Statistics

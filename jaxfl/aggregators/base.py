@@ -1,10 +1,11 @@
-"""The two kinds of aggregation rule, and the one way both are run.
+"""The kinds of aggregation rule, and how each runs behind pre-aggregators.
 
 A *weighting rule* answers with a combination of rows whose weights depend on the updates only
 through sums over coordinates (norms, inner products): the matrix is read once for those, all
 iterations happen in n-space, and it is read once more for the combination. A *coordinatewise
 rule* treats every column by itself. Pre-aggregators multiply the rows by a small matrix from
-the left; they compose with both kinds without forming the mixed rows in memory.
+the left; they compose with both kinds without forming the mixed rows in memory. Any other rule
+is handed the mixed rows.
 """
 
 from collections.abc import Sequence
@@ -13,32 +14,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxfl.aggregators import stages
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component
 from jaxfl.numerics import columns, order, rows
-from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, Struct, present_mask
-
-
-class Statistics(Struct):
-    """What a weighting rule or pre-aggregator may know of m rows and r reference rows."""
-
-    usable: Bool[Array, " m"]
-    """Rows that are present, finite and of finite norm; the others must get weight 0."""
-    norms: Float[Array, " m"] | None
-    """Norm of each row, +inf where not usable; None after mixing, unless something needs them."""
-    gram: Float[Array, "k k"] | None
-    """Inner products of the m + r rows about a common centre; None where nothing needs them."""
-
-    def squared_distances(self) -> Float[Array, "k k"]:
-        """Between all m + r rows; +inf to and from a row that is not usable."""
-        assert self.gram is not None
-        references = self.gram.shape[0] - self.usable.shape[0]
-        return rows.squared_distances(self.gram, self.usable_rows(references))
-
-    def usable_rows(self, references: int) -> Bool[Array, " k"]:
-        """``usable`` extended by the reference rows, which always are."""
-        return jnp.concatenate([self.usable, jnp.ones((references,), bool)])
+from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
 
 class Aggregator(Component):
@@ -51,6 +33,8 @@ class Aggregator(Component):
     """Stays bounded by the honest rows when f finite rows are arbitrary."""
     accepts_absent: ClassVar[bool] = False
     """Can leave out slots that hold no client (Poisson sampling)."""
+    by_client: ClassVar[bool] = False
+    """Needs to know which client a row belongs to: rows must not be grouped before it."""
 
     def check(self, n: int) -> None:
         """Raises ValueError where the rule is not defined for n updates."""
@@ -64,6 +48,30 @@ class Aggregator(Component):
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         """Aggregates one round: pure, traceable, without checks."""
         raise NotImplementedError
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence["PreAggregator"],
+        updates: Float[Array, "n d"],
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Aggregates ``M_k ... M_1 @ updates``, the pre-aggregators' matrices before this rule.
+
+        Here the mixed rows are formed; a row that is not usable is NaN.
+        """
+        none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+        statistics, mixing = stages.run(pre, updates, none, context, frozenset())
+        if mixing is None:
+            return self.aggregate(updates, state, context)
+
+        def form(block: Array) -> Array:
+            mixed = stages.mix_block(block.astype(mixing.dtype), mixing)
+            return jnp.where(statistics.usable[:, None], mixed, jnp.nan)
+
+        mixed = columns.map_columns(form, updates, width=rows.WIDTH).astype(updates.dtype)
+        result = self.aggregate(mixed, state, stages.context_of(mixing.shape[0], context))
+        return result.replace(info=stages.to_clients(result.info, mixing))
 
     def __call__(
         self, updates: PyTree, *, context: Context | None = None, state: State = None
@@ -112,24 +120,105 @@ class WeightingRule(Aggregator):
     """A rule whose answer is ``weights @ [updates; references]``. Abstract."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    """Statistics that ``weigh`` reads: any of "norms", "gram"."""
+    """Statistics that ``weigh`` reads: any of "norms", "gram", "inner", "products"."""
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
         """Rows that the rule compares with or starts from, such as its previous output."""
         return None
 
+    def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
+        """Coordinates whose values the rule reads one by one, in ``statistics.sample``."""
+        return None
+
+    def wants_gram(self, state: State, context: Context) -> Bool[Array, ""] | None:
+        """Whether this round's Gram matrix is worth its pass; it is 0 where not. None: always."""
+        return None
+
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " k"], Info]:
-        """The weights of the m rows and r references, 0 wherever a row is not usable."""
+        """The weights of the m rows and r references, 0 wherever a row is not usable.
+
+        ``weights[:m]`` alone says that no reference has weight.
+        """
         raise NotImplementedError
 
-    def remember(self, state: State, output: Float[Array, " d"], context: Context) -> State:
+    def noise(self, statistics: Statistics, context: Context) -> Float[Array, ""] | None:
+        """Standard deviation of the Gaussian noise added to every coordinate; None: no noise."""
+        return None
+
+    def remember(
+        self, state: State, output: Float[Array, " d"], statistics: Statistics, context: Context
+    ) -> State:
         """The memory for the next round."""
         return state
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
-        return run_rule((), self, updates, state, context)
+        return self.aggregate_mixed((), updates, state, context)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence["PreAggregator"],
+        updates: Float[Array, "n d"],
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """In n-space: neither mixed rows nor intermediate outputs are formed."""
+        d = updates.shape[1]
+        own = self.references(state, context, d)
+        references = jnp.zeros((0, d), updates.dtype) if own is None else own.astype(updates.dtype)
+        if not self.needs and not pre and own is None:
+            return self._aggregate_once(updates, state, context)
+        statistics, mixing = stages.run(
+            pre,
+            updates,
+            references,
+            context,
+            self.needs,
+            columns=self.columns(d, context),
+            gram_wanted=self.wants_gram(state, context),
+        )
+        m = statistics.usable.shape[0]
+        seen = stages.context_of(m, context)
+        weights, info = self.weigh(statistics, state, seen)
+        own_weights = weights[m:]
+        weights = weights[:m]
+        if mixing is not None:
+            weights = jnp.matmul(weights, mixing, precision="highest")
+            info = stages.to_clients(info, mixing)
+        missing = references.shape[0] - own_weights.shape[0]
+        weights = jnp.concatenate([weights, jnp.pad(own_weights, (0, missing))])
+        assert statistics.clean is not None
+        output = rows.combine(weights, updates, references, statistics.clean)
+        scale = self.noise(statistics, seen)
+        if scale is not None:
+            drawn = jax.random.normal(context.key, (d,), scale.dtype)
+            output = (output + scale * drawn).astype(updates.dtype)
+        state = self.remember(state, output, statistics, seen)
+        return Aggregated(update=output, state=state, info=info)
+
+    def _aggregate_once(
+        self, updates: Float[Array, "n d"], state: State, context: Context
+    ) -> Aggregated:
+        """One read, where the weights depend on nothing but on which rows are finite.
+
+        They are taken as if all were; an answer that is finite, with room for any row's norm,
+        shows that all are (or that the rows that are too large cancel each other).
+        """
+        none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+        everyone = Statistics(usable=present_mask(context, updates.shape[0]))
+        weights, info = self.weigh(everyone, state, context)
+        hopeful = rows.combine(weights, updates, none, True)
+        least = jnp.min(jnp.where(weights > 0, weights, 1))
+        room = jnp.sum(jnp.square(hopeful.astype(weights.dtype) / least))
+
+        def careful() -> tuple[Array, Info]:
+            statistics, _ = stages.run((), updates, none, context, frozenset())
+            weights, info = self.weigh(statistics, state, context)
+            return rows.combine(weights, updates, none), info
+
+        output, info = jax.lax.cond(jnp.isfinite(room), lambda: (hopeful, info), careful)
+        return Aggregated(update=output, state=state, info=info)
 
 
 class CoordinatewiseRule(Aggregator):
@@ -140,7 +229,37 @@ class CoordinatewiseRule(Aggregator):
         raise NotImplementedError
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
-        return run_rule((), self, updates, state, context)
+        return self.aggregate_mixed((), updates, state, context)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence["PreAggregator"],
+        updates: Float[Array, "n d"],
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Over blocks of columns, mixed as they are read."""
+        dtype = rows.accumulator(updates.dtype)
+        statistics = mixing = None
+        if pre:
+            none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+            statistics, mixing = stages.run(pre, updates, none, context, frozenset())
+        diagonal = all(stage.diagonal for stage in pre)
+
+        def block_reduce(block: Array) -> Array:
+            block = block.astype(dtype)
+            if mixing is not None:
+                assert statistics is not None
+                block = stages.mix_block(block, mixing, diagonal)
+                block = jnp.where(statistics.usable[:, None], block, jnp.inf)
+            return self.reduce(jnp.where(jnp.isnan(block), jnp.inf, block), context)
+
+        width = order.column_width(updates.shape[0] if mixing is None else mixing.shape[0])
+        output = columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)
+        info = Info()
+        if mixing is not None and any(stage.selects for stage in pre):
+            info = Info(selected=jnp.any(mixing != 0, axis=0))
+        return Aggregated(update=output, state=state, info=info)
 
 
 class PreAggregator(Component):
@@ -152,6 +271,8 @@ class PreAggregator(Component):
     """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
     diagonal: ClassVar[bool] = False
     """The matrix only rescales rows."""
+    selects: ClassVar[bool] = False
+    """Hands on only some of the rows, or means of only some."""
 
     def check(self, n: int) -> None:
         """Raises ValueError where the mixing is not defined for n rows."""
@@ -163,138 +284,6 @@ class PreAggregator(Component):
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
         """The matrix; a row of zeros marks the mixed row as not usable."""
         raise NotImplementedError
-
-
-def measure(
-    updates: Float[Array, "n d"],
-    references: Float[Array, "r d"],
-    context: Context,
-    needs: frozenset[str],
-) -> Statistics:
-    """Pass 0 (norms, which rows are finite) and, where needed, the pass for the Gram matrix."""
-    squares = rows.squared_norms(updates)
-    usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
-    norms = jnp.where(usable, rows.safe_sqrt(squares), jnp.inf)
-    gram = None
-    if "gram" in needs:
-        pilot = rows.median_row(norms, usable)
-        gram = rows.centred_gram(updates, references, usable, pilot)
-    return Statistics(usable=usable, norms=norms, gram=gram)
-
-
-def run_rule(
-    pre: Sequence[PreAggregator],
-    rule: Aggregator,
-    updates: Float[Array, "n d"],
-    state: State,
-    context: Context,
-) -> Aggregated:
-    """Runs pre-aggregators and a rule over one ``[n, d]`` matrix. The only driver there is."""
-    n, d = updates.shape
-    weighting = isinstance(rule, WeightingRule)
-    own = rule.references(state, context, d) if weighting else None
-    references = jnp.zeros((0, d), updates.dtype) if own is None else own.astype(updates.dtype)
-
-    readers = [*(p.needs for p in pre), rule.needs if weighting else frozenset()]
-    needs = frozenset[str]().union(*readers)
-    origin = any("norms" in later for later in readers[1:]) or any(
-        "gram" in later
-        for i, stage in enumerate(pre)
-        if not stage.affine
-        for later in readers[i + 1 :]
-    )
-    if origin:
-        # Norms of mixed rows are distances to the origin, and scaling moves a row towards it.
-        references = jnp.concatenate([references, jnp.zeros((1, d), updates.dtype)])
-        needs |= {"gram"}
-
-    measured = weighting or pre
-    statistics = measure(updates, references, context, needs) if measured else None
-    mixing = None
-    for stage in pre:
-        assert statistics is not None
-        matrix = stage.mix(statistics, context)
-        usable = statistics.usable if stage.diagonal else jnp.any(matrix != 0, axis=1)
-        statistics = _mixed(statistics, matrix, usable, origin)
-        mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
-
-    if not weighting:
-        assert isinstance(rule, CoordinatewiseRule)
-        diagonal = all(p.diagonal for p in pre)
-        output = _reduce(rule, updates, mixing, statistics, context, diagonal)
-        return Aggregated(update=output, state=state, info=Info())
-
-    assert statistics is not None
-    m, r = statistics.usable.shape[0], references.shape[0]
-    visible = statistics
-    if origin and statistics.gram is not None:
-        visible = statistics.replace(gram=statistics.gram[: m + r - 1, : m + r - 1])
-    weights, info = rule.weigh(visible, state, context)
-    if mixing is not None:
-        mass = jnp.matmul(weights[:m], mixing, precision="highest")
-        info = Info(selected=mass > 0, weights=mass)
-        weights = jnp.concatenate([mass, weights[m:]])
-    missing = n + r - weights.shape[0]
-    output = rows.combine(jnp.pad(weights, (0, missing)), updates, references)
-    state = rule.remember(state, output, context)
-    return Aggregated(update=output, state=state, info=info)
-
-
-def _mixed(
-    statistics: Statistics,
-    matrix: Float[Array, "m_out m"],
-    usable: Bool[Array, " m_out"],
-    origin: bool,
-) -> Statistics:
-    """The statistics of the mixed rows: ``M G M^T``, where M leaves references as they are.
-
-    M must be affine in the centred coordinates, so what a row lacks to a sum of 1 comes from the
-    origin, the last reference.
-    """
-    if statistics.gram is None:
-        return Statistics(usable=usable, norms=None, gram=None)
-    m_out, m = matrix.shape
-    r = statistics.gram.shape[0] - m
-    lacking = jnp.zeros((m_out, r), matrix.dtype)
-    if origin:
-        lacking = lacking.at[:, -1].set(jnp.where(usable, 1 - jnp.sum(matrix, axis=1), 0))
-    whole = jnp.block(
-        [[matrix, lacking], [jnp.zeros((r, m), matrix.dtype), jnp.eye(r, dtype=matrix.dtype)]]
-    )
-    gram = jnp.linalg.multi_dot([whole, statistics.gram, whole.T], precision="highest")
-    norms = None
-    if origin:
-        distances = rows.squared_distances(gram, jnp.ones((m_out + r,), bool))
-        norms = jnp.where(usable, rows.safe_sqrt(distances[:m_out, -1]), jnp.inf)
-    return Statistics(usable=usable, norms=norms, gram=gram)
-
-
-def _reduce(
-    rule: CoordinatewiseRule,
-    updates: Float[Array, "n d"],
-    mixing: Float[Array, "m n"] | None,
-    statistics: Statistics | None,
-    context: Context,
-    diagonal: bool,
-) -> Float[Array, " d"]:
-    """The coordinatewise rule over blocks of columns, mixed as they are read."""
-    dtype = rows.accumulator(updates.dtype)
-    m = updates.shape[0] if mixing is None else mixing.shape[0]
-
-    def block_reduce(block: Array) -> Array:
-        block = block.astype(dtype)
-        if mixing is not None:
-            assert statistics is not None
-            block = jnp.where(jnp.any(mixing != 0, axis=0)[:, None], block, 0)
-            if diagonal:
-                block = jnp.diagonal(mixing)[:, None] * block
-            else:
-                block = jnp.matmul(mixing.astype(dtype), block, precision="highest")
-            block = jnp.where(statistics.usable[:, None], block, jnp.inf)
-        return rule.reduce(jnp.where(jnp.isnan(block), jnp.inf, block), context)
-
-    width = order.column_width(m)
-    return columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)
 
 
 def needs_more_than(rule: Any, n: int, least: int, condition: str) -> None:

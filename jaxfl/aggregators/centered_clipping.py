@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import Statistics, WeightingRule
+from jaxfl.aggregators.base import WeightingRule
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, Spec, State
@@ -54,5 +55,7 @@ class CenteredClipping(WeightingRule):
         weights = jax.lax.fori_loop(0, self.iterations, step, start)
         return weights, Info(weights=weights[:n])
 
-    def remember(self, state: State, output: Float[Array, " d"], context: Context) -> State:
+    def remember(
+        self, state: State, output: Float[Array, " d"], statistics: Statistics, context: Context
+    ) -> State:
         return output.astype(state.dtype)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import Statistics, WeightingRule
+from jaxfl.aggregators.base import WeightingRule
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import Statistics, WeightingRule, needs_more_than
+from jaxfl.aggregators.base import WeightingRule, needs_more_than
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio

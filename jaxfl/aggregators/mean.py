@@ -5,7 +5,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import Statistics, WeightingRule
+from jaxfl.aggregators.base import WeightingRule
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context, Info, State
 
@@ -31,9 +32,7 @@ class Mean(WeightingRule):
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:
         usable = statistics.usable.astype(context.weights.dtype)
-        # After bucketing the rows are no longer the clients that the weights belong to.
-        whole = self.weighted and context.weights.shape == usable.shape
-        weights = context.weights * usable if whole else usable
+        weights = context.weights * usable if self.weighted else usable
         weights = safe_ratio(weights, jnp.sum(weights))
         return weights, Info(selected=statistics.usable, weights=weights)
 
@@ -45,6 +44,7 @@ class Oracle(WeightingRule):
     """
 
     tolerates: ClassVar[bool] = True
+    by_client: ClassVar[bool] = True
     accepts_absent: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
 

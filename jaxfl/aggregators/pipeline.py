@@ -1,15 +1,10 @@
 """Pre-aggregators before a rule, as one rule."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import (
-    Aggregator,
-    CoordinatewiseRule,
-    PreAggregator,
-    WeightingRule,
-    run_rule,
-)
-from jaxfl.aggregators.mean import Oracle
+from jaxfl.aggregators.base import Aggregator, PreAggregator
 from jaxfl.types import Aggregated, Context, Spec, State
 
 
@@ -29,22 +24,22 @@ class Pipeline(Aggregator):
         return self.rule.tolerates
 
     @property
+    def by_client(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rule.by_client
+
+    @property
     def accepts_absent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rule.accepts_absent and all(p.accepts_absent for p in self.pre)
 
     def check(self, n: int) -> None:
-        if not isinstance(self.rule, WeightingRule | CoordinatewiseRule):
-            raise ValueError(
-                "Pipeline: rule must be a weighting or coordinatewise rule, not "
-                f"{type(self.rule).__name__}; put all pre-aggregators in one list"
-            )
         rows = n
         for stage in self.pre:
             stage.check(rows)
             rows = stage.rows(rows)
-        if isinstance(self.rule, Oracle) and rows != n:
+        if self.rule.by_client and rows != n:
             raise ValueError(
-                f"Pipeline: Oracle needs one row per client; it would get {rows} of {n} clients"
+                f"Pipeline: {type(self.rule).__name__} needs one row per client; it would get "
+                f"{rows} of {n} clients"
             )
         self.rule.check(rows)
 
@@ -52,4 +47,13 @@ class Pipeline(Aggregator):
         return self.rule.init(spec)
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
-        return run_rule(self.pre, self.rule, updates, state, context)
+        return self.aggregate_mixed((), updates, state, context)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: Float[Array, "n d"],
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        return self.rule.aggregate_mixed((*pre, *self.pre), updates, state, context)

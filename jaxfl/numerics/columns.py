@@ -63,7 +63,7 @@ def map_columns(function: Callable[..., Array], *arrays: Array, width: int) -> A
 
 
 def sum_columns(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
-    """The sum of ``function`` over blocks of columns: Gram matrices, norms, counts.
+    """The sum of ``function`` over blocks of columns: Gram matrices, norms, products.
 
     Args:
       function: maps blocks ``[..., c]`` to an array whose shape does not depend on c, and is a

@@ -64,26 +64,63 @@ def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> F
     return jnp.where(usable[:, None] & usable[None, :], distances, jnp.inf)
 
 
+def products(rows: Float[Array, "n d"], references: Float[Array, "r d"]) -> Float[Array, "n r"]:
+    """Inner products of rows and references; a row that is not finite gives what it gives.
+
+    Cost: one read of the matrix for a few references.
+    """
+    dtype = accumulator(rows.dtype)
+
+    def block_products(block: Array, reference: Array) -> Array:
+        both = block.astype(dtype), reference.astype(dtype).T
+        return jnp.matmul(*both, precision=jax.lax.Precision.HIGHEST)
+
+    return sum_columns(block_products, rows, references, width=_wide(rows))
+
+
 def combine(
-    weights: Float[Array, " m"], rows: Float[Array, "n d"], references: Float[Array, "r d"]
+    weights: Float[Array, " m"],
+    rows: Float[Array, "n d"],
+    references: Float[Array, "r d"],
+    clean: Bool[Array, ""] | bool = False,
 ) -> Float[Array, " d"]:
     """``weights @ [rows; references]``, where a row of weight 0 counts as 0 even if it is NaN.
 
-    Cost: one read of the matrix.
+    Args:
+      weights: one for each row and reference.
+      rows: the matrix.
+      references: more rows, always finite.
+      clean: whether all rows are known to be finite, which saves looking for those to leave out.
+
+    Cost: one read of the matrix where ``clean``, about two otherwise.
     """
     n = rows.shape[0]
     dtype = accumulator(rows.dtype)
     used = weights[:n] != 0
 
     def block_sum(block: Array, reference: Array) -> Array:
-        block = jnp.where(used[:, None], block.astype(dtype), 0)
-        total = jnp.matmul(weights[:n].astype(dtype), block, precision=jax.lax.Precision.HIGHEST)
+        total = jnp.matmul(weights[:n].astype(dtype), block.astype(dtype), precision="highest")
         if reference.shape[0]:
             own = weights[n:].astype(dtype), reference.astype(dtype)
-            total += jnp.matmul(*own, precision=jax.lax.Precision.HIGHEST)
+            total += jnp.matmul(*own, precision="highest")
         return total
 
-    return map_columns(block_sum, rows, references, width=WIDTH).astype(rows.dtype)
+    def masked(block: Array, reference: Array) -> Array:
+        return block_sum(jnp.where(used[:, None], block, 0), reference)
+
+    def whole() -> Array:
+        return map_columns(block_sum, rows, references, width=_wide(rows))
+
+    def careful() -> Array:
+        return map_columns(masked, rows, references, width=WIDTH)
+
+    total = careful() if clean is False else jax.lax.cond(clean, whole, careful)
+    return total.astype(rows.dtype)
+
+
+def _wide(rows: Float[Array, "n d"]) -> int:
+    """Columns per block of a product that streams the matrix: no block where types agree."""
+    return rows.shape[1] if rows.dtype == accumulator(rows.dtype) else WIDTH
 
 
 def safe_sqrt(x: Array) -> Array:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import PreAggregator, Statistics
+from jaxfl.aggregators.base import PreAggregator
+from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import field
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context

@@ -9,6 +9,7 @@ import pytest
 import references
 
 from jaxfl.aggregators import (
+    Aggregator,
     CenteredClipping,
     GeometricMedian,
     Krum,
@@ -19,7 +20,7 @@ from jaxfl.aggregators import (
     TrimmedMean,
 )
 from jaxfl.preaggregators import ARC, NNM, Bucketing
-from jaxfl.types import Context
+from jaxfl.types import Aggregated, Context, Info
 
 N, D, F = 12, 30, 1
 
@@ -228,10 +229,44 @@ def test_pipeline_over_several_blocks_of_columns():
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_pipelines_do_not_nest():
-    inner = Pipeline(pre=(), rule=Mean())
-    with pytest.raises(ValueError, match="put all pre-aggregators in one list"):
-        Pipeline(pre=(), rule=inner)(draw())
+def test_nested_pipelines_are_one_list():
+    x = draw()
+    nested = Pipeline(pre=(ARC(f=3),), rule=Pipeline(pre=(NNM(f=3),), rule=Krum(f=3)))
+    flat = Pipeline(pre=(ARC(f=3), NNM(f=3)), rule=Krum(f=3))
+    got, expected = nested.inspect(x), flat.inspect(x)
+    np.testing.assert_array_equal(got.update, expected.update)
+    np.testing.assert_array_equal(got.info.weights, expected.info.weights)
+
+
+class FirstRow(Aggregator):
+    """Neither weighting nor coordinatewise: gets the mixed rows themselves."""
+
+    def aggregate(self, updates, state, context):
+        finite = jnp.all(jnp.isfinite(updates), axis=1)
+        first = jnp.argmax(finite)
+        weights = jnp.eye(len(updates), dtype=updates.dtype)[first]
+        return Aggregated(update=updates[first], state=state, info=Info(weights=weights))
+
+
+def test_other_rules_get_the_mixed_rows():
+    x = draw()
+    x[0] = np.nan
+    result = Pipeline(pre=(ARC(f=3), NNM(f=3)), rule=FirstRow()).inspect(x)
+    usable = x[1:].astype(np.float64)
+    # The dropped row is one of the f: two more are clipped, and each mean leaves out two.
+    expected = usable * scales_of_arc(usable, len(x), 3)[:, None]
+    near = np.argsort(references.squared_distances(expected), axis=1, kind="stable")[
+        0, : len(x) - 3
+    ]
+    np.testing.assert_allclose(result.update, expected[near].mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.info.weights @ np.nan_to_num(x), result.update, atol=1e-4)
+    assert result.info.weights[0] == 0
+
+
+def scales_of_arc(x, n, f):
+    norms = np.linalg.norm(x, axis=1)
+    threshold = np.sort(norms)[n - 2 * f * (n - f) // n - 1]
+    return np.minimum(1, threshold / norms)
 
 
 def test_rules_are_checked_for_the_rows_they_get():

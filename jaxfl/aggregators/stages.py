@@ -1,0 +1,94 @@
+"""Pre-aggregators in a row: their product, and the statistics of the rows that come out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfl.aggregators import statistics as measured
+from jaxfl.aggregators.statistics import Statistics
+from jaxfl.types import Context, Info
+
+if TYPE_CHECKING:
+    from jaxfl.aggregators.base import PreAggregator
+
+
+def run(
+    pre: Sequence["PreAggregator"],
+    updates: Float[Array, "n d"],
+    references: Float[Array, "r d"],
+    context: Context,
+    needs: frozenset[str],
+    columns: Int[Array, " s"] | None = None,
+    gram_wanted: Bool[Array, ""] | None = None,
+) -> tuple[Statistics, Float[Array, "m n"] | None]:
+    """Measures the updates and mixes them stage by stage, in n-space.
+
+    Args:
+      pre: the pre-aggregators, first to last.
+      updates: the matrix.
+      references: rows that a rule compares with.
+      context: what the server knows.
+      needs: statistics that the rule after them reads.
+      columns: coordinates to sample for it.
+      gram_wanted: whether the rule wants its Gram matrix; stages that need one always get it.
+
+    Returns:
+      Statistics of the mixed rows, and the matrix that mixes them (None: no stage).
+    """
+    readers = [*(stage.needs for stage in pre), needs]
+    everything = frozenset[str]().union(*readers)
+    origin = "inner" in needs
+    for i, stage in enumerate(pre):
+        later = frozenset[str]().union(*readers[i + 1 :])
+        # Norms of mixed rows are distances to the origin; scaling moves a row towards it.
+        origin |= "norms" in later and not stage.diagonal
+        origin |= bool({"gram", "inner"} & later) and not stage.affine
+    if origin:
+        zero = jnp.zeros((1, updates.shape[1]), updates.dtype)
+        references = jnp.concatenate([references, zero])
+        everything |= {"gram"}
+    if any("gram" in reads for reads in readers[:-1]):
+        gram_wanted = None
+
+    now = measured.measure(updates, references, context, everything, columns, gram_wanted)
+    mixing = None
+    for stage in pre:
+        m = now.usable.shape[0]
+        matrix = stage.mix(now, context_of(m, context))
+        now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
+        mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
+    return (measured.about_origin(now) if origin else now), mixing
+
+
+def mix_block(
+    block: Float[Array, "n c"], mixing: Float[Array, "m n"], diagonal: bool = False
+) -> Float[Array, "m c"]:
+    """``mixing @ block``, where rows that nothing takes from may be NaN."""
+    block = jnp.where(jnp.any(mixing != 0, axis=0)[:, None], block, 0)
+    if diagonal:
+        return jnp.diagonal(mixing).astype(block.dtype)[:, None] * block
+    return jnp.matmul(mixing.astype(block.dtype), block, precision="highest")
+
+
+def context_of(m: int, context: Context) -> Context:
+    """What the server knows of m mixed rows: of groups of clients, no more than their number."""
+    if context.weights.shape[0] == m:
+        return context
+    return context.replace(
+        weights=jnp.full((m,), 1 / m, context.weights.dtype),
+        client_ids=jnp.arange(m, dtype=context.client_ids.dtype),
+        present=None,
+        byzantine=None,
+    )
+
+
+def to_clients(info: Info, mixing: Float[Array, "m n"]) -> Info:
+    """What a rule says of mixed rows, said of the clients in them; scores have no such meaning."""
+    if info.weights is not None:
+        mass = jnp.matmul(info.weights, mixing, precision="highest")
+        return Info(selected=mass > 0, weights=mass)
+    if info.selected is not None:
+        return Info(selected=jnp.any(info.selected[:, None] & (mixing != 0), axis=0))
+    return Info()

@@ -1,0 +1,174 @@
+"""What rules may know of the updates: statistics that are sums over coordinates.
+
+They are measured in a pass or two over the matrix, and follow the rows through linear mixing
+without the mixed rows being formed: norms and inner products from ``M G M^T``, products with
+reference rows and sampled columns from ``M P``.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfl.numerics import rows
+from jaxfl.types import Context, Struct, present_mask
+
+
+class Statistics(Struct):
+    """What a weighting rule or pre-aggregator may know of m rows and r reference rows.
+
+    A field is None where nothing needs it.
+    """
+
+    usable: Bool[Array, " m"]
+    """Rows that are present, finite and of finite norm; the others must get weight 0."""
+    clean: Bool[Array, ""] | None = None
+    """Whether every one of the original updates is finite and of finite norm."""
+    norms: Float[Array, " m"] | None = None
+    """Norm of each row, +inf where not usable."""
+    gram: Float[Array, "k k"] | None = None
+    """Inner products of the m + r rows about a common centre; 0 with a row not usable."""
+    inner: Float[Array, "k k"] | None = None
+    """Inner products of the m + r rows about the origin; 0 with a row not usable."""
+    products: Float[Array, "m r"] | None = None
+    """Inner products of rows and references about the origin, 0 where not usable."""
+    reference_norms: Float[Array, " r"] | None = None
+    """Norm of each reference row; known together with ``products``."""
+    sample: Float[Array, "m s"] | None = None
+    """The columns that the rule asked for, 0 where not usable."""
+
+    def squared_distances(self) -> Float[Array, "k k"]:
+        """Between all m + r rows; +inf to and from a row that is not usable."""
+        assert self.gram is not None
+        references = self.gram.shape[0] - self.usable.shape[0]
+        return rows.squared_distances(self.gram, self.usable_rows(references))
+
+    def cosines(self) -> Float[Array, "k k"]:
+        """Between all m + r rows, from -1 to 1; 0 with a row that is zero or not usable."""
+        assert self.inner is not None
+        norms = rows.safe_sqrt(jnp.maximum(jnp.diagonal(self.inner), 0))
+        unit = rows.safe_ratio(jnp.ones_like(norms), norms)
+        # One factor after the other: the product of two tiny norms underflows.
+        return jnp.clip(self.inner * unit[:, None] * unit[None, :], -1, 1)
+
+    def reference_cosines(self) -> Float[Array, "m r"]:
+        """Between rows and references; 0 with one that is zero or not usable."""
+        assert self.norms is not None
+        assert self.products is not None
+        assert self.reference_norms is not None
+        norms = jnp.where(self.usable, self.norms, 0)
+        shares = rows.safe_ratio(self.products, norms[:, None])
+        return jnp.clip(rows.safe_ratio(shares, self.reference_norms[None, :]), -1, 1)
+
+    def usable_rows(self, references: int) -> Bool[Array, " k"]:
+        """``usable`` extended by the reference rows, which always are."""
+        return jnp.concatenate([self.usable, jnp.ones((references,), bool)])
+
+
+def measure(
+    updates: Float[Array, "n d"],
+    references: Float[Array, "r d"],
+    context: Context,
+    needs: frozenset[str],
+    columns: Int[Array, " s"] | None,
+    gram_wanted: Bool[Array, ""] | None,
+) -> Statistics:
+    """The passes over the matrix: norms and finiteness, and what else is needed.
+
+    ``columns`` are those to sample; ``gram_wanted``, where given, says at run time whether the
+    Gram matrix is worth its pass (zeros otherwise). The centre of the Gram matrix is the row of
+    median norm, which f < n/2 rows cannot move far.
+    """
+    squares = rows.squared_norms(updates)
+    usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
+    norms = jnp.where(usable, rows.safe_sqrt(squares), jnp.inf)
+    gram = products = reference_norms = sample = None
+    if "gram" in needs:
+        pilot = rows.median_row(norms, usable)
+
+        def read() -> Array:
+            return rows.centred_gram(updates, references, usable, pilot)
+
+        if gram_wanted is None:
+            gram = read()
+        else:
+            shape = jax.eval_shape(read)
+            none = jnp.zeros(shape.shape, shape.dtype)
+            gram = jax.lax.cond(gram_wanted, read, lambda: none)
+    if "products" in needs:
+        products = jnp.where(usable[:, None], rows.products(updates, references), 0)
+        reference_norms = rows.safe_sqrt(rows.squared_norms(references))
+    if columns is not None:
+        taken = jnp.take(updates, columns, axis=1, mode="clip").astype(norms.dtype)
+        sample = jnp.where(usable[:, None], taken, 0)
+    return Statistics(
+        usable=usable,
+        clean=jnp.all(jnp.isfinite(squares)),
+        norms=norms,
+        gram=gram,
+        products=products,
+        reference_norms=reference_norms,
+        sample=sample,
+    )
+
+
+def mix(
+    statistics: Statistics, matrix: Float[Array, "m_out m"], *, diagonal: bool, origin: bool
+) -> Statistics:
+    """The statistics of the rows ``matrix @ rows``; references stay as they are.
+
+    Args:
+      statistics: of the rows before.
+      matrix: a row of zeros marks the mixed row as not usable.
+      diagonal: the matrix only rescales rows, so those that were usable still are.
+      origin: the last reference is the origin, from which what a row of the matrix lacks to a
+        sum of 1 is taken (a centred Gram matrix mixes right only under sums of 1), and the
+        distance to which is a mixed row's norm.
+    """
+    usable = statistics.usable if diagonal else jnp.any(matrix != 0, axis=1)
+    norms = gram = products = sample = None
+    if statistics.gram is not None:
+        gram = _mixed_gram(statistics.gram, matrix, usable, origin)
+    if diagonal:
+        assert statistics.norms is not None
+        scaled = jnp.abs(jnp.diagonal(matrix)) * jnp.where(usable, statistics.norms, 0)
+        norms = jnp.where(usable, scaled, jnp.inf)
+    elif origin:
+        assert gram is not None
+        everything = jnp.ones((gram.shape[0],), bool)
+        distances = rows.squared_distances(gram, everything)[: matrix.shape[0], -1]
+        norms = jnp.where(usable, rows.safe_sqrt(distances), jnp.inf)
+    if statistics.products is not None:
+        products = jnp.matmul(matrix, statistics.products, precision="highest")
+    if statistics.sample is not None:
+        sample = jnp.matmul(matrix, statistics.sample, precision="highest")
+    return statistics.replace(
+        usable=usable, norms=norms, gram=gram, products=products, sample=sample
+    )
+
+
+def _mixed_gram(
+    gram: Float[Array, "k k"],
+    matrix: Float[Array, "m_out m"],
+    usable: Bool[Array, " m_out"],
+    origin: bool,
+) -> Float[Array, "l l"]:
+    m_out, m = matrix.shape
+    r = gram.shape[0] - m
+    lacking = jnp.zeros((m_out, r), matrix.dtype)
+    if origin:
+        lacking = lacking.at[:, -1].set(jnp.where(usable, 1 - jnp.sum(matrix, axis=1), 0))
+    whole = jnp.block(
+        [[matrix, lacking], [jnp.zeros((r, m), matrix.dtype), jnp.eye(r, dtype=matrix.dtype)]]
+    )
+    return jnp.linalg.multi_dot([whole, gram, whole.T], precision="highest")
+
+
+def about_origin(statistics: Statistics) -> Statistics:
+    """With ``inner`` from a Gram matrix whose last reference is the origin, which goes."""
+    gram = statistics.gram
+    assert gram is not None
+    last = gram[-1]
+    keep = statistics.usable_rows(gram.shape[0] - statistics.usable.shape[0])
+    inner = gram - last[:, None] - last[None, :] + last[-1]
+    inner = jnp.where(keep[:, None] & keep[None, :], inner, 0)
+    return statistics.replace(gram=gram[:-1, :-1], inner=inner[:-1, :-1])
