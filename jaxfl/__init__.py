@@ -36,6 +36,7 @@ from jaxfl.participation import Uniform as Uniform
 from jaxfl.preaggregators import ARC as ARC
 from jaxfl.preaggregators import NNM as NNM
 from jaxfl.preaggregators import Bucketing as Bucketing
+from jaxfl.preaggregators import Clipping as Clipping
 from jaxfl.privacy import MessagePrivacy as MessagePrivacy
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run

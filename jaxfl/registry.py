@@ -25,12 +25,17 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "multi_krum": aggregators.MultiKrum,
     "geometric_median": aggregators.GeometricMedian,
     "centered_clipping": aggregators.CenteredClipping,
+    "cge": aggregators.CGE,
+    "nbs": aggregators.NBS,
+    "tnbs": aggregators.TNBS,
+    "norm_clipping": aggregators.NormClipping,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {
     "nnm": preaggregators.NNM,
     "bucketing": preaggregators.Bucketing,
     "arc": preaggregators.ARC,
+    "clipping": preaggregators.Clipping,
 }
 ATTACKS: dict[str, type[attacks.Attack]] = {
     "none": attacks.NoAttack,

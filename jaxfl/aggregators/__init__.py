@@ -12,5 +12,9 @@ from jaxfl.aggregators.krum import Krum as Krum
 from jaxfl.aggregators.krum import MultiKrum as MultiKrum
 from jaxfl.aggregators.mean import Mean as Mean
 from jaxfl.aggregators.mean import Oracle as Oracle
+from jaxfl.aggregators.norms import CGE as CGE
+from jaxfl.aggregators.norms import NBS as NBS
+from jaxfl.aggregators.norms import TNBS as TNBS
+from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
 from jaxfl.aggregators.statistics import Statistics as Statistics

@@ -31,6 +31,14 @@ def median_row(norms: Float[Array, " n"], usable: Bool[Array, " n"]) -> Int[Arra
     return order[jnp.maximum(count - 1, 0) // 2]
 
 
+def masked_median(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    """The median of the values under the mask (the mean of the two middle ones); 0 of none."""
+    ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
+    count = jnp.sum(mask, dtype=jnp.int32)
+    lower, upper = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
+    return jnp.where(count > 0, lower / 2 + upper / 2, 0)
+
+
 def centred_gram(
     rows: Float[Array, "n d"],
     references: Float[Array, "r d"],

@@ -2,4 +2,5 @@
 
 from jaxfl.preaggregators.arc import ARC as ARC
 from jaxfl.preaggregators.bucketing import Bucketing as Bucketing
+from jaxfl.preaggregators.clipping import Clipping as Clipping
 from jaxfl.preaggregators.nnm import NNM as NNM

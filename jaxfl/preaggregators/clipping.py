@@ -1,0 +1,35 @@
+"""Clipping to a fixed norm."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxfl.aggregators.base import PreAggregator
+from jaxfl.aggregators.statistics import Statistics
+from jaxfl.component import Scalar, field
+from jaxfl.numerics.rows import safe_ratio
+from jaxfl.types import Context
+
+
+class Clipping(PreAggregator):
+    """Scales every row down to norm ``tau``: ``x min(1, tau / |x|)``.
+
+    ``tau`` is in the units of the updates, so neither scale nor translation carries through.
+    Cost: one read of the matrix. Allouah et al. (ARC) show that no fixed threshold suits all
+    attacks; see ``ARC`` for one that adapts.
+    """
+
+    tau: Scalar = field(default=2.0, above=0)
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
+    accepts_absent: ClassVar[bool] = True
+    affine: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
+        norms = statistics.norms
+        assert norms is not None
+        tau = jnp.asarray(self.tau, norms.dtype)
+        finite = jnp.where(statistics.usable, norms, 1)
+        scale = jnp.where(finite > tau, safe_ratio(tau, finite), 1)
+        return jnp.diag(jnp.where(statistics.usable, scale, 0))
