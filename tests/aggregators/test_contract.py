@@ -309,7 +309,7 @@ def test_f_must_suit_n(cls, n):
         part = cls(f=f)
         return part if isinstance(part, Aggregator) else Pipeline(pre=(part,), rule=Mean())
 
-    most = (n - 3) // 2 if cls in (Krum, MultiKrum) else (n - 1) // 2
+    most = MOST.get(cls, lambda n: (n - 1) // 2)(n)
     rule(most).check(n)
     with pytest.raises(ValueError, match=f"{cls.__name__} needs n .* n = {n}, f = {most + 1}"):
         rule(most + 1)(draw(n))
