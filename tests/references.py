@@ -15,8 +15,30 @@ def median(x):
     return np.median(x, axis=0)
 
 
+def lower_median(x):
+    return np.sort(x, axis=0)[(len(x) - 1) // 2]
+
+
 def trimmed_mean(x, f):
     return np.sort(x, axis=0)[f : len(x) - f].mean(0)
+
+
+def mean_of_nearest(x, centre, k):
+    """The first rows win among values equally near."""
+    nearest = np.argsort(np.abs(x - centre), axis=0, kind="stable")[:k]
+    return np.take_along_axis(x, nearest, axis=0).mean(0)
+
+
+def mea_med(x, f):
+    return mean_of_nearest(x, median(x), len(x) - f)
+
+
+def phocas(x, f):
+    return mean_of_nearest(x, trimmed_mean(x, f), len(x) - f)
+
+
+def sign_majority(x):
+    return np.sign(np.sign(x).sum(0))
 
 
 def krum_scores(x, f):

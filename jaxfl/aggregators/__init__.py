@@ -5,7 +5,10 @@ from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
 from jaxfl.aggregators.base import PreAggregator as PreAggregator
 from jaxfl.aggregators.base import WeightingRule as WeightingRule
 from jaxfl.aggregators.centered_clipping import CenteredClipping as CenteredClipping
+from jaxfl.aggregators.coordinatewise import MeaMed as MeaMed
 from jaxfl.aggregators.coordinatewise import Median as Median
+from jaxfl.aggregators.coordinatewise import Phocas as Phocas
+from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
 from jaxfl.aggregators.krum import Krum as Krum

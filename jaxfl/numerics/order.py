@@ -59,10 +59,29 @@ def mean_of_ranks(values: Float[Array, "n c"], low: int, high: int) -> Float[Arr
     return functools.reduce(jnp.add, rows[low:high]) / (high - low)
 
 
-def median(values: Float[Array, "n c"]) -> Float[Array, " c"]:
-    """Per column, the median: the mean of the two middle values where n is even."""
+def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, " c"]:
+    """Per column, the median: the mean of the two middle values where n is even.
+
+    Args:
+      values: the columns.
+      lower: the smaller of the two middle values instead of their mean.
+    """
     n = values.shape[0]
-    return mean_of_ranks(values, (n - 1) // 2, n // 2 + 1)
+    low = (n - 1) // 2
+    return mean_of_ranks(values, low, low + 1 if lower else n // 2 + 1)
+
+
+def mean_of_nearest(
+    values: Float[Array, "n c"], centre: Float[Array, " c"], k: int
+) -> Float[Array, " c"]:
+    """Per column, the mean of the k values nearest ``centre``; among equals the first rows win.
+
+    NaN counts as +inf. The gradient goes to the values that are averaged, not to the centre.
+    """
+    values = jnp.where(jnp.isnan(values), jnp.inf, values)
+    # Halved, the difference of two finite numbers is finite, so no infinity ties with it.
+    near = smallest(jnp.abs(values / 2 - centre[None] / 2), k)
+    return jnp.sum(jnp.where(near, values, 0), axis=0) / k
 
 
 def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array, "n c"]:

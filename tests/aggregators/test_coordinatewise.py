@@ -1,0 +1,145 @@
+"""The coordinatewise rules against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxfl.aggregators import MeaMed, Median, Phocas, SignMajority, TrimmedMean
+
+KINDS = ["random", "tied", "skewed", "sparse", "tiny"]
+SIZES = [(1, 0), (3, 1), (10, 3), (11, 5), (50, 10), (66, 20), (130, 40)]
+
+
+def draw(kind, n, d=12, dtype=np.float64):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, d))
+    if kind == "tied":
+        x = rng.integers(-2, 3, (n, d)).astype(np.float64)
+    if kind == "skewed":
+        x = np.exp(3 * x)
+    if kind == "sparse":
+        x *= rng.random((n, d)) < 0.2
+    return (1e-30 * x if kind == "tiny" else x).astype(dtype)
+
+
+def rules(f):
+    """Each rule with its reference."""
+    return {
+        "median": (Median(), references.median),
+        "lower median": (Median(lower=True), references.lower_median),
+        "trimmed mean": (TrimmedMean(f=f), lambda x: references.trimmed_mean(x, f)),
+        "MeaMed": (MeaMed(f=f), lambda x: references.mea_med(x, f)),
+        "Phocas": (Phocas(f=f), lambda x: references.phocas(x, f)),
+        "majority": (SignMajority(), references.sign_majority),
+    }
+
+
+every_rule = pytest.mark.parametrize("name", rules(0))
+
+
+@every_rule
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_double_precision(name, n, f):
+    rule, reference = rules(f)[name]
+    x = np.concatenate([draw(kind, n) for kind in KINDS], axis=1)
+    with jax.enable_x64(True):
+        got = np.asarray(rule(jnp.asarray(x)))
+    np.testing.assert_allclose(got, reference(x), rtol=1e-9, atol=1e-44)
+
+
+@every_rule
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_single_precision(name, n, f):
+    rule, reference = rules(f)[name]
+    x = np.concatenate([draw(kind, n, dtype=np.float32) for kind in KINDS], axis=1)
+    # The reference decides in float32 too: what is near a tie there, the rule may decide so.
+    expected = reference(x).astype(np.float64)
+    np.testing.assert_allclose(rule(x), expected, rtol=1e-4, atol=2e-6)
+
+
+@every_rule
+def test_many_columns_are_reduced_in_blocks(name):
+    rule, reference = rules(2)[name]
+    x = draw("random", 7, 9000, np.float32)
+    np.testing.assert_allclose(rule(x), reference(x), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("f", [2, 9])
+@pytest.mark.parametrize("rule", [TrimmedMean, MeaMed, Phocas])
+@pytest.mark.parametrize("n", [19, 70])
+def test_huge_values_cost_no_precision(rule, n, f):
+    x = draw("random", n, dtype=np.float32)
+    ordinary = rule(f=f)(np.concatenate([np.full((f, 12), 50, np.float32), x[f:]]))
+    x[:f] = 1e20
+    np.testing.assert_allclose(rule(f=f)(x), ordinary, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [8, 70])
+def test_ties_across_the_median_go_to_the_first_client(n):
+    x = np.zeros((n, 2), np.float32)
+    x[1], x[2], x[3], x[4] = [1, -1], [-1, 1], [1, -1], [-1, 1]
+    # Room for one of the four values at distance 1: that of client 1.
+    expected = np.float32([1, -1]) / (n - 3)
+    np.testing.assert_allclose(MeaMed(f=3)(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(Phocas(f=3)(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(f=2), MeaMed(f=2), Phocas(f=2)], ids=repr)
+@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize("bad", [[np.inf, np.inf], [np.nan, np.inf], [-np.inf, np.inf]])
+def test_infinities_never_reach_the_output(rule, n, bad):
+    x = draw("random", n, dtype=np.float32)
+    x[:2] = np.float32(bad)[:, None]
+    assert np.isfinite(rule(x)).all()
+    gradient = jax.grad(lambda x: jnp.sum(rule(x)))(jnp.asarray(x))
+    assert np.isfinite(gradient).all()
+
+
+def test_a_distance_that_overflows_is_not_infinite():
+    x = np.float32([[np.inf], [-2e38], [2e38]])
+    np.testing.assert_array_equal(MeaMed(f=1)(x), [0])
+
+
+def test_majority_counts_only_finite_votes():
+    x = np.float32([[3, np.nan, np.inf, 0], [-1, 2, -5, 0], [2, -1, np.nan, -0.0]])
+    np.testing.assert_array_equal(SignMajority()(x), [1, 0, -1, 0])
+
+
+SMALL = hnp.arrays(np.float32, (7, 3), elements=st.integers(-3, 3))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(SMALL, st.permutations(range(7)))
+def test_properties(x, permutation):
+    """Odd and, but for the tie rule of MeaMed, blind to the order; inside the honest range."""
+    for name, (rule, _) in rules(2).items():
+        got = np.asarray(rule(x))
+        if name not in ("MeaMed", "Phocas"):
+            np.testing.assert_allclose(rule(x[list(permutation)]), got, rtol=1e-6)
+        if name != "lower median":
+            np.testing.assert_allclose(rule(-x), -got, rtol=1e-5, atol=1e-6)
+        if name != "majority":
+            assert (got >= x.min(0) - 1e-6).all()
+            assert (got <= x.max(0) + 1e-6).all()
+
+
+@pytest.mark.parametrize("n", [9, 70])
+def test_vmap_equals_a_loop(n):
+    x = np.stack([draw("tied", n, dtype=np.float32), draw("random", n, dtype=np.float32)])
+    for name, (rule, _) in rules(3).items():
+        swept = jax.jit(jax.vmap(rule))(x)
+        np.testing.assert_allclose(swept, np.stack([rule(m) for m in x]), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("n", [9, 70])
+@pytest.mark.parametrize("rule", [MeaMed(f=3), Phocas(f=3)], ids=repr)
+def test_gradient_goes_to_the_averaged_values(rule, n):
+    x = draw("random", n, dtype=np.float32)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(rule(x))))(x))
+    np.testing.assert_array_equal(np.sum(gradient != 0, axis=0), n - 3)
+    np.testing.assert_allclose(gradient[gradient != 0], 1 / (n - 3), rtol=1e-5)
