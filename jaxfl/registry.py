@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxfl import aggregators, attacks, clients, models, optimizers, participation, preaggregators
 from jaxfl.component import Component
-from jaxfl.data import partitions
+from jaxfl.data import RootData, partitions
 from jaxfl.privacy import MessagePrivacy
 
 AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
@@ -25,6 +25,8 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "multi_krum": aggregators.MultiKrum,
     "geometric_median": aggregators.GeometricMedian,
     "centered_clipping": aggregators.CenteredClipping,
+    "zeno": aggregators.Zeno,
+    "loss_rejection": aggregators.LossRejection,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {
@@ -77,6 +79,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "quantity_log_normal": partitions.QuantityLogNormal,
         "natural": partitions.Natural,
     },
+    RootData: {"root": RootData},
 }
 
 
