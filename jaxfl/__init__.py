@@ -6,12 +6,14 @@ from jaxfl.aggregators import Aggregator as Aggregator
 from jaxfl.aggregators import CenteredClipping as CenteredClipping
 from jaxfl.aggregators import GeometricMedian as GeometricMedian
 from jaxfl.aggregators import Krum as Krum
+from jaxfl.aggregators import LossRejection as LossRejection
 from jaxfl.aggregators import Mean as Mean
 from jaxfl.aggregators import Median as Median
 from jaxfl.aggregators import MultiKrum as MultiKrum
 from jaxfl.aggregators import Oracle as Oracle
 from jaxfl.aggregators import Pipeline as Pipeline
 from jaxfl.aggregators import TrimmedMean as TrimmedMean
+from jaxfl.aggregators import Zeno as Zeno
 from jaxfl.attacks import ALIE as ALIE
 from jaxfl.attacks import IPM as IPM
 from jaxfl.attacks import Attack as Attack

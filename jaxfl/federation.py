@@ -48,14 +48,25 @@ class Federation(Component):
     messages; what they craft is neither clipped nor noised. ``attack_then_noise``: the attack
     works on clean updates, and every message, also a crafted one, is clipped and noised."""
 
-    def check(self, population: int) -> None:
-        """Raises ValueError where the parts do not fit together for so many clients."""
+    def check(self, population: int, root: int = 0) -> None:
+        """Raises ValueError where the parts do not fit together.
+
+        Args:
+          population: how many clients there are.
+          root: how many samples the server has of its own.
+        """
         if self.byzantine > population:
             raise ValueError(
                 f"byzantine must be at most the number of clients, {population}; "
                 f"got {self.byzantine}"
             )
         self.aggregator.check(self.participation.cohort(population))
+        if self.aggregator.needs_root and not root:
+            raise ValueError(
+                f"{self.aggregator} needs samples of the server's own: set root of the data, such "
+                "as dataset.split(partition, clients, root=RootData(size=100)) or, in a file, "
+                "data.root = {size = 100}"
+            )
         sample = functools.partial(self.participation.sample, population)
         _, present = jax.eval_shape(sample, jax.random.key(0))
         if present is not None and not self.aggregator.accepts_absent:
@@ -84,6 +95,8 @@ class FederationState(Struct):
     """Memory of every client of the population, leading axis K."""
     attack: State
     aggregator: State
+    root: State
+    """Memory of the server as a client of its own; () where the rule needs no root update."""
     byzantine: Bool[Array, " K"]
     round: Int[Array, ""]
     key: Key[Array, ""]
@@ -138,6 +151,7 @@ def init_state(federation: Federation, plan: Plan, seed: Int[Array, ""] | int) -
         clients=jax.tree.map(lambda x: jnp.tile(x, (spec.population, *[1] * x.ndim)), one_client),
         attack=federation.attack.init(spec),
         aggregator=federation.aggregator.init(spec),
+        root=one_client if "update" in federation.aggregator.needs_root else (),
         byzantine=jax.random.permutation(byzantine_key, spec.population) < federation.byzantine,
         round=jnp.zeros((), jnp.int32),
         key=run_key,
@@ -149,6 +163,7 @@ def run_round(
 ) -> tuple[FederationState, RoundRecord]:
     """One round: pure, and one program."""
     context, messages, clients = _client_phase(federation, plan, data, state)
+    context, root = _root_phase(federation, plan, data, state, context)
     sent, attack_state = _attack_phase(federation, plan, state, context, messages.update)
     result = federation.aggregator.aggregate(sent, state.aggregator, context)
 
@@ -165,6 +180,7 @@ def run_round(
         clients=clients,
         attack=attack_state,
         aggregator=result.state,
+        root=root,
         round=state.round + 1,
     )
     return new_state, _record(context, messages.loss, sent, result.update, result.info)
@@ -175,6 +191,7 @@ def exchange(
 ) -> Exchange:
     """The messages of the next round, which is not taken."""
     context, messages, _ = _client_phase(federation, plan, data, state)
+    context, _ = _root_phase(federation, plan, data, state, context)
     own = messages.update
     sent, _ = _attack_phase(federation, plan, state, context, own)
     assert context.byzantine is not None
@@ -188,15 +205,15 @@ def exchange(
 
 
 def _round_keys(state: FederationState) -> Key[Array, " roles"]:
-    """Keys of this round by role: cohort, clients, noise, attack, attacker's probe, server."""
-    return jax.random.split(jax.random.fold_in(state.key, state.round), 6)
+    """Keys of this round: cohort, clients, noise, attack, attacker's probe, server, root."""
+    return jax.random.split(jax.random.fold_in(state.key, state.round), 7)
 
 
 def _client_phase(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState
 ) -> tuple[Context, Message, State]:
     """Draws the cohort and computes every client's message and new memory."""
-    cohort_key, client_key, noise_key, _, _, server_key = _round_keys(state)
+    cohort_key, client_key, noise_key, _, _, server_key, _ = _round_keys(state)
     population = plan.spec.population
     ids, present = federation.participation.sample(population, cohort_key)
     broadcast = Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics)
@@ -253,6 +270,38 @@ def _client_phase(
     return context, messages.replace(update=by_columns(messages.update)), clients
 
 
+def _root_phase(
+    federation: Federation,
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    context: Context,
+) -> tuple[Context, State]:
+    """What the rule needs of the server's own samples, and the server's memory as a client."""
+    needs, own, memory = federation.aggregator.needs_root, data.root_index(), state.root
+    if "batch" in needs:
+        context = context.replace(
+            root_batch=Batch(*data.samples(own), mask=jnp.ones(own.shape, bool)),
+            statistics=state.statistics,
+            objective=plan.objective,
+            client_chunk=plan.chunk,
+        )
+    if "update" in needs:
+
+        def load(place: Array, mask: Array, key: Array) -> Batch:
+            return Batch(*data.samples(own[place]), mask)
+
+        message, memory = federation.algorithm.step(
+            plan.objective,
+            Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics),
+            Samples(count=jnp.int32(data.root), load=load, capacity=data.root),
+            memory,
+            _round_keys(state)[-1],
+        )
+        context = context.replace(root_update=replicate(message.update))
+    return context, memory
+
+
 def _attack_phase(
     federation: Federation,
     plan: Plan,
@@ -261,7 +310,7 @@ def _attack_phase(
     own: Float[Array, "n d"],
 ) -> tuple[Float[Array, "n d"], State]:
     """What the clients send, and the attack's new memory."""
-    _, _, noise_key, attack_key, probe_key, _ = _round_keys(state)
+    _, _, noise_key, attack_key, probe_key, _, _ = _round_keys(state)
     assert context.byzantine is not None
     defence = Defence(
         aggregator=federation.aggregator,

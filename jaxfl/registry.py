@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxfl import aggregators, attacks, clients, models, optimizers, participation, preaggregators
 from jaxfl.component import Component
-from jaxfl.data import partitions
+from jaxfl.data import RootData, partitions
 from jaxfl.privacy import MessagePrivacy
 
 AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
@@ -32,6 +32,8 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "nbs": aggregators.NBS,
     "tnbs": aggregators.TNBS,
     "norm_clipping": aggregators.NormClipping,
+    "zeno": aggregators.Zeno,
+    "loss_rejection": aggregators.LossRejection,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {
@@ -85,6 +87,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "quantity_log_normal": partitions.QuantityLogNormal,
         "natural": partitions.Natural,
     },
+    RootData: {"root": RootData},
 }
 
 

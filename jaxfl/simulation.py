@@ -49,11 +49,11 @@ def make_plan(
     ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
 
     Raises:
-      ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort
-        or cannot leave out absent clients, a chunk below 1.
+      ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
+        cannot leave out absent clients or lacks the server's own samples, a chunk below 1.
     """
     population = data.clients
-    federation.check(population)
+    federation.check(population, data.root)
     cohort = federation.participation.cohort(population)
     if client_chunk is not None and client_chunk < 1:
         raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
@@ -265,7 +265,7 @@ class Simulation:
     def evaluate(self) -> Evaluation:
         """How good the model is now."""
         # Without what evaluation does not read, all rules and attacks share one program.
-        state = self.state.replace(optimizer=(), clients=(), attack=(), aggregator=())
+        state = self.state.replace(optimizer=(), clients=(), attack=(), aggregator=(), root=())
         program = self._program(_evaluate, client_accuracy=self._client_accuracy)
         return program(None, self.data, state)
 

@@ -50,6 +50,16 @@ class Context(Struct):
     present: Bool[Array, " n"] | None = None
     """Which slots hold a client (Poisson sampling); None: all."""
     params: Float[Array, " d"] | None = None
+    statistics: PyTree = None
+    """State of the model that is not trained; None for a model without."""
+    root_update: Float[Array, " d"] | None = None
+    """What a client with the server's own samples would send."""
+    root_batch: "Batch | None" = None
+    """The server's own samples."""
+    objective: Any = struct.field(pytree_node=False, default=None)
+    """The ``Objective`` of the clients, for rules that evaluate models."""
+    client_chunk: int = struct.field(pytree_node=False, default=1)
+    """How many clients' models such a rule evaluates at once."""
     byzantine: Bool[Array, " n"] | None = None
     """The ground truth. Only the Oracle, which is no defence, reads it."""
 

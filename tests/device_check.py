@@ -22,7 +22,7 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
-from jaxfl.data import Dirichlet, synthetic
+from jaxfl.data import Dirichlet, RootData, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
 from jaxfl.simulation import run_block
@@ -30,7 +30,7 @@ from jaxfl.simulation import run_block
 CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
 DIM = FEATURES * 10 + 10
 DATASET = synthetic(samples=1000, features=FEATURES, classes=10)
-DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS)
+DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS, root=RootData(size=60))
 BASE = Federation(
     algorithm=FedSGD(batch_size=4), attack=ALIE(z=1.0), byzantine=BYZANTINE, optimizer=SGD()
 )

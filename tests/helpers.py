@@ -8,7 +8,7 @@ from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, Trimm
 from jaxfl.component import Component
 from jaxfl.data import FederatedData, from_arrays
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
-from jaxfl.types import Aggregated, Context, Info, Spec
+from jaxfl.types import Aggregated, Batch, Context, Info, Spec
 
 
 def ragged(sizes=(3, 9, 5, 12, 7), features=4, classes=3, seed=0) -> FederatedData:
@@ -80,10 +80,35 @@ def every_rule(f: int) -> dict[str, Aggregator]:
     return rules
 
 
+class NoObjective:
+    """Evaluates nothing: for contexts of which only shapes matter."""
+
+    def evaluate(self, flat, statistics, inputs, labels):
+        return jnp.zeros(labels.shape), jnp.zeros(labels.shape)
+
+
+def shapes_context(spec: Spec) -> Context:
+    """A context that has everything, of the right shapes."""
+    row = jnp.zeros((spec.dim,), spec.dtype)
+    one = jnp.zeros((1,), jnp.int32)
+    return Context.of(
+        spec.cohort,
+        byzantine=jnp.zeros((spec.cohort,), bool),
+        params=row,
+        root_update=row,
+        root_batch=Batch(one, one, one == 0),
+        objective=NoObjective(),
+    )
+
+
 class Every(Aggregator):
     """The mean of several rules' answers; its memory keeps each rule's last answer and Info."""
 
     rules: tuple[Aggregator, ...]
+
+    @property
+    def needs_root(self) -> frozenset[str]:
+        return frozenset[str]().union(*(rule.needs_root for rule in self.rules))
 
     @property
     def accepts_absent(self) -> bool:
@@ -93,9 +118,7 @@ class Every(Aggregator):
         def one(rule: Aggregator):
             memory = rule.init(spec)
             updates = jnp.zeros((spec.cohort, spec.dim), spec.dtype)
-            mask = jnp.zeros((spec.cohort,), bool)
-            context = Context.of(spec.cohort, byzantine=mask)
-            shape = jax.eval_shape(rule.aggregate, updates, memory, context)
+            shape = jax.eval_shape(rule.aggregate, updates, memory, shapes_context(spec))
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
             return zeros.replace(state=memory)
 

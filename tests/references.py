@@ -86,3 +86,26 @@ def arc(x, f):
     norms = np.linalg.norm(x, axis=1)
     threshold = np.sort(norms)[n - k - 1]
     return x * np.minimum(1, threshold / np.maximum(norms, 1e-300))[:, None]
+
+
+def zeno_scores(x, w, loss, step, rho, mean_square=False):
+    squares = np.square(x).mean(1) if mean_square else np.square(x).sum(1)
+    return loss(w) - np.array([loss(w - step * g) for g in x]) - rho * squares
+
+
+def zeno(x, scores, b):
+    return x[np.sort(np.argsort(scores, kind="stable")[b:])].mean(0)
+
+
+def impacts(x, w, measure, step):
+    """How much worse each row makes the model that the mean of all gives."""
+    without = [measure(w - step * np.delete(x, i, axis=0).mean(0)) for i in range(len(x))]
+    return measure(w - step * x.mean(0)) - np.array(without)
+
+
+def loss_rejection(x, f, *impacts):
+    """The mean without the f rows of largest impact, of each kind; and who is left."""
+    kept = np.full(len(x), True)
+    for impact in impacts:
+        kept[np.argsort(-impact, kind="stable")[:f]] = False
+    return x[kept].mean(0), kept

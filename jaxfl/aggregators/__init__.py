@@ -13,6 +13,7 @@ from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
 from jaxfl.aggregators.krum import Krum as Krum
 from jaxfl.aggregators.krum import MultiKrum as MultiKrum
+from jaxfl.aggregators.loss_rejection import LossRejection as LossRejection
 from jaxfl.aggregators.mean import Mean as Mean
 from jaxfl.aggregators.mean import Oracle as Oracle
 from jaxfl.aggregators.norms import CGE as CGE
@@ -21,3 +22,4 @@ from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
 from jaxfl.aggregators.statistics import Statistics as Statistics
+from jaxfl.aggregators.zeno import Zeno as Zeno

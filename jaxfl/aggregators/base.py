@@ -22,6 +22,9 @@ from jaxfl.component import Component
 from jaxfl.numerics import columns, order, rows
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
+ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
+"""Where a context holds what comes from the server's own samples."""
+
 
 class Aggregator(Component):
     """A rule that turns n updates into one. Abstract.
@@ -35,6 +38,8 @@ class Aggregator(Component):
     """Can leave out slots that hold no client (Poisson sampling)."""
     by_client: ClassVar[bool] = False
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
+    needs_root: ClassVar[frozenset[str]] = frozenset()
+    """What it reads that comes from the server's own samples: any of "update", "batch"."""
 
     def check(self, n: int) -> None:
         """Raises ValueError where the rule is not defined for n updates."""
@@ -101,6 +106,14 @@ class Aggregator(Component):
         context = Context.of(n) if context is None else context
         if context.present is not None and not self.accepts_absent:
             raise ValueError(f"{type(self).__name__} cannot leave out absent clients")
+        for need in sorted(self.needs_root):
+            fields = ROOT_FIELDS[need]
+            if any(getattr(context, name) is None for name in fields):
+                given = ", ".join(f"{name}=..." for name in fields)
+                raise ValueError(
+                    f"{type(self).__name__} needs the server's data: "
+                    f"pass context=Context.of(n, {given})"
+                )
         return _inspect(self, updates, context, state)
 
 

@@ -31,6 +31,10 @@ class Pipeline(Aggregator):
     def accepts_absent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rule.accepts_absent and all(p.accepts_absent for p in self.pre)
 
+    @property
+    def needs_root(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rule.needs_root
+
     def check(self, n: int) -> None:
         rows = n
         for stage in self.pre:

@@ -20,6 +20,7 @@ from jaxfl.data.partitions import QuantityDirichlet as QuantityDirichlet
 from jaxfl.data.partitions import QuantityLogNormal as QuantityLogNormal
 from jaxfl.data.partitions import SFraction as SFraction
 from jaxfl.data.partitions import Shards as Shards
+from jaxfl.data.root import RootData as RootData
 from jaxfl.data.sources import digits as digits
 from jaxfl.data.sources import from_arrays as from_arrays
 from jaxfl.data.sources import synthetic as synthetic

@@ -14,6 +14,7 @@ from jaxfl.types import Struct
 
 if TYPE_CHECKING:
     from jaxfl.data.partitions import Partition
+    from jaxfl.data.root import RootData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +94,17 @@ class Dataset:
         order = np.random.default_rng(seed).permutation(len(self.labels))
         held, kept = np.sort(order[:count]), np.sort(order[count:])
         return dataclasses.replace(
+            self._only(kept),
+            validation_inputs=self.inputs[held],
+            validation_labels=self.labels[held],
+        )
+
+    def _only(self, kept: np.ndarray) -> "Dataset":
+        return dataclasses.replace(
             self,
             inputs=self.inputs[kept],
             labels=self.labels[kept],
             client_ids=None if self.client_ids is None else self.client_ids[kept],
-            validation_inputs=self.inputs[held],
-            validation_labels=self.labels[held],
         )
 
     def summary(self) -> Summary:
@@ -122,16 +128,32 @@ class Dataset:
             clients=None if self.client_ids is None else len(np.unique(self.client_ids)),
         )
 
-    def split(self, partition: "Partition", clients: int, seed: int = 0) -> "FederatedData":
-        """Divides the training samples among clients: a new assignment for each seed."""
+    def split(
+        self,
+        partition: "Partition",
+        clients: int,
+        seed: int = 0,
+        *,
+        root: "RootData | None" = None,
+    ) -> "FederatedData":
+        """Divides the training samples among clients: a new assignment for each seed.
+
+        ``root`` are the server's own, for rules that need some: taken first, by the same seed.
+        """
+        random = np.random.default_rng(seed)
+        rest, kept = self, np.arange(len(self.labels))
+        if root is not None:
+            kept = np.delete(kept, root.draw(np.asarray(self.labels), self.classes, random))
+            rest = self._only(kept)
         if clients < 1:
             raise ValueError(f"{self.name}: clients must be at least 1; got {clients}")
-        if clients > len(self.labels):
+        if clients > len(kept):
             raise ValueError(
-                f"{self.name}: {clients} clients cannot share {len(self.labels)} samples; "
+                f"{self.name}: {clients} clients cannot share {len(kept)} samples; "
                 "every client needs at least one"
             )
-        owners = partition.divide(self, clients, np.random.default_rng(seed))
+        owners = np.full(len(self.labels), clients)
+        owners[kept] = partition.divide(rest, clients, random)
         return self.federate(owners, clients)
 
     def by_client(self) -> "FederatedData":
@@ -142,13 +164,17 @@ class Dataset:
         return self.federate(owners, len(unique))
 
     def federate(self, owners: np.ndarray, clients: int) -> "FederatedData":
-        """The federated data set in which sample i belongs to client ``owners[i]``."""
+        """The federated data set in which sample i belongs to client ``owners[i]``.
+
+        The server owns what would be the share of one more client, of the number ``clients``.
+        """
         if len(owners) != len(self.labels):
             raise ValueError(
                 f"{self.name}: need one client id per training sample; "
                 f"got {len(owners)} for {len(self.labels)}"
             )
-        count = np.bincount(owners, minlength=clients)
+        count = np.bincount(owners, minlength=clients + 1)
+        root, count = int(count[clients]), count[:clients]
         if count.min() == 0:
             raise ValueError(f"{self.name}: client {int(count.argmin())} has no sample")
         start = np.concatenate([[0], np.cumsum(count)[:-1]])
@@ -163,6 +189,7 @@ class Dataset:
             count=jnp.asarray(count, jnp.int32),
             classes=self.classes,
             capacity=int(count.max()),
+            root=root,
             mean=self.mean,
             std=self.std,
             name=self.name,
@@ -174,8 +201,8 @@ class Dataset:
 class FederatedData(Struct):
     """All samples on the device, and whose they are.
 
-    Client k owns samples ``order[start[k] : start[k] + count[k]]``: ragged clients need no
-    padding, and different partitions have the same shapes.
+    Client k owns samples ``order[start[k] : start[k] + count[k]]``, the server the last ``root``
+    of ``order``: ragged clients need no padding, and different partitions have the same shapes.
     """
 
     inputs: Array
@@ -188,6 +215,8 @@ class FederatedData(Struct):
     classes: int = struct.field(pytree_node=False)
     capacity: int = struct.field(pytree_node=False)
     """Samples of the largest client: bounds the steps of a local epoch."""
+    root: int = struct.field(pytree_node=False, default=0)
+    """Samples of the server."""
     mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
     std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
     name: str = struct.field(pytree_node=False, default="data")
@@ -210,7 +239,8 @@ class FederatedData(Struct):
             raise ValueError("class_counts wants one partition; these are several, stacked")
         owners = np.repeat(np.arange(self.clients), np.asarray(self.count))
         counts = np.zeros((self.clients, self.classes), np.int64)
-        np.add.at(counts, (owners, np.asarray(self.labels)[np.asarray(self.order)]), 1)
+        owned = np.asarray(self.order)[: len(owners)]
+        np.add.at(counts, (owners, np.asarray(self.labels)[owned]), 1)
         return counts
 
     def prepare(self, inputs: Array) -> Array:
@@ -230,9 +260,18 @@ class FederatedData(Struct):
         inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])
         return self.prepare(inputs), self.labels[index]
 
+    def root_index(self) -> Int[Array, " r"]:
+        """Which samples are the server's."""
+        return self.order[self.order.shape[0] - self.root :]
+
     def stack(self, others: Sequence["FederatedData"]) -> "FederatedData":
         """Several partitions of the same samples, along a new axis of order, start, count."""
         parts = [self, *others]
+        sizes = sorted({part.root for part in parts})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"partitions to stack must have equally many root samples; got {sizes}"
+            )
         mapped = ("order", "start", "count")
         stacked = {name: jnp.stack([getattr(p, name) for p in parts]) for name in mapped}
         return self.replace(capacity=max(p.capacity for p in parts), **stacked)

@@ -27,7 +27,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: the user asked
 def not_applicable(cell: Cell) -> str | None:
     """Why the parts of this cell do not fit together, or None."""
     try:
-        cell.federation.check(cell.clients)
+        cell.federation.check(cell.clients, 0 if cell.root is None else cell.root.size)
     except ValueError as error:
         return str(error)
     return None

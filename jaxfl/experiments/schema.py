@@ -16,7 +16,7 @@ from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
-from jaxfl.data import SOURCES, Dataset, FederatedData, Partition
+from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.federation import Federation
 from jaxfl.models import Model
@@ -49,6 +49,8 @@ class Cell:
     data: tuple[str, dict[str, Any]]
     clients: int
     partition: Partition
+    root: RootData | None
+    """The server's own samples."""
     rounds: int
     evaluate_every: int
     checkpoint_every: int
@@ -75,7 +77,9 @@ class Cell:
 
     def divide(self, dataset: Dataset) -> list[FederatedData]:
         """The data divided anew for every seed."""
-        return [dataset.split(self.partition, self.clients, seed) for seed in self.seeds]
+        return [
+            dataset.split(self.partition, self.clients, seed, root=self.root) for seed in self.seeds
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,7 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(f"data.name: {unknown(source, SOURCES)}")
     parameters = inspect.signature(SOURCES[source]).parameters
-    _known(data, ("name", "clients", "partition", *parameters), "data.")
+    _known(data, ("name", "clients", "partition", "root", *parameters), "data.")
     arguments = {
         key: convert("data", key, parameters[key].annotation, value)
         for key, value in data.items()
@@ -250,6 +254,7 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         data=(source, arguments),
         clients=clients,
         partition=build(Partition, data.get("partition", "iid"), "data.partition"),
+        root=build(RootData, data["root"], "data.root") if "root" in data else None,
         rounds=rounds,
         evaluate_every=_integer(table.get("evaluate_every", 10), "evaluate_every", 1),
         checkpoint_every=_integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),

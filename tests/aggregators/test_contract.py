@@ -16,6 +16,7 @@ from jaxfl.aggregators import (
     CenteredClipping,
     GeometricMedian,
     Krum,
+    LossRejection,
     MeaMed,
     Mean,
     Median,
@@ -26,10 +27,12 @@ from jaxfl.aggregators import (
     Pipeline,
     SignMajority,
     TrimmedMean,
+    Zeno,
 )
+from jaxfl.models import Objective, Softmax
 from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
 from jaxfl.registry import AGGREGATORS
-from jaxfl.types import Context, Spec
+from jaxfl.types import Batch, Context, Spec
 
 N, D, F = 11, 30, 2
 BYZANTINE = np.isin(np.arange(N), [1, 6])
@@ -50,6 +53,8 @@ NAMED = {
     "nbs": NBS(f=F),
     "tnbs": TNBS(f=F),
     "norm_clipping": NormClipping(),
+    "zeno": Zeno(f=F),
+    "loss_rejection": LossRejection(f=F, method="lfr"),
     "pipeline": Pipeline(pre=(NNM(f=F),), rule=TrimmedMean(f=F)),
 }
 """One example of each registered rule: a new name needs a line here."""
@@ -75,6 +80,8 @@ MEAN_AT_F_0 = {
     "cge": CGE(f=0),
     "nbs": NBS(f=0),
     "tnbs": TNBS(f=0),
+    "zeno": Zeno(f=0),
+    "loss_rejection": LossRejection(f=0),
     "nnm+mean": Pipeline(pre=(NNM(f=0),), rule=Mean()),
     "arc+mean": Pipeline(pre=(ARC(f=0),), rule=Mean()),
     "pipeline": Pipeline(pre=(ARC(f=0), NNM(f=0)), rule=TrimmedMean(f=0)),
@@ -88,6 +95,10 @@ ABOUT_ZERO = NORMS | {name for name in RULES if "arc" in name}
 """Look at norms: scale, but no translation."""
 SIGNS = {"sign_majority"}
 """Answer with signs: they do not scale, and about zero they turn."""
+EVALUATE = {"zeno", "loss_rejection"}
+"""Ask how good a model is: neither scale nor translation."""
+NOT_SCALED = IN_UNITS | SIGNS | EVALUATE
+NOT_TRANSLATED = NOT_SCALED | ABOUT_ZERO
 
 
 def each(names):
@@ -102,8 +113,26 @@ def draw(n=N, d=D, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
-def given(**known):
-    return Context.of(N, **({"byzantine": jnp.asarray(BYZANTINE)} | known))
+def _server():
+    """What the server has of its own: 20 samples, a softmax regression of D parameters."""
+    random, objective = np.random.default_rng(8), Objective.of(Softmax(), (9,), 3)
+    assert objective.dim == D
+    inputs, labels = random.normal(size=(20, 9)), random.integers(0, 3, 20)
+    return {
+        "objective": objective,
+        "params": jnp.asarray(random.normal(size=D), jnp.float32),
+        "root_update": jnp.asarray(random.normal(size=D), jnp.float32),
+        "root_batch": Batch(
+            jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.ones(20, bool)
+        ),
+    }
+
+
+SERVER = _server()
+
+
+def given(n=N, **known):
+    return Context.of(n, **({"byzantine": jnp.asarray(BYZANTINE)} | SERVER | known))
 
 
 @jax.jit
@@ -246,7 +275,7 @@ def test_no_byzantine_client_gives_the_mean(name):
     close(MEAN_AT_F_0[name].inspect(x, context=context).update, x.mean(0), atol=1e-5)
 
 
-@each(RULES.keys() - IN_UNITS - SIGNS)
+@each(RULES.keys() - NOT_SCALED)
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_scale_equivariance(name, scale):
     x = draw()
@@ -261,7 +290,7 @@ def test_scale_equivariance_together_with_tau(name):
     close(run(scaled, 100 * x).update / 100, run(rule, x).update)
 
 
-@each(RULES.keys() - IN_UNITS - ABOUT_ZERO - SIGNS)
+@each(RULES.keys() - NOT_TRANSLATED)
 def test_translation_equivariance(name):
     x, shift = draw(), 50 * draw(1, seed=3)
     close(run(RULES[name], x + shift).update - shift[0], run(RULES[name], x).update, atol=2e-3)
@@ -308,6 +337,7 @@ MOST = {
     Krum: lambda n: (n - 3) // 2,
     MultiKrum: lambda n: (n - 3) // 2,
     NBS: lambda n: n - 1,
+    Zeno: lambda n: n - 1,
 }
 """The largest f that a rule takes, where it is not the largest below n / 2."""
 
@@ -388,7 +418,7 @@ def test_absent_clients_are_as_if_removed(name, content):
         with pytest.raises(ValueError, match=f"{type(rule).__name__} cannot leave out absent"):
             rule.inspect(x, context=given(present=present))
         return
-    rest = Context.of(N - 2, byzantine=jnp.asarray(BYZANTINE[~ABSENT]))
+    rest = given(N - 2, byzantine=jnp.asarray(BYZANTINE[~ABSENT]))
     expected = run(rule, x[~ABSENT], context=rest)
     got = run(rule, x, context=given(present=present))
     close(got.update, expected.update)

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from jaxfl import IPM, Krum, Pipeline
+from jaxfl.data import RootData
 from jaxfl.experiments import schema
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
@@ -81,6 +82,11 @@ def test_a_sweep_is_a_product_with_labels():
         ({"data": {"name": "synthetic", "clients": 0}}, "data.clients must be an integer"),
         ({"data": {"name": "synthetic", "samples": "all"}}, "samples must be an integer"),
         ({"data": {"name": "digits", "sample": 3}}, "data.sample: unknown name 'sample'"),
+        ({"data": SMALL["data"] | {"root": {"sise": 3}}}, "data.root.sise: unknown name 'sise'"),
+        ({"data": SMALL["data"] | {"root": {"size": 0}}}, "RootData: size must be at least 1"),
+        ({"data": SMALL["data"] | {"root": {"bias": 2}}}, "RootData: bias must be at least 0"),
+        ({"data": SMALL["data"] | {"root": 5}}, "data.root: write a name or a table"),
+        ({"aggregator": "zeno"}, "needs samples of the server's own: set root of the data"),
         ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
@@ -132,6 +138,24 @@ def test_a_rule_that_cannot_leave_out_clients_is_marked():
     plan = schema.parse("x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5}))
     assert not_applicable(plan.cells[0]) is None
     assert "cannot leave out absent clients" in str(not_applicable(plan.cells[1]))
+
+
+def test_rules_that_need_the_servers_samples(tmp_path):
+    sweep = {"aggregator": ["zeno", "loss_rejection"], "seed": [0, 1]}
+    table = small(sweep=sweep)
+    table["data"]["root"] = {"size": 30, "bias": 0.5}
+    plan = schema.parse("x", table)
+    assert plan.cells[0].root == RootData(size=30, bias=0.5)
+    assert plan.cells[1].federation.aggregator.f == 2
+    with RunFolder(tmp_path, plan) as folder:
+        results = list(run_experiment(folder, lambda *_: lambda *_: None))
+    assert [result.status for result in results] == ["done", "done"]
+    assert results[0].accuracy.shape == (2, 2)
+    del table["data"]["root"], table["sweep"]["aggregator"]
+    table["sweep"]["aggregator"] = ["zeno", "mean"]
+    reasons = [not_applicable(cell) for cell in schema.parse("x", table).cells]
+    assert "needs samples of the server's own" in str(reasons[0])
+    assert reasons[1] is None
 
 
 def test_the_quickstart_is_the_grid_it_says_it_is():

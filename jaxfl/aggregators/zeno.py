@@ -1,0 +1,87 @@
+"""Zeno: updates that lower the loss on the server's own samples."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxfl.aggregators.base import Aggregator, needs_more_than
+from jaxfl.aggregators.candidates import (
+    evaluate_model,
+    evaluate_models,
+    mean_of,
+    rejected,
+    usable_rows,
+)
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.numerics.permutation import permute
+from jaxfl.types import Aggregated, Batch, Context, State
+
+
+class Zeno(Aggregator):
+    """The mean of the n - b updates that most lower the loss on the server's own samples.
+
+    ``score_i = L(w) - L(w - learning_rate g_i) - rho |g_i|^2``, L the mean loss over ``samples``
+    of the root samples, drawn anew each round (None: all, also where there are fewer). The b
+    lowest scores are dropped (b = f unless given). ``mean_square`` takes the mean of squares
+    ``|g_i|^2 / d`` in place of ``|g_i|^2``, as the authors' code does. ``learning_rate`` is the
+    step that the server takes with the aggregate: 1 where clients send differences of parameters.
+    Needs n > b >= f, also with f > n / 2; and ``context.root_batch``.
+
+    ``info.scores`` holds the scores, higher is better, -inf where a row is not usable.
+
+    Cost: n + 1 forward passes over the samples and two reads of the matrix. Fails: b < the number
+    of Byzantine clients, updates that help on the samples and harm elsewhere, rho = 0 with
+    arbitrarily long ones among these.
+    Xie, Koyejo, Gupta, "Zeno: distributed stochastic gradient descent with suspicion-based
+    fault-tolerance", ICML 2019.
+    """
+
+    f: int = field(at_least=0)
+    b: int | None = field(default=None, at_least=0)
+    learning_rate: Scalar = field(default=0.1, above=0)
+    rho: Scalar = field(default=0.0005, at_least=0)
+    mean_square: bool = False
+    samples: int | None = field(default=None, at_least=1)
+
+    accepts_absent: ClassVar[bool] = True
+    needs_root: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    def check(self, n: int) -> None:
+        needs_more_than(self, n, self.f + 1, "n > f")
+        if not self.f <= self._dropped < n:
+            raise ValueError(
+                f"Zeno needs n > b >= f; got n = {n}, b = {self._dropped}, f = {self.f}"
+            )
+
+    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+        assert context.root_batch is not None
+        assert context.params is not None
+        dtype = rows.accumulator(updates.dtype)
+        params = context.params.astype(dtype)
+        batch = self._draw(context.root_batch, context)
+        usable = usable_rows(updates, context)
+        step = jnp.asarray(self.learning_rate, dtype)
+        before, _ = evaluate_model(params, batch, context)
+        after, _ = evaluate_models(params, -step, updates, batch, context)
+        squares = rows.squared_norms(updates)
+        if self.mean_square:
+            squares = squares / updates.shape[1]
+        scores = before - after - jnp.asarray(self.rho, dtype) * squares
+        scores = jnp.where(usable & ~jnp.isnan(scores), scores, -jnp.inf)
+        kept = usable & ~rejected(scores, usable, context, self._dropped)
+        return mean_of(kept, updates, jax.lax.stop_gradient(scores), state)
+
+    @property
+    def _dropped(self) -> int:
+        return self.f if self.b is None else self.b
+
+    def _draw(self, root: Batch, context: Context) -> Batch:
+        size = root.labels.shape[0]
+        if self.samples is None or self.samples >= size:
+            return root
+        place = jnp.arange(self.samples, dtype=jnp.int32)
+        drawn = permute(place, jnp.int32(size), context.key)
+        return jax.tree.map(lambda leaf: leaf[drawn], root)
