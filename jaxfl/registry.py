@@ -34,6 +34,9 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "norm_clipping": aggregators.NormClipping,
     "zeno": aggregators.Zeno,
     "loss_rejection": aggregators.LossRejection,
+    "dnc": aggregators.DnC,
+    "foolsgold": aggregators.FoolsGold,
+    "byzantine_sgd": aggregators.ByzantineSGD,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {

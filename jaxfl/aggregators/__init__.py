@@ -10,7 +10,10 @@ from jaxfl.aggregators.coordinatewise import Median as Median
 from jaxfl.aggregators.coordinatewise import Phocas as Phocas
 from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
+from jaxfl.aggregators.dnc import DnC as DnC
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
+from jaxfl.aggregators.history import ByzantineSGD as ByzantineSGD
+from jaxfl.aggregators.history import FoolsGold as FoolsGold
 from jaxfl.aggregators.krum import Krum as Krum
 from jaxfl.aggregators.krum import MultiKrum as MultiKrum
 from jaxfl.aggregators.loss_rejection import LossRejection as LossRejection

@@ -13,7 +13,10 @@ from jaxfl.aggregators import (
     NBS,
     TNBS,
     Aggregator,
+    ByzantineSGD,
     CenteredClipping,
+    DnC,
+    FoolsGold,
     GeometricMedian,
     Krum,
     LossRejection,
@@ -53,6 +56,9 @@ NAMED = {
     "nbs": NBS(f=F),
     "tnbs": TNBS(f=F),
     "norm_clipping": NormClipping(),
+    "dnc": DnC(f=F),
+    "foolsgold": FoolsGold(),
+    "byzantine_sgd": ByzantineSGD(),
     "zeno": Zeno(f=F),
     "loss_rejection": LossRejection(f=F, method="lfr"),
     "pipeline": Pipeline(pre=(NNM(f=F),), rule=TrimmedMean(f=F)),
@@ -80,6 +86,8 @@ MEAN_AT_F_0 = {
     "cge": CGE(f=0),
     "nbs": NBS(f=0),
     "tnbs": TNBS(f=0),
+    "dnc": DnC(f=0),
+    "byzantine_sgd": ByzantineSGD(deviation=100.0),
     "zeno": Zeno(f=0),
     "loss_rejection": LossRejection(f=0),
     "nnm+mean": Pipeline(pre=(NNM(f=0),), rule=Mean()),
@@ -88,11 +96,11 @@ MEAN_AT_F_0 = {
 }
 FROM_ZERO = {"centered_clipping", "nnm+centered_clipping"}
 """Start at v = 0 and clip in the units of the updates: neither scale nor translation."""
-IN_UNITS = FROM_ZERO | {"clipping+nnm+tnbs"}
+IN_UNITS = FROM_ZERO | {"clipping+nnm+tnbs", "byzantine_sgd"}
 """Have thresholds in the units of the updates: no scale, and no translation."""
-NORMS = {"cge", "nbs", "tnbs", "norm_clipping"}
+NORMS = {"cge", "nbs", "tnbs", "norm_clipping", "foolsgold"}
 ABOUT_ZERO = NORMS | {name for name in RULES if "arc" in name}
-"""Look at norms: scale, but no translation."""
+"""Look at norms and angles: scale, but no translation."""
 SIGNS = {"sign_majority"}
 """Answer with signs: they do not scale, and about zero they turn."""
 EVALUATE = {"zeno", "loss_rejection"}

@@ -1,0 +1,192 @@
+"""Rules that judge a client by the sum of all it has sent."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxfl.aggregators.base import Aggregator
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct, present_mask
+
+
+def foolsgold_weights(
+    cosines: Float[Array, "n n"], usable: Bool[Array, " n"]
+) -> Float[Array, " n"]:
+    """FoolsGold's learning rates: near 0 for clients whose histories point the same way.
+
+    With ``v_i = max(0, max_{j != i} c_ij)`` and similarities pardoned to ``c_ij v_i / v_j``
+    where v_j > v_i: ``a_i = 1 - max_j c_ij``, in units of the largest and at most 0.99, then
+    ``clip(log(a / (1 - a)) + 1/2, 0, 1)``. All 1 where every history is the same.
+    """
+    n = cosines.shape[0]
+    pairs = usable[:, None] & usable[None, :] & ~jnp.eye(n, dtype=bool)
+    most = jnp.max(jnp.where(pairs, cosines, 0), axis=1)
+    mine, theirs = most[:, None], most[None, :]
+    pardon = jnp.where(theirs > mine, rows.safe_ratio(mine, jnp.broadcast_to(theirs, (n, n))), 1)
+    most = jnp.max(jnp.where(pairs, cosines * pardon, 0), axis=1)
+    foreign = jnp.where(usable, jnp.clip(1 - most, 0, 1), 0)
+    largest = jnp.max(foreign)
+    shares = jnp.minimum(rows.safe_ratio(foreign, largest), 0.99)
+    inside = jnp.where(shares > 0, shares, 0.5)
+    rates = jnp.clip(jnp.log(inside / (1 - inside)) + 0.5, 0, 1)
+    rates = jnp.where(shares > 0, rates, 0)
+    return jnp.where(usable, jnp.where(largest > 0, rates, 1), 0)
+
+
+class FoolsGold(Aggregator):
+    """A mean in which clients with alike histories count for little, against sybils.
+
+    Each client's history is the sum of its updates; ``foolsgold_weights`` turns the cosines of
+    histories into learning rates. ``average`` divides by their sum; the paper's own sum does
+    not. The memory is every client's history, ``[population, d]``.
+
+    Cost: n^2 d multiply-adds and three reads of the matrix, and as much memory as the updates of
+    all clients. Needs at least two sybils. Fails: a single attacker is invisible, sybils that
+    add different noise, honest IID clients, which look like sybils.
+    Fung, Yoon, Beschastnikh, "The limitations of federated learning in sybil settings", RAID
+    2020.
+    """
+
+    average: bool = True
+    tolerates: ClassVar[bool] = False
+    accepts_absent: ClassVar[bool] = True
+    by_client: ClassVar[bool] = True
+
+    def init(self, spec: Spec) -> State:
+        return jnp.zeros((spec.population, spec.dim), spec.dtype)
+
+    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+        usable, clean = _usable(updates, context)
+        history = _add_rows(state, updates, usable, context)
+        gram = _gram(history[_places(context, state.shape[0])], usable)
+        squares = jnp.diagonal(gram)
+        usable &= jnp.isfinite(squares)  # a sum of finite updates can overflow
+        norms = rows.safe_sqrt(squares)
+        unit = rows.safe_ratio(jnp.ones_like(norms), norms)
+        cosines = jnp.clip(gram * unit[:, None] * unit[None, :], -1, 1)
+        rates = foolsgold_weights(cosines, usable)
+        weights = rows.safe_ratio(rates, jnp.sum(rates)) if self.average else rates
+        none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+        output = rows.combine(weights, updates, none, clean)
+        return Aggregated(update=output, state=history, info=Info(weights=weights, scores=rates))
+
+
+class ByzantineSGDState(Struct):
+    """What ByzantineSGD remembers of every client."""
+
+    start: Float[Array, " d"]
+    """Parameters at the first round, x_1."""
+    progress: Float[Array, " K"]
+    """``A_i = sum_t <g_i, x_t - x_1>``."""
+    history: Float[Array, "K d"]
+    """``B_i = sum_t g_i``."""
+    good: Bool[Array, " K"]
+
+
+class ByzantineSGD(Aggregator):
+    """Expels for good whoever strays from the median in its update, or in sums over all rounds.
+
+    Client i stays good while ``|A_i - median A| <= T_A``, ``|B_i - B_med| <= T_B`` and
+    ``|g_i - g_med| <= 4 V``, where A_i and B_i sum ``<g_i, x_t - x_1>`` and g_i over the rounds,
+    B_med is a row with more than half of the others within T_B and g_med one with more than
+    half within 2 V. The answer is ``1/n sum`` of the good clients' updates. Thresholds:
+    ``T_B = 4 V sqrt(T log(16 n T / delta))`` and ``T_A = D T_B``.
+
+    Args:
+      deviation: V, how far an honest update may be from the true gradient; in its units.
+      diameter: D, how far parameters may move from where they started.
+      horizon: T, rounds in all.
+      delta: probability of failure.
+
+    Needs an honest majority, full participation, and ``context.params``. Where no row has a
+    majority nearby, the row with most neighbours takes its place. A row that is not finite
+    expels its client. Cost: 2 n^2 d multiply-adds, four reads of the matrix, and as much memory
+    as the updates of all clients. Fails: V unknown or large (thresholds that never bind).
+    Alistarh, Allen-Zhu, Li, "Byzantine stochastic gradient descent", NeurIPS 2018.
+    """
+
+    deviation: Scalar = field(default=10.0, above=0)
+    diameter: Scalar = field(default=10.0, above=0)
+    horizon: Scalar = field(default=1000.0, at_least=1)
+    delta: Scalar = field(default=0.01, above=0, below=1)
+    by_client: ClassVar[bool] = True
+
+    def init(self, spec: Spec) -> State:
+        return ByzantineSGDState(
+            start=jnp.zeros((spec.dim,), spec.dtype),
+            progress=jnp.zeros((spec.population,), rows.accumulator(jnp.dtype(spec.dtype))),
+            history=jnp.zeros((spec.population, spec.dim), spec.dtype),
+            good=jnp.ones((spec.population,), bool),
+        )
+
+    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+        if context.params is None:
+            raise ValueError("ByzantineSGD needs context.params, the parameters of this round")
+        n, d = updates.shape
+        usable, clean = _usable(updates, context)
+        dtype = state.progress.dtype
+        params = context.params.astype(state.start.dtype)
+        start = jnp.where(context.round == 0, params, state.start)
+        moved = rows.products(updates, (params - start)[None].astype(updates.dtype))[:, 0]
+        ids = context.client_ids
+        progress = state.progress.at[ids].add(jnp.where(usable, moved, 0).astype(dtype))
+        history = _add_rows(state.history, updates, usable, context)
+
+        deviation = jnp.asarray(self.deviation, dtype)
+        horizon = jnp.asarray(self.horizon, dtype)
+        logarithm = jnp.log(16 * n * horizon / jnp.asarray(self.delta, dtype))
+        far = 4 * deviation * jnp.sqrt(horizon * logarithm)
+        middle = rows.masked_median(progress[ids], usable)
+        near_a = jnp.abs(progress[ids] - middle) <= jnp.asarray(self.diameter, dtype) * far
+        near_b = _within(history[ids], usable, far, far)
+        near_g = _within(updates, usable, 2 * deviation, 4 * deviation)
+        good = state.good[ids] & usable & near_a & near_b & near_g
+
+        weights = good.astype(dtype) / n
+        output = rows.combine(weights, updates, jnp.zeros((0, d), updates.dtype), clean)
+        state = ByzantineSGDState(
+            start=start, progress=progress, history=history, good=state.good.at[ids].set(good)
+        )
+        return Aggregated(update=output, state=state, info=Info(selected=good, weights=weights))
+
+
+def _usable(updates: Float[Array, "n d"], context: Context) -> tuple[Array, Array]:
+    """Rows to count, and whether all rows are finite."""
+    finite = jnp.isfinite(rows.squared_norms(updates))
+    return finite & present_mask(context, updates.shape[0]), jnp.all(finite)
+
+
+def _places(context: Context, population: int) -> Array:
+    return jnp.minimum(context.client_ids, population - 1)
+
+
+def _add_rows(
+    memory: Float[Array, "K d"], updates: Float[Array, "n d"], usable: Array, context: Context
+) -> Float[Array, "K d"]:
+    added = jnp.where(usable[:, None], updates, 0).astype(memory.dtype)
+    return memory.at[context.client_ids].add(added, mode="drop")
+
+
+def _gram(matrix: Float[Array, "n d"], usable: Bool[Array, " n"]) -> Float[Array, "n n"]:
+    """Inner products about the origin, with a zero row as the centre."""
+    dim = matrix.shape[1]
+    zero = jnp.zeros((1, dim), matrix.dtype)
+    with_zero = jnp.concatenate([zero, matrix])
+    keep = jnp.concatenate([jnp.ones((1,), bool), usable])
+    none = jnp.zeros((0, dim), matrix.dtype)
+    return rows.centred_gram(with_zero, none, keep, jnp.zeros((), jnp.int32))[1:, 1:]
+
+
+def _within(
+    matrix: Float[Array, "n d"], usable: Array, half: Array, allowed: Array
+) -> Bool[Array, " n"]:
+    """Rows within ``allowed`` of the row that has most others within ``half``, first of equals."""
+    none = jnp.zeros((0, matrix.shape[1]), matrix.dtype)
+    pilot = rows.median_row(rows.safe_sqrt(rows.squared_norms(matrix)), usable)
+    gram = rows.centred_gram(matrix, none, usable, pilot)
+    distances = rows.squared_distances(gram, usable)
+    neighbours = jnp.sum(distances <= jnp.square(half), axis=1, dtype=jnp.int32)
+    centre = jnp.argmax(jnp.where(usable, neighbours, -1))
+    return distances[centre] <= jnp.square(allowed)
