@@ -10,6 +10,7 @@ from jaxfl.aggregators.coordinatewise import Median as Median
 from jaxfl.aggregators.coordinatewise import Phocas as Phocas
 from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
+from jaxfl.aggregators.fltrust import FLTrust as FLTrust
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
 from jaxfl.aggregators.krum import Krum as Krum
 from jaxfl.aggregators.krum import MultiKrum as MultiKrum
