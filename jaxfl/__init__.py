@@ -4,6 +4,7 @@ from jaxfl import data as data
 from jaxfl import models as models
 from jaxfl.aggregators import Aggregator as Aggregator
 from jaxfl.aggregators import CenteredClipping as CenteredClipping
+from jaxfl.aggregators import FLTrust as FLTrust
 from jaxfl.aggregators import GeometricMedian as GeometricMedian
 from jaxfl.aggregators import Krum as Krum
 from jaxfl.aggregators import LossRejection as LossRejection

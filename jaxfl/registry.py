@@ -32,6 +32,7 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "nbs": aggregators.NBS,
     "tnbs": aggregators.TNBS,
     "norm_clipping": aggregators.NormClipping,
+    "fltrust": aggregators.FLTrust,
     "zeno": aggregators.Zeno,
     "loss_rejection": aggregators.LossRejection,
     "dnc": aggregators.DnC,

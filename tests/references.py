@@ -88,6 +88,15 @@ def arc(x, f):
     return x * np.minimum(1, threshold / np.maximum(norms, 1e-300))[:, None]
 
 
+def fltrust(x, root, scale=1.0):
+    """The answer, the cosines, the shares of trust."""
+    norms, length = np.linalg.norm(x, axis=1), np.linalg.norm(root)
+    cosines = x @ root / np.maximum(norms * length, 1e-300)
+    trust = np.maximum(cosines, 0)
+    shares = trust / max(trust.sum(), 1e-300)
+    return shares / np.maximum(norms, 1e-300) @ x * scale * length, cosines, shares
+
+
 def zeno_scores(x, w, loss, step, rho, mean_square=False):
     squares = np.square(x).mean(1) if mean_square else np.square(x).sum(1)
     return loss(w) - np.array([loss(w - step * g) for g in x]) - rho * squares

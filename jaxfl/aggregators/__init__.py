@@ -11,6 +11,7 @@ from jaxfl.aggregators.coordinatewise import Phocas as Phocas
 from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
 from jaxfl.aggregators.dnc import DnC as DnC
+from jaxfl.aggregators.fltrust import FLTrust as FLTrust
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
 from jaxfl.aggregators.history import ByzantineSGD as ByzantineSGD
 from jaxfl.aggregators.history import FoolsGold as FoolsGold

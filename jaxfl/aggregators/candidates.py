@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.devices import map_clients
+from jaxfl.models.objective import Statistics
 from jaxfl.numerics import rows
 from jaxfl.numerics.order import smallest
-from jaxfl.types import Aggregated, Batch, Context, Info, PyTree, State, present_mask
+from jaxfl.types import Aggregated, Batch, Context, Info, PyTree, State, Struct, present_mask
 
 
 def usable_rows(updates: Float[Array, "n d"], context: Context) -> Bool[Array, " n"]:
@@ -15,45 +16,68 @@ def usable_rows(updates: Float[Array, "n d"], context: Context) -> Bool[Array, "
     return jnp.isfinite(rows.squared_norms(updates)) & present_mask(context, updates.shape[0])
 
 
-def evaluate_models(
+class Worth(Struct):
+    """How good a model is on the server's own samples."""
+
+    losses: Float[Array, " b"]
+    """Of each sample, 0 for padding."""
+    error: Float[Array, ""]
+    """Share of wrong answers."""
+
+
+def evaluate(flat: Float[Array, " d"], batch: Batch, context: Context) -> Worth:
+    """One model. Not differentiable: rules that evaluate models select by it."""
+    statistics = {} if context.statistics is None else context.statistics
+    return _worth(*jax.lax.stop_gradient((flat, statistics, batch)), context)
+
+
+def evaluate_each(
     origin: Float[Array, " d"],
     scale: Float[Array, ""],
     updates: Float[Array, "n d"],
     batch: Batch,
+    than: Worth,
     context: Context,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Mean loss and share of wrong answers of the models ``origin + scale * updates[i]``.
+    """Of the models ``origin + scale * updates[i]``: how much higher the mean loss is, the error.
 
-    Not differentiable: rules that use it select.
+    The losses are compared sample by sample: the difference of two means would drown in the
+    rounding of the means where one update matters little. Not differentiable.
+
+    Args:
+      origin: the model that the updates are added to.
+      scale: what they are multiplied by.
+      updates: one per client; a row that is not finite gives what it gives.
+      batch: the samples.
+      than: the model to compare the losses with.
+      context: has the objective.
 
     Cost: n forward passes over the batch, ``context.client_chunk`` models at once; over several
     devices each evaluates its share.
     """
 
     def one(shared: PyTree, row: Array) -> tuple[Array, Array]:
-        origin, scale, statistics, batch = shared
-        flat = origin + scale * row.astype(origin.dtype)
-        losses, correct = context.objective.evaluate(flat, statistics, batch.inputs, batch.labels)
-        count = jnp.maximum(jnp.sum(batch.mask), 1)
-
-        def mean(values: Array) -> Array:
-            return jnp.sum(jnp.where(batch.mask, values.astype(origin.dtype), 0)) / count
-
-        return mean(losses), mean(1 - correct)
+        origin, scale, statistics, batch, than = shared
+        worth = _worth(origin + scale * row.astype(origin.dtype), statistics, batch, context)
+        return jnp.sum(worth.losses - than.losses) / _count(batch), worth.error
 
     statistics = {} if context.statistics is None else context.statistics
-    shared = (origin, scale, statistics, batch)
+    shared = (origin, scale, statistics, batch, than)
     shared, updates = jax.lax.stop_gradient((shared, updates))
     return map_clients(one, shared, updates, chunk=context.client_chunk)
 
 
-def evaluate_model(
-    flat: Float[Array, " d"], batch: Batch, context: Context
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean loss and share of wrong answers of one model."""
-    nothing = jnp.zeros((1, flat.shape[0]), flat.dtype)
-    loss, error = evaluate_models(flat, jnp.zeros((), flat.dtype), nothing, batch, context)
-    return loss[0], error[0]
+def _worth(
+    flat: Float[Array, " d"], statistics: Statistics, batch: Batch, context: Context
+) -> Worth:
+    losses, correct = context.objective.evaluate(flat, statistics, batch.inputs, batch.labels)
+    wrong = jnp.sum(jnp.where(batch.mask, 1 - correct, 0)).astype(flat.dtype)
+    losses = jnp.where(batch.mask, losses, 0).astype(flat.dtype)
+    return Worth(losses=losses, error=wrong / _count(batch))
+
+
+def _count(batch: Batch) -> Int[Array, ""]:
+    return jnp.maximum(jnp.sum(batch.mask), 1)
 
 
 def rejected(
@@ -70,6 +94,7 @@ def rejected(
 
 def mean_of(
     kept: Bool[Array, " n"],
+    usable: Bool[Array, " n"],
     updates: Float[Array, "n d"],
     scores: Float[Array, " n"],
     state: State,
@@ -77,6 +102,7 @@ def mean_of(
     """The mean of the kept rows, with the scores they were kept for."""
     weights = kept.astype(scores.dtype)
     weights = rows.safe_ratio(weights, jnp.sum(weights))
-    update = rows.combine(weights, updates, jnp.zeros((0, updates.shape[1]), updates.dtype))
+    none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+    update = rows.combine(weights, updates, none, jnp.all(usable))
     info = Info(selected=kept, weights=weights, scores=scores)
     return Aggregated(update=update, state=state, info=info)

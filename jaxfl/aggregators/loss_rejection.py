@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
 from jaxfl.aggregators.candidates import (
-    evaluate_model,
-    evaluate_models,
+    evaluate,
+    evaluate_each,
     mean_of,
     rejected,
     usable_rows,
@@ -59,19 +59,19 @@ class LossRejection(Aggregator):
         params = context.params.astype(dtype)
         usable = usable_rows(updates, context)
         count = jnp.sum(usable).astype(dtype)
-        nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
-        total = rows.combine(usable.astype(dtype), updates, nothing).astype(dtype)
+        none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+        total = rows.combine(usable.astype(dtype), updates, none, jnp.all(usable)).astype(dtype)
         step = jnp.asarray(self.learning_rate, dtype)
-        whole = evaluate_model(params - step * rows.safe_ratio(total, count), batch, context)
+        whole = evaluate(params - step * rows.safe_ratio(total, count), batch, context)
         # Without client i: w - step (total - g_i) / (count - 1).
         share = step / jnp.maximum(count - 1, 1)
-        without = evaluate_models(params - share * total, share, updates, batch, context)
+        without = evaluate_each(params - share * total, share, updates, batch, whole, context)
 
-        loss, error = (jnp.where(jnp.isnan(x), jnp.inf, x) for x in without)
+        rise, error = (jnp.where(jnp.isnan(x), jnp.inf, x) for x in without)
         kept = usable
         if self.method != "lfr":
             kept &= ~rejected(error, usable, context, self.f)
         if self.method != "err":
-            kept &= ~rejected(loss, usable, context, self.f)
-        impact = whole[1] - error if self.method == "err" else whole[0] - loss
-        return mean_of(kept, updates, jnp.where(usable, impact, jnp.inf), state)
+            kept &= ~rejected(rise, usable, context, self.f)
+        impact = whole.error - error if self.method == "err" else -rise
+        return mean_of(kept, usable, updates, jnp.where(usable, impact, jnp.inf), state)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
 from jaxfl.aggregators.candidates import (
-    evaluate_model,
-    evaluate_models,
+    evaluate,
+    evaluate_each,
     mean_of,
     rejected,
     usable_rows,
@@ -64,15 +64,15 @@ class Zeno(Aggregator):
         batch = self._draw(context.root_batch, context)
         usable = usable_rows(updates, context)
         step = jnp.asarray(self.learning_rate, dtype)
-        before, _ = evaluate_model(params, batch, context)
-        after, _ = evaluate_models(params, -step, updates, batch, context)
+        before = evaluate(params, batch, context)
+        rise, _ = evaluate_each(params, -step, updates, batch, before, context)
         squares = rows.squared_norms(updates)
         if self.mean_square:
             squares = squares / updates.shape[1]
-        scores = before - after - jnp.asarray(self.rho, dtype) * squares
+        scores = -rise - jnp.asarray(self.rho, dtype) * squares
         scores = jnp.where(usable & ~jnp.isnan(scores), scores, -jnp.inf)
         kept = usable & ~rejected(scores, usable, context, self._dropped)
-        return mean_of(kept, updates, jax.lax.stop_gradient(scores), state)
+        return mean_of(kept, usable, updates, jax.lax.stop_gradient(scores), state)
 
     @property
     def _dropped(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 import references
 from helpers import NumpySoftmax
 
-from jaxfl import LossRejection, Zeno
+from jaxfl import NNM, FLTrust, LossRejection, Pipeline, Zeno
 from jaxfl.models import Objective, Softmax
 from jaxfl.types import Batch, Context
 
@@ -103,6 +103,78 @@ def test_loss_rejection(method, kind):
     used = {"err": [by_error], "lfr": [by_loss], "union": [by_loss, by_error]}[method]
     update, kept = references.loss_rejection(x, 3, *used)
     agree(LossRejection(f=3, method=method, learning_rate=step), x, update, used[0], kept)
+
+
+ROOT_UPDATE = SOFTMAX.gradient(START, INPUTS, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "skewed", "sparse", "tiny"])
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+def test_fltrust(scale, kind):
+    x = updates(kind)
+    update, cosines, shares = references.fltrust(x, ROOT_UPDATE, scale)
+    for dtype, rtol in ((np.float64, 1e-9), (np.float32, 1e-4)):
+        with jax.enable_x64(dtype == np.float64):
+            known = Context.of(N, root_update=jnp.asarray(ROOT_UPDATE, dtype))
+            got = FLTrust(root_scale=scale).inspect(jnp.asarray(x, dtype), context=known)
+        np.testing.assert_allclose(got.info.scores, cosines, rtol=rtol, atol=rtol / 100)
+        np.testing.assert_allclose(got.info.weights, shares, rtol=rtol, atol=rtol / 100)
+        np.testing.assert_array_equal(got.info.selected, cosines > 0)
+        np.testing.assert_allclose(got.update, update, rtol=rtol, atol=rtol / 100)
+
+
+def trusting(x, root=ROOT_UPDATE, rule=None):
+    known = Context.of(len(x), root_update=jnp.asarray(root, jnp.float32))
+    return (rule or FLTrust()).inspect(jnp.asarray(x, jnp.float32), context=known)
+
+
+def test_fltrust_is_never_longer_than_the_root_update():
+    x = updates()
+    x[2:] = 1e15 * (ROOT_UPDATE + np.random.default_rng(0).normal(size=DIM))
+    length = np.linalg.norm(ROOT_UPDATE)
+    assert 0.5 * length < np.linalg.norm(trusting(x).update) <= 1.0001 * length
+    aligned = trusting(np.tile(7 * ROOT_UPDATE, (N, 1)))
+    np.testing.assert_allclose(aligned.update, ROOT_UPDATE, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["opposed", "zero rows", "zero root", "nan root", "inf root"])
+def test_without_trust_the_answer_is_zero(case):
+    x = {"opposed": -np.abs(updates()) * np.sign(ROOT_UPDATE), "zero rows": 0 * updates()}
+    root = {"zero root": 0.0, "nan root": np.nan, "inf root": np.inf}.get(case, 1.0) * ROOT_UPDATE
+    got = trusting(x.get(case, updates()), root)
+    np.testing.assert_array_equal(got.update, 0)
+    np.testing.assert_array_equal(got.info.weights, 0)
+    assert not got.info.selected.any()
+
+
+def test_fltrust_leaves_out_rows_that_are_not_finite():
+    x = updates()
+    x[[2, 5], 1] = np.nan, 1e30
+    rest = np.delete(x, [2, 5], axis=0)
+    np.testing.assert_allclose(trusting(x).update, trusting(rest).update, rtol=1e-5)
+    np.testing.assert_array_equal(trusting(x).info.weights[np.array([2, 5])], 0)
+
+
+def test_fltrust_of_mixed_rows():
+    x = updates()
+    result = trusting(x, rule=Pipeline(pre=(NNM(f=3),), rule=FLTrust()))
+    update = references.fltrust(references.nnm(x, 3), ROOT_UPDATE)[0]
+    np.testing.assert_allclose(result.update, update, rtol=1e-4, atol=1e-6)
+    assert float(result.info.weights.sum()) == pytest.approx(1, rel=1e-5)
+
+
+def test_the_gradient_of_fltrust_agrees_with_differences():
+    x, direction = updates(), np.random.default_rng(4).normal(size=(N, DIM))
+    with jax.enable_x64(True):
+        known = Context.of(N, root_update=jnp.asarray(ROOT_UPDATE))
+
+        def norm(x):
+            return jnp.sum(jnp.square(FLTrust().aggregate(x, (), known).update))
+
+        slope = np.sum(jax.grad(norm)(jnp.asarray(x)) * direction)
+        up, down = (float(norm(jnp.asarray(x + e * direction))) for e in (1e-6, -1e-6))
+        assert np.isfinite(jax.grad(norm)(jnp.zeros((N, DIM)))).all()
+    np.testing.assert_allclose(slope, (up - down) / 2e-6, rtol=1e-5)
 
 
 def test_union_can_remove_twice_as_many():
@@ -210,10 +282,13 @@ def test_the_gradient_is_that_of_the_mean_of_the_kept(rule):
             r"params=..., objective=...\)",
         ),
         (LossRejection(f=2), "LossRejection needs the server's data: pass context"),
+        (
+            FLTrust(),
+            r"FLTrust needs the server's data: pass context=Context.of\(n, root_update=...\)",
+        ),
+        (Pipeline(pre=(NNM(f=2),), rule=FLTrust()), "Pipeline needs the server's data"),
     ],
 )
 def test_what_is_missing_is_one_clear_error(rule, message):
     with pytest.raises(ValueError, match=message):
         rule(updates().astype(np.float32))
-    with pytest.raises(ValueError, match="needs"):
-        rule(updates().astype(np.float32), context=context(params=None))

@@ -86,6 +86,19 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
         np.testing.assert_array_equal(mine.test, theirs.test)
 
 
+def test_the_servers_memory_is_part_of_a_checkpoint(tmp_path):
+    changes = {"data": TABLE["data"] | {"root": {"size": 10}}}
+    changes["algorithm"] = {"name": "fedsgd", "batch_size": 4, "momentum": 0.9}
+    changes["sweep"] = {"seed": [0, 1], "aggregator": ["fltrust"]}
+    experiment = plan(**changes)
+    run(tmp_path / "whole", experiment=experiment)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", experiment=experiment, stop_after=1)
+    run(tmp_path / "parts", experiment=experiment, resume=True)
+    whole, parts = ((tmp_path / name / "rounds.jsonl").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
 def test_what_was_written_after_the_last_commit_is_cut_off(whole, tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, stop_after=2)
