@@ -24,11 +24,16 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "krum": aggregators.Krum,
     "multi_krum": aggregators.MultiKrum,
     "geometric_median": aggregators.GeometricMedian,
+    "auto_gm": aggregators.AutoGM,
     "centered_clipping": aggregators.CenteredClipping,
     "cge": aggregators.CGE,
     "nbs": aggregators.NBS,
     "tnbs": aggregators.TNBS,
     "norm_clipping": aggregators.NormClipping,
+    "mda": aggregators.MDA,
+    "smea": aggregators.SMEA,
+    "caf": aggregators.CAF,
+    "monna": aggregators.MoNNA,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {
