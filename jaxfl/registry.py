@@ -26,7 +26,9 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "sign_majority": aggregators.SignMajority,
     "krum": aggregators.Krum,
     "multi_krum": aggregators.MultiKrum,
+    "bulyan": aggregators.Bulyan,
     "geometric_median": aggregators.GeometricMedian,
+    "auto_gm": aggregators.AutoGM,
     "centered_clipping": aggregators.CenteredClipping,
     "cge": aggregators.CGE,
     "nbs": aggregators.NBS,
@@ -38,6 +40,10 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "dnc": aggregators.DnC,
     "foolsgold": aggregators.FoolsGold,
     "byzantine_sgd": aggregators.ByzantineSGD,
+    "mda": aggregators.MDA,
+    "smea": aggregators.SMEA,
+    "caf": aggregators.CAF,
+    "monna": aggregators.MoNNA,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {

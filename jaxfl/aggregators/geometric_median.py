@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
+from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State
@@ -16,36 +17,93 @@ from jaxfl.types import Context, Info, State
 
 def weiszfeld(
     gram: Float[Array, "n n"],
-    usable: Bool[Array, " n"],
+    mass: Float[Array, " n"],
     start: Float[Array, " n"],
     iterations: int,
     nu: Float[Array, ""],
 ) -> Float[Array, " n"]:
     """Weights a, summing to 1, of the geometric median ``a @ rows`` after smoothed steps.
 
-    Each step is ``a_i = b_i / sum b``, ``b_i = 1 / max(nu, |x_i - z|)``, with the distances taken
-    from the inner products: ``|x_i - z|^2 = G_ii - 2 (G a)_i + a^T G a``.
+    Each step is ``a_i = b_i / sum b``, ``b_i = mass_i / max(nu, |x_i - z|)``, with the distances
+    taken from the inner products: ``|x_i - z|^2 = G_ii - 2 (G a)_i + a^T G a``. Rows of mass 0 do
+    not count.
     """
-    squares = jnp.diagonal(gram)
 
     def step(_: Array | int, a: Array) -> Array:
-        products = jnp.matmul(gram, a, precision="highest")
-        squared = jnp.maximum(squares - 2 * products + jnp.dot(a, products), 0)
-        reach = jnp.maximum(safe_sqrt(squared), nu)
+        reach = jnp.maximum(safe_sqrt(squared_distances_to(gram, a)), nu)
         # In units of the nearest row: where rows coincide, a sum of 1 / nu overflows.
-        nearest = jax.lax.stop_gradient(jnp.min(jnp.where(usable, reach, jnp.inf)))
-        b = jnp.where(usable, nearest / reach, 0)
+        nearest = jax.lax.stop_gradient(jnp.min(jnp.where(mass > 0, reach, jnp.inf)))
+        b = jnp.where(mass > 0, mass * (nearest / reach), 0)
         return safe_ratio(b, jnp.sum(b))
 
     return jax.lax.fori_loop(0, iterations, step, start)
 
 
+def at_a_row(
+    gram: Float[Array, "n n"], distances: Float[Array, "n n"], mass: Float[Array, " n"]
+) -> tuple[Bool[Array, ""], Float[Array, " n"]]:
+    """Whether the geometric median is one of the rows, and the weights of that row.
+
+    If any row is, the medoid x is: the row of least summed distance. It is if the other rows pull
+    it less than its own mass holds: ``|sum_j mass_j (x_j - x) / |x_j - x|| < sum of the masses
+    at x``. Steps towards such a row would be endless.
+
+    Args:
+      gram: inner products about any centre.
+      distances: plain ones; those of rows without mass must be finite.
+      mass: weight of each row in the sum of distances.
+    """
+    gram, distances, mass = jax.lax.stop_gradient((gram, distances, mass))
+    cost = jnp.matmul(distances, mass, precision="highest")
+    medoid = jnp.argmin(jnp.where(mass > 0, cost, jnp.inf))
+    squares, reach = jnp.diagonal(gram), distances[medoid]
+    # Distances of equal rows are 0 only up to the rounding of their inner products.
+    noise = 8 * jnp.finfo(gram.dtype).eps * (squares + squares[medoid])
+    here = (jnp.square(reach) <= noise) & (mass > 0)
+    pull = jnp.where(here, 0, safe_ratio(mass, reach))
+    products = jnp.matmul(gram, pull, precision="highest")
+    total = jnp.sum(pull)
+    squared = total**2 * squares[medoid] - 2 * total * products[medoid] + jnp.dot(pull, products)
+    held = jnp.sum(jnp.where(here, mass, 0))
+    weights = here.astype(gram.dtype) / jnp.maximum(jnp.sum(here), 1)
+    # On a draw, as between two rows, every point between them will do: the steps decide.
+    margin = 1 - 64 * jnp.finfo(gram.dtype).eps
+    return squared < margin * held**2, weights
+
+
+def shares(context: Context, usable: Bool[Array, " n"], weighted: bool) -> Float[Array, " n"]:
+    """The rows' masses, which sum to 1: equal, or the clients' shares of the samples."""
+    mass = usable.astype(context.weights.dtype)
+    mass = mass * context.weights if weighted else mass
+    return safe_ratio(mass, jnp.sum(mass))
+
+
+def near_medoid(
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """Weights of the mean of the majority of rows nearest the medoid, and their reach from it."""
+    cost = jnp.sum(jnp.where(usable[None, :], distances, 0), axis=1)
+    row = distances[jnp.argmin(jnp.where(usable, cost, jnp.inf))]
+    count = jnp.sum(usable, dtype=jnp.int32)
+    near = smallest(jnp.where(usable, row, jnp.inf)[:, None], count // 2 + 1)[:, 0] & usable
+    start = safe_ratio(near.astype(distances.dtype), jnp.sum(near))
+    return start, jnp.max(jnp.where(near, row, 0))
+
+
 class GeometricMedian(WeightingRule):
     """The point with the smallest sum of distances to the updates, by smoothed Weiszfeld steps.
 
-    Starts from the mean of the majority of rows nearest the medoid (which needs no f and no
-    origin), smooths distances below ``nu`` times the median distance, and takes ``iterations``
-    steps, each O(n^2) whatever d.
+    Takes ``iterations`` steps, each O(n^2) whatever d, from ``start``: ``"medoid"``, the mean of
+    the majority of rows nearest the medoid (which needs no f and no origin), ``"mean"`` or
+    ``"zero"``. Distances below ``nu`` times the reach of that majority count as that; where the
+    point is one of the updates, the answer is that update, without steps towards it. With
+    ``absolute``, nu is a distance in the units of the updates and nothing but the steps is
+    taken, as other codes do (EPFL's: start="zero", nu=0.1, iterations=8; ByzFL: 3 iterations).
+    ``weighted`` weighs the distances by the clients' sample counts.
+
+    ``reweightings`` times, weights are multiplied by ``exp(-|x_i - z|)`` and the median is taken
+    again: SignGuard's rival "GeoMed" has 2. It is for reproduction: where distances are large the
+    row nearest to the first median takes all the weight.
 
     Cost: three reads of the matrix and n^2 d multiply-adds. Needs an honest majority. Fails:
     ALIE, f equal points, clusters of heterogeneous clients.
@@ -54,22 +112,41 @@ class GeometricMedian(WeightingRule):
 
     iterations: int = field(default=32, at_least=1)
     nu: Scalar = field(default=1e-6, above=0)
+    start: str = field(default="medoid", choices=("medoid", "mean", "zero"))
+    absolute: bool = False
+    weighted: bool = False
+    reweightings: int = field(default=0, at_least=0)
     accepts_absent: ClassVar[bool] = True
+
+    def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"] | None:
+        return jnp.zeros((1, dim)) if self.start == "zero" else None
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " k"], Info]:
-        usable = statistics.usable
-        m = usable.shape[0]
-        squared = statistics.squared_distances()[:m, :m]
-        distances = safe_sqrt(jnp.where(jnp.isfinite(squared), squared, 0))
-        medoid = jnp.argmin(jnp.where(usable, jnp.sum(distances, axis=1), jnp.inf))
-        count = jnp.sum(usable, dtype=jnp.int32)
-        near = smallest(squared[medoid][:, None], count // 2 + 1)[:, 0] & usable
-        start = safe_ratio(near.astype(squared.dtype), jnp.sum(near))
-        scale = jnp.max(jnp.where(near, distances[medoid], 0))
-        floor = jnp.maximum(jnp.asarray(self.nu, scale.dtype) * scale, jnp.finfo(scale.dtype).tiny)
         assert statistics.gram is not None
-        gram = statistics.gram[:m, :m]
-        weights = weiszfeld(gram, usable, start, self.iterations, floor)
-        return weights, Info(weights=weights)
+        gram, usable = statistics.gram, statistics.usable
+        m, k = usable.shape[0], gram.shape[0]
+        squared = statistics.squared_distances()
+        distances = safe_sqrt(jnp.where(jnp.isfinite(squared), squared, 0))
+        start, reach = near_medoid(distances[:m, :m], usable)
+        nu = jnp.asarray(self.nu, gram.dtype) * (1 if self.absolute else reach)
+        nu = jnp.maximum(nu, jnp.finfo(gram.dtype).tiny)
+        mass = shares(context, usable, self.weighted).astype(gram.dtype)
+        start = jnp.pad(mass if self.start == "mean" else start, (0, k - m))
+        if self.start == "zero":
+            start = jax.nn.one_hot(k - 1, k, dtype=gram.dtype)
+        mass = jnp.pad(mass, (0, k - m))
+
+        weights = start
+        for again in range(self.reweightings + 1):
+            if again:
+                away = safe_sqrt(squared_distances_to(gram, weights))
+                # Only ratios matter; relative to the nearest row they cannot all vanish.
+                nearest = jnp.min(jnp.where(mass > 0, away, jnp.inf))
+                mass = jnp.where(mass > 0, mass * jnp.exp(nearest - away), 0)
+            weights = weiszfeld(gram, mass, start, self.iterations, nu)
+            if not self.absolute:
+                found, row = at_a_row(gram, distances, mass)
+                weights = jnp.where(found, row, weights)
+        return weights, Info(weights=weights[:m])

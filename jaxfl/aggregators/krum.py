@@ -10,32 +10,87 @@ from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import field
 from jaxfl.numerics.order import smallest
-from jaxfl.numerics.rows import safe_ratio
+from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State, present_mask
 
 
 def krum_scores(
-    squared_distances: Float[Array, "n n"], neighbours: Int[Array, ""] | int
+    squared_distances: Float[Array, "n n"], neighbours: Int[Array, ""] | int, power: int = 2
 ) -> Float[Array, " n"]:
-    """Sum of each row's squared distances to its nearest other rows; +inf where undefined.
+    """Sum of powers of each row's distances to its nearest other rows; +inf where undefined.
 
     Args:
       squared_distances: symmetric, +inf to rows that do not count.
       neighbours: how many of the other rows to sum over, at least 1.
+      power: 1, 2 or 4, of the distance; fourth powers come in units common to all rows, in which
+        they neither overflow nor vanish.
+    """
+    others = _others(squared_distances)
+    return _summed(others, smallest(others, jnp.maximum(neighbours, 1)), power)
+
+
+def krum_picks(
+    squared_distances: Float[Array, "n n"],
+    usable: Bool[Array, " n"],
+    picks: int,
+    neighbours: Int[Array, ""] | int,
+    *,
+    least: int = 1,
+    power: int = 2,
+) -> Bool[Array, "picks n"]:
+    """Which row wins each round of Krum, where the winner leaves before the next round.
+
+    Round t scores what is left with ``max(neighbours - t, least)`` neighbours; with 0 neighbours
+    the first row left wins. A round in which no usable row is left is all false.
+
+    Cost: O(n^2) a round: one that loses a neighbour and may count one fewer keeps the others, one
+    that does not lets its farthest go.
     """
     n = squared_distances.shape[0]
-    others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, squared_distances)
+    others = _others(squared_distances)
+    index = jnp.arange(n)[:, None]
+
+    def pick(t: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, near, won = carry
+        nearest = jnp.min(jnp.where(left[:, None], others, jnp.inf), axis=0)
+        count = jnp.maximum(neighbours - t, least)
+        scores = jnp.where(
+            count > 1, _summed(others, near, power), jnp.where(count > 0, nearest, 0)
+        )
+        # A row whose score overflows still comes before those that are gone.
+        scores = jnp.where(left, jnp.minimum(scores, jnp.finfo(scores.dtype).max), jnp.inf)
+        best = jnp.argmin(scores)
+        winner = index[:, 0] == best
+        lost = near[best]
+        near = near & ~winner[:, None]
+        farthest = jnp.max(jnp.where(near, others, -1), axis=0)
+        last = jnp.max(jnp.where(near & (others == farthest[None]), index, -1), axis=0)
+        near = near & (lost[None] | (index != last[None]))
+        return left & ~winner, near, won.at[t].set(winner & left)
+
     near = smallest(others, jnp.maximum(neighbours, 1))
-    return jnp.sum(jnp.where(near, others, 0), axis=0)
+    start = usable, near, jnp.zeros((picks, n), bool)
+    return jax.lax.fori_loop(0, picks, pick, start)[2]
 
 
-def _scores(statistics: Statistics, context: Context, f: int) -> tuple[Array, Array]:
-    m = statistics.usable.shape[0]
+def _others(squared_distances: Array) -> Array:
+    itself = jnp.eye(squared_distances.shape[0], dtype=bool)
+    return jax.lax.stop_gradient(jnp.where(itself, jnp.inf, squared_distances))
+
+
+def _summed(others: Array, near: Array, power: int) -> Array:
+    kept = jnp.where(near, others, 0)
+    if power == 1:
+        kept = safe_sqrt(kept)
+    if power == 4:
+        reach = jnp.min(jnp.max(kept, axis=0))
+        kept = jnp.square(kept / jnp.where((reach > 0) & jnp.isfinite(reach), reach, 1))
+    return jnp.sum(kept, axis=0)
+
+
+def _present(statistics: Statistics, context: Context) -> Array:
     # Absent slots are no clients; rows dropped as non-finite are, and count among the f.
-    present = present_mask(context, m)
-    neighbours = jnp.sum(present, dtype=jnp.int32) - f - 2
-    distances = statistics.squared_distances()[:m, :m]
-    return krum_scores(distances, neighbours), neighbours
+    return jnp.sum(present_mask(context, statistics.usable.shape[0]), dtype=jnp.int32)
 
 
 def _answer(
@@ -44,16 +99,26 @@ def _answer(
     selected = selected & statistics.usable
     weights = selected.astype(scores.dtype)
     weights = safe_ratio(weights, jnp.sum(weights))
-    info = Info(selected=selected, weights=weights, scores=scores)
-    references = 0 if statistics.gram is None else statistics.gram.shape[0] - scores.shape[0]
-    return jnp.pad(weights, (0, references)), info
+    return weights, Info(selected=selected, weights=weights, scores=scores)
+
+
+def _check_neighbours(rule: "Krum | MultiKrum", n: int) -> None:
+    needs_more_than(rule, n, 2 * rule.f + 3, "n >= 2f + 3")
+    if rule.neighbours is not None and rule.neighbours > n - rule.f - 1:
+        raise ValueError(
+            f"{type(rule).__name__} needs neighbours <= n - f - 1; "
+            f"got neighbours = {rule.neighbours}, n = {n}, f = {rule.f}"
+        )
 
 
 class Krum(WeightingRule):
-    """The one update with the smallest sum of squared distances to its n - f - 2 nearest.
+    """The one update with the smallest sum of squared distances to its nearest others.
 
-    Needs n >= 2f + 3. Among equal scores the first client wins. ``info.scores`` holds the scores,
-    lower is better.
+    ``neighbours`` of them count, n - f - 2 unless given (ByzFL counts n - f - 1, the code of
+    Shejwalkar and Houmansadr n - f - 3); ``power`` is the power of the distance that is summed
+    (1 and 4 also occur in published codes). Needs n >= 2f + 3. Among equal scores the first
+    client wins. ``info.scores`` holds the scores, lower is better; with ``power=4`` up to a
+    common factor.
 
     Cost: three reads of the matrix and n^2 d multiply-adds. Fails: inner-product manipulation
     with a small factor, ALIE, any f equal updates near the cluster; and it follows one client,
@@ -62,15 +127,19 @@ class Krum(WeightingRule):
     """
 
     f: int = field(at_least=0)
+    neighbours: int | None = field(default=None, at_least=1)
+    power: int = field(default=2, choices=(1, 2, 4))
     accepts_absent: ClassVar[bool] = True
 
     def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 3, "n >= 2f + 3")
+        _check_neighbours(self, n)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context
-    ) -> tuple[Float[Array, " k"], Info]:
-        scores, _ = _scores(statistics, context, self.f)
+    ) -> tuple[Float[Array, " n"], Info]:
+        count = _present(statistics, context) - self.f - 2
+        neighbours = count if self.neighbours is None else self.neighbours
+        scores = krum_scores(statistics.squared_distances(), neighbours, self.power)
         best = jax.nn.one_hot(jnp.argmin(scores), scores.shape[0], dtype=bool)
         return _answer(statistics, best, scores)
 
@@ -78,22 +147,43 @@ class Krum(WeightingRule):
 class MultiKrum(WeightingRule):
     """The mean of the q updates with the best Krum scores; q = n - f - 2 unless given.
 
-    Needs n >= 2f + 3 and q <= n - f. Cost and weaknesses as Krum, with less variance.
+    ``iterative`` picks the best, removes it and scores the rest again, with one neighbour fewer,
+    until q are picked: n - 2f - 2 unless given (Shejwalkar and Houmansadr, "Manipulating the
+    Byzantine", NDSS 2021; their code has ``neighbours=n-f-3``). ``neighbours``, ``power`` and
+    ``info.scores`` (those of the first round) as for Krum.
+
+    Needs n >= 2f + 3 and q <= n - f, or q <= n - f - 2 where iterative. Cost and weaknesses as
+    Krum, with less variance; O(n^2) more for each iterative pick.
     Blanchard et al., "Machine learning with adversaries", NeurIPS 2017.
     """
 
     f: int = field(at_least=0)
     q: int | None = field(default=None, at_least=1)
+    neighbours: int | None = field(default=None, at_least=1)
+    power: int = field(default=2, choices=(1, 2, 4))
+    iterative: bool = False
     accepts_absent: ClassVar[bool] = True
 
     def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 3, "n >= 2f + 3")
-        if self.q is not None and self.q > n - self.f:
-            raise ValueError(f"MultiKrum needs q <= n - f; got q = {self.q}, n = {n}, f = {self.f}")
+        _check_neighbours(self, n)
+        most, bound = (n - self.f - 2, "n - f - 2") if self.iterative else (n - self.f, "n - f")
+        if self.q is not None and self.q > most:
+            raise ValueError(
+                f"MultiKrum needs q <= {bound}; got q = {self.q}, n = {n}, f = {self.f}"
+            )
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context
-    ) -> tuple[Float[Array, " k"], Info]:
-        scores, neighbours = _scores(statistics, context, self.f)
-        kept = jnp.maximum(neighbours, 1) if self.q is None else self.q
-        return _answer(statistics, smallest(scores[:, None], kept)[:, 0], scores)
+    ) -> tuple[Float[Array, " n"], Info]:
+        present, distances = _present(statistics, context), statistics.squared_distances()
+        count = present - self.f - 2
+        neighbours = count if self.neighbours is None else self.neighbours
+        scores = krum_scores(distances, neighbours, self.power)
+        if not self.iterative:
+            kept = jnp.maximum(count, 1) if self.q is None else self.q
+            return _answer(statistics, smallest(scores[:, None], kept)[:, 0], scores)
+        rounds = scores.shape[0] - 2 * self.f - 2 if self.q is None else self.q
+        kept = jnp.maximum(count - self.f, 1) if self.q is None else self.q
+        picks = krum_picks(distances, statistics.usable, rounds, neighbours, power=self.power)
+        selected = jnp.any(picks & (jnp.arange(rounds) < kept)[:, None], axis=0)
+        return _answer(statistics, selected, scores)

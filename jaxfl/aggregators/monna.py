@@ -1,0 +1,89 @@
+"""Mean around a trusted row."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxfl.aggregators.base import (
+    Aggregator,
+    WeightingRule,
+    needs_more_than,
+)
+from jaxfl.aggregators.statistics import Statistics
+from jaxfl.component import field
+from jaxfl.numerics.gram import squared_distances_to, tame_gram
+from jaxfl.numerics.order import smallest
+from jaxfl.numerics.rows import safe_ratio
+from jaxfl.types import Context, Info, State
+
+
+class MoNNA(WeightingRule):
+    """The mean of the n - f updates nearest to a trusted one, itself included.
+
+    ``trusted`` is the index of that update. ``pivot``, a weighting rule without memory, takes its
+    place where given: nearness is to the rule's answer. The trusted update must be usable: if it
+    is not finite, the answer is 0.
+
+    Needs n > 2f; f = 0 is the mean. Cost: three reads of the matrix and n^2 d multiply-adds.
+    Fails: a Byzantine or outlying pivot.
+    Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust collaborative learning with
+    linear gradient overhead", ICML 2023.
+    """
+
+    f: int = field(at_least=0)
+    trusted: int = field(default=0, at_least=0)
+    pivot: Aggregator | None = None
+    accepts_absent: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        pivot = self.pivot
+        return frozenset({"gram"}) | (
+            pivot.needs if isinstance(pivot, WeightingRule) else frozenset()
+        )
+
+    def check(self, n: int) -> None:
+        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
+        if self.trusted >= n:
+            raise ValueError(f"MoNNA needs trusted < n; got trusted = {self.trusted}, n = {n}")
+        if self.pivot is None:
+            return
+        if not isinstance(self.pivot, WeightingRule):
+            raise ValueError(
+                f"MoNNA: pivot must be a weighting rule, not {type(self.pivot).__name__}"
+            )
+        if type(self.pivot).init is not Aggregator.init:
+            raise ValueError(
+                f"MoNNA: pivot must have no memory; {type(self.pivot).__name__} has one"
+            )
+        self.pivot.check(n)
+
+    def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
+        if not isinstance(self.pivot, WeightingRule):
+            return None
+        return self.pivot.references(state, context, dim)
+
+    def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
+        if not isinstance(self.pivot, WeightingRule):
+            return None
+        return self.pivot.columns(dim, context)
+
+    def weigh(
+        self, statistics: Statistics, state: State, context: Context
+    ) -> tuple[Float[Array, " n"], Info]:
+        assert statistics.gram is not None
+        m, gram = statistics.usable.shape[0], jax.lax.stop_gradient(statistics.gram)
+        if isinstance(self.pivot, WeightingRule):
+            at, _ = self.pivot.weigh(statistics, state, context)
+            at = jnp.pad(jax.lax.stop_gradient(at), (0, gram.shape[0] - at.shape[0]))
+            gram, usable = tame_gram(gram, statistics.usable_rows(gram.shape[0] - m))
+            squared = squared_distances_to(gram, at)[:m]
+            squared = jnp.where(usable[:m], squared, jnp.inf)
+        else:
+            squared = jax.lax.stop_gradient(statistics.squared_distances()[self.trusted, :m])
+        selected = smallest(squared[:, None], m - self.f)[:, 0] & jnp.isfinite(squared)
+        weights = selected.astype(gram.dtype)
+        weights = safe_ratio(weights, jnp.sum(weights))
+        return weights, Info(selected=selected, weights=weights)
