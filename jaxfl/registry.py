@@ -44,6 +44,11 @@ AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "smea": aggregators.SMEA,
     "caf": aggregators.CAF,
     "monna": aggregators.MoNNA,
+    "signguard": aggregators.SignGuard,
+    "signguard_sim": aggregators.SignGuardSim,
+    "signguard_dist": aggregators.SignGuardDist,
+    "clipped_clustering": aggregators.ClippedClustering,
+    "flame": aggregators.FLAME,
     "pipeline": aggregators.Pipeline,
 }
 PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {

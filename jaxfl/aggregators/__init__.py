@@ -8,6 +8,8 @@ from jaxfl.aggregators.base import WeightingRule as WeightingRule
 from jaxfl.aggregators.bulyan import Bulyan as Bulyan
 from jaxfl.aggregators.caf import CAF as CAF
 from jaxfl.aggregators.centered_clipping import CenteredClipping as CenteredClipping
+from jaxfl.aggregators.clustered import FLAME as FLAME
+from jaxfl.aggregators.clustered import ClippedClustering as ClippedClustering
 from jaxfl.aggregators.coordinatewise import MeaMed as MeaMed
 from jaxfl.aggregators.coordinatewise import Median as Median
 from jaxfl.aggregators.coordinatewise import Phocas as Phocas
@@ -30,6 +32,9 @@ from jaxfl.aggregators.norms import NBS as NBS
 from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
+from jaxfl.aggregators.signguard import SignGuard as SignGuard
+from jaxfl.aggregators.signguard import SignGuardDist as SignGuardDist
+from jaxfl.aggregators.signguard import SignGuardSim as SignGuardSim
 from jaxfl.aggregators.smea import SMEA as SMEA
 from jaxfl.aggregators.statistics import Statistics as Statistics
 from jaxfl.aggregators.zeno import Zeno as Zeno

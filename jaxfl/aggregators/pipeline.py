@@ -1,5 +1,6 @@
 """Pre-aggregators before a rule, as one rule."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxtyping import Array, Float
@@ -48,7 +49,10 @@ class Pipeline(Aggregator):
         self.rule.check(rows)
 
     def init(self, spec: Spec) -> State:
-        return self.rule.init(spec)
+        rows = spec.cohort
+        for stage in self.pre:
+            rows = stage.rows(rows)
+        return self.rule.init(dataclasses.replace(spec, cohort=rows))
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         return self.aggregate_mixed((), updates, state, context)

@@ -11,6 +11,7 @@ import pytest
 from jaxfl.aggregators import (
     CAF,
     CGE,
+    FLAME,
     MDA,
     NBS,
     SMEA,
@@ -20,6 +21,7 @@ from jaxfl.aggregators import (
     Bulyan,
     ByzantineSGD,
     CenteredClipping,
+    ClippedClustering,
     DnC,
     FLTrust,
     FoolsGold,
@@ -35,6 +37,9 @@ from jaxfl.aggregators import (
     Oracle,
     Phocas,
     Pipeline,
+    SignGuard,
+    SignGuardDist,
+    SignGuardSim,
     SignMajority,
     TrimmedMean,
     Zeno,
@@ -68,6 +73,11 @@ NAMED = {
     "dnc": DnC(f=F),
     "foolsgold": FoolsGold(),
     "byzantine_sgd": ByzantineSGD(),
+    "signguard": SignGuard(fraction=0.5),
+    "signguard_sim": SignGuardSim(fraction=0.5),
+    "signguard_dist": SignGuardDist(fraction=0.5),
+    "clipped_clustering": ClippedClustering(window=5),
+    "flame": FLAME(noise_factor=1e-7),
     "fltrust": FLTrust(),
     "zeno": Zeno(f=F),
     "loss_rejection": LossRejection(f=F, method="lfr"),
@@ -82,7 +92,7 @@ NAMED = {
 RULES = NAMED | {
     "multi_krum_iterative": MultiKrum(f=F, iterative=True),
     "monna_around_krum": MoNNA(f=F, pivot=Krum(f=F)),
-    "nnm+bulyan": Pipeline(pre=(NNM(f=F),), rule=Bulyan(f=F)),
+    "arc+bulyan": Pipeline(pre=(ARC(f=F),), rule=Bulyan(f=F)),
     "arc+mean": Pipeline(pre=(ARC(f=F),), rule=Mean()),
     "arc+nnm+krum": Pipeline(pre=(ARC(f=F), NNM(f=F)), rule=Krum(f=F)),
     "nnm+arc+median": Pipeline(pre=(NNM(f=F), ARC(f=F)), rule=Median()),
@@ -121,7 +131,8 @@ FROM_ZERO = {"centered_clipping", "nnm+centered_clipping"}
 """Start at v = 0 and clip in the units of the updates: neither scale nor translation."""
 IN_UNITS = FROM_ZERO | {"auto_gm", "byzantine_sgd", "clipping+nnm+tnbs"}
 """Have parameters in the units of the updates: scaling needs both."""
-NORMS = {"cge", "nbs", "tnbs", "norm_clipping", "foolsgold"}
+NORMS = {"cge", "nbs", "tnbs", "norm_clipping", "foolsgold", "clipped_clustering", "flame"}
+NORMS |= {"signguard", "signguard_sim", "signguard_dist"}
 ABOUT_ZERO = NORMS | {name for name in RULES if "arc" in name}
 """Look at norms and angles: scale, but no translation."""
 SIGNS = {"sign_majority"}
