@@ -84,6 +84,18 @@ def mean_of_nearest(
     return jnp.sum(jnp.where(near, values, 0), axis=0) / k
 
 
+def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array, " c"]:
+    """Per column, the value of rank k = 0, ..., n - 1 in ascending order; ``k`` may be traced.
+
+    NaN counts as +inf. No gradient.
+    """
+    values = jax.lax.stop_gradient(jnp.where(jnp.isnan(values), jnp.inf, values))
+    bits = _kth_bits(_ordered_bits(values), k)[0]
+    sign = jnp.array(1 << (values.dtype.itemsize * 8 - 1), bits.dtype)
+    bits = jnp.where(bits & sign != 0, bits ^ sign, ~bits)
+    return jax.lax.bitcast_convert_type(bits, values.dtype)
+
+
 def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array, "n c"]:
     """Per column, a mask of the k smallest values; among equals the lowest index wins.
 

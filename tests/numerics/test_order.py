@@ -193,3 +193,21 @@ def test_block_width_is_bounded(rows):
     width = order.column_width(rows)
     assert 256 <= width <= 4096
     assert width % 128 == 0
+
+
+of_rank = jax.jit(order.of_rank)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_value_of_rank(n, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        values = np.random.default_rng(n).standard_normal((n, 6)).astype(dtype)
+        values[:, 1] = np.round(values[:, 1])  # ties, 0.0 and -0.0
+        values[n // 2 :, 2] = np.nan
+        values[0, 3:5] = -np.inf, np.inf
+        ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+        for k in sorted({0, n // 2, n - 1}):
+            got = of_rank(values, k)
+            assert got.dtype == dtype
+            np.testing.assert_array_equal(got, ordered[k])
