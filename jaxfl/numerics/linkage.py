@@ -54,10 +54,11 @@ def larger_of_two(distances: Float[Array, "n n"], usable: Bool[Array, " n"]) -> 
     )
 
     def step(s: _Chain) -> _Chain:
-        distances = jax.lax.dynamic_update_slice(s.distances, s.row[None, :], (s.at, 0))
-        distances = jax.lax.dynamic_update_slice(distances, s.row[:, None], (0, s.at))
+        distances = jax.lax.dynamic_update_index_in_dim(s.distances, s.row, s.at, axis=0)
+        distances = jax.lax.dynamic_update_index_in_dim(distances, s.row, s.at, axis=1)
 
-        chain = s.chain.at[0].set(jnp.where(s.length == 0, jnp.argmax(s.sizes > 0), s.chain[0]))
+        first = jnp.argmax(s.sizes > 0).astype(jnp.int32)
+        chain = s.chain.at[0].set(jnp.where(s.length == 0, first, s.chain[0]))
         length = jnp.maximum(s.length, 1)
         tip, before = chain[length - 1], chain[jnp.maximum(length - 2, 0)]
         row = _row(distances, tip)
