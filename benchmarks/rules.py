@@ -1,0 +1,119 @@
+"""The rules that are timed, and what they are called in ByzFL, PyTorch and NumPy.
+
+Zeno and LossRejection are not here: their cost is that of evaluating a model n times.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxfl import aggregators as rules
+from jaxfl.aggregators import Aggregator, Pipeline
+from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A rule of ours and what it is called elsewhere."""
+
+    name: str
+    family: str
+    make: Callable[[int], Aggregator]
+    rival: str | None = None
+    pre: tuple[str, ...] = ()
+    gram: bool = False
+    """Whether the rule needs all inner products."""
+
+
+def _nnm(rule: Callable[[int], Aggregator]) -> Callable[[int], Aggregator]:
+    return lambda f: Pipeline(pre=(NNM(f=f),), rule=rule(f))
+
+
+ENTRIES = [
+    Entry("Mean", "mean", lambda f: rules.Mean(), "Average"),
+    Entry("Median", "coordinatewise", lambda f: rules.Median(), "Median"),
+    Entry("TrimmedMean", "coordinatewise", lambda f: rules.TrimmedMean(f=f), "TrMean"),
+    Entry("MeaMed", "coordinatewise", lambda f: rules.MeaMed(f=f), "Meamed"),
+    Entry("Phocas", "other", lambda f: rules.Phocas(f=f)),
+    Entry("SignMajority", "other", lambda f: rules.SignMajority()),
+    Entry("Krum", "distances", lambda f: rules.Krum(f=f), "Krum", gram=True),
+    Entry("MultiKrum", "distances", lambda f: rules.MultiKrum(f=f), "MultiKrum", gram=True),
+    Entry("MoNNA", "distances", lambda f: rules.MoNNA(f=f), "MoNNA", gram=True),
+    Entry("MDA", "distances", lambda f: rules.MDA(f=f), "MDA", gram=True),
+    Entry("SMEA", "spectral", lambda f: rules.SMEA(f=f), "SMEA", gram=True),
+    Entry("CAF", "spectral", lambda f: rules.CAF(f=f), "CAF", gram=True),
+    Entry(
+        "GeometricMedian (32 steps; ByzFL 3)",
+        "iterative",
+        lambda f: rules.GeometricMedian(),
+        "GeometricMedian",
+        gram=True,
+    ),
+    Entry(
+        "CenteredClipping (3 steps; ByzFL 1)",
+        "iterative",
+        lambda f: rules.CenteredClipping(),
+        "CenteredClipping",
+        gram=True,
+    ),
+    Entry("NNM + Mean", "mixing", _nnm(lambda f: rules.Mean()), "Average", ("NNM",), True),
+    Entry("NNM + Krum", "mixing", _nnm(lambda f: rules.Krum(f=f)), "Krum", ("NNM",), True),
+    Entry("NNM + Median", "mixing", _nnm(lambda f: rules.Median()), "Median", ("NNM",), True),
+    Entry(
+        "NNM + TrimmedMean",
+        "mixing",
+        _nnm(lambda f: rules.TrimmedMean(f=f)),
+        "TrMean",
+        ("NNM",),
+        True,
+    ),
+    Entry(
+        "NNM + GeometricMedian",
+        "mixing",
+        _nnm(lambda f: rules.GeometricMedian()),
+        "GeometricMedian",
+        ("NNM",),
+        True,
+    ),
+    Entry(
+        "ARC + Mean",
+        "clipping",
+        lambda f: Pipeline(pre=(ARC(f=f),), rule=rules.Mean()),
+        "Average",
+        ("ARC",),
+    ),
+    Entry(
+        "Clipping + Mean",
+        "clipping",
+        lambda f: Pipeline(pre=(Clipping(),), rule=rules.Mean()),
+        "Average",
+        ("Clipping",),
+    ),
+    Entry(
+        "ARC + NNM + Krum",
+        "mixing",
+        lambda f: Pipeline(pre=(ARC(f=f), NNM(f=f)), rule=rules.Krum(f=f)),
+        "Krum",
+        ("ARC", "NNM"),
+        True,
+    ),
+    Entry(
+        "Bucketing + Median",
+        "other",
+        lambda f: Pipeline(pre=(Bucketing(size=2),), rule=rules.Median()),
+    ),
+    Entry("Bulyan", "other", lambda f: rules.Bulyan(f=f), gram=True),
+    Entry("CGE", "other", lambda f: rules.CGE(f=f)),
+    Entry("NBS", "other", lambda f: rules.NBS(f=f)),
+    Entry("TNBS", "other", lambda f: rules.TNBS(f=f), "TNBS"),
+    Entry("NormClipping", "other", lambda f: rules.NormClipping()),
+    Entry("DnC", "other", lambda f: rules.DnC(f=f)),
+    Entry("AutoGM", "other", lambda f: rules.AutoGM(), gram=True),
+    Entry("FoolsGold", "other", lambda f: rules.FoolsGold(), gram=True),
+    Entry("ByzantineSGD", "other", lambda f: rules.ByzantineSGD(), gram=True),
+    Entry("ClippedClustering", "other", lambda f: rules.ClippedClustering(), gram=True),
+    Entry("FLAME", "other", lambda f: rules.FLAME(), gram=True),
+    Entry("FLTrust", "other", lambda f: rules.FLTrust()),
+    Entry("SignGuard", "other", lambda f: rules.SignGuard()),
+    Entry("SignGuardSim", "other", lambda f: rules.SignGuardSim()),
+    Entry("SignGuardDist", "other", lambda f: rules.SignGuardDist()),
+]
