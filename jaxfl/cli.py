@@ -20,7 +20,7 @@ from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, choose
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
 from jaxfl.registry import build, unknown
-from jaxfl.report.catalogue import catalogue
+from jaxfl.report.catalogue import catalogue, rules_table
 from jaxfl.report.compare import comparison
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
@@ -113,9 +113,12 @@ def show(
 @app.command()
 def rules(
     name: Annotated[str | None, typer.Argument(help="One of them: its whole text.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The aggregation rules alone, as a table.")
+    ] = False,
 ) -> None:
     """List every component, its fields and its paper."""
-    print(catalogue(name))
+    print(rules_table() if markdown else catalogue(name))
 
 
 @app.command()

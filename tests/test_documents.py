@@ -10,6 +10,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jaxfl.aggregators import Oracle, Pipeline
+from jaxfl.registry import AGGREGATORS
+from jaxfl.report.catalogue import paper, rules_table, sentence
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,6 +25,21 @@ def test_a_notebook_runs_and_shows_pictures(path):
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_the_readme_has_the_table_of_rules():
+    """``jaxfl rules --markdown`` writes it."""
+    (table,) = re.findall(
+        r"<!-- rules -->\n(.*?)\n<!-- /rules -->", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert table == rules_table()
+
+
+@pytest.mark.parametrize("cls", AGGREGATORS.values(), ids=lambda cls: cls.__name__)
+def test_every_rule_says_what_it_needs_costs_and_who_found_it(cls):
+    assert sentence(cls, "Needs")
+    assert sentence(cls, "Cost:")
+    assert paper(cls) or cls in (Oracle, Pipeline)
 
 
 def test_the_readme_snippets_run(tmp_path):

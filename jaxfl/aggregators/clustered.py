@@ -39,7 +39,8 @@ class ClippedClustering(WeightingRule):
 
     Needs an honest majority. Cost: n^2 d multiply-adds and three reads of the matrix. Fails:
     attackers whose directions lie among the honest ones, as ALIE's do; honest clients that form
-    two clusters. Li, Ngai, Voigt, "An experimental study of Byzantine-robust aggregation schemes
+    two clusters.
+    Li, Ngai, Voigt, "An experimental study of Byzantine-robust aggregation schemes
     in federated learning", IEEE Transactions on Big Data 2024.
     """
 

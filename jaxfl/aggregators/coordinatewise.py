@@ -15,8 +15,8 @@ class Median(CoordinatewiseRule):
     With ``lower`` the smaller of the two, as the code of SignGuard and of Shejwalkar and
     Houmansadr (NDSS 2021) has it.
 
-    Cost: one read of the matrix and O(log^2 n) comparisons an element. Fails under
-    heterogeneity and ALIE: its error grows with the spread of the honest updates.
+    Needs an honest majority. Cost: one read of the matrix and O(log^2 n) comparisons an element.
+    Fails under heterogeneity and ALIE: its error grows with the spread of the honest updates.
     Yin et al., "Byzantine-robust distributed learning", ICML 2018.
     """
 
@@ -62,7 +62,8 @@ class MeaMed(CoordinatewiseRule):
 class Phocas(CoordinatewiseRule):
     """Per coordinate, the mean of the n - f values nearest the f-trimmed mean.
 
-    Needs n > 2f; f = 0 is the mean; ties go to the first client. Cost and weaknesses as MeaMed.
+    Needs n > 2f; f = 0 is the mean; ties go to the first client. Cost: as MeaMed. Fails: as
+    MeaMed.
     Xie, Koyejo and Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent",
     2018.
     """
@@ -84,9 +85,9 @@ class SignMajority(CoordinatewiseRule):
     A zero votes for neither, and so does what is not finite: a NaN has no sign, and a client
     whose gradient overflowed would otherwise vote once for each coordinate.
 
-    Cost: one read of the matrix. The answer knows nothing of magnitudes, so the step length is
-    the learning rate's alone; the gradient of the rule is 0. Fails where the honest clients
-    disagree in sign: f votes then decide.
+    Needs an honest majority. Cost: one read of the matrix. The answer knows nothing of
+    magnitudes, so the step length is the learning rate's alone; the gradient of the rule is 0.
+    Fails where the honest clients disagree in sign: f votes then decide.
     Bernstein et al., "signSGD with majority vote is communication efficient and fault tolerant",
     ICLR 2019.
     """

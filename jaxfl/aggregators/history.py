@@ -42,9 +42,9 @@ class FoolsGold(Aggregator):
     histories into learning rates. ``average`` divides by their sum; the paper's own sum does
     not. The memory is every client's history, ``[population, d]``.
 
-    Cost: n^2 d multiply-adds and three reads of the matrix, and as much memory as the updates of
-    all clients. Needs at least two sybils. Fails: a single attacker is invisible, sybils that
-    add different noise, honest IID clients, which look like sybils.
+    Needs at least two sybils. Cost: n^2 d multiply-adds and three reads of the matrix. Fails: a
+    single attacker is invisible, sybils that add different noise, honest IID clients, which look
+    like sybils.
     Fung, Yoon, Beschastnikh, "The limitations of federated learning in sybil settings", RAID
     2020.
     """
@@ -102,8 +102,8 @@ class ByzantineSGD(Aggregator):
 
     Needs an honest majority, full participation, and ``context.params``. Where no row has a
     majority nearby, the row with most neighbours takes its place. A row that is not finite
-    expels its client. Cost: 2 n^2 d multiply-adds, four reads of the matrix, and as much memory
-    as the updates of all clients. Fails: V unknown or large (thresholds that never bind).
+    expels its client. Cost: 2 n^2 d multiply-adds and four reads of the matrix. Fails: V unknown
+    or large (thresholds that never bind).
     Alistarh, Allen-Zhu, Li, "Byzantine stochastic gradient descent", NeurIPS 2018.
     """
 

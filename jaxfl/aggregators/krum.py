@@ -152,8 +152,8 @@ class MultiKrum(WeightingRule):
     Byzantine", NDSS 2021; their code has ``neighbours=n-f-3``). ``neighbours``, ``power`` and
     ``info.scores`` (those of the first round) as for Krum.
 
-    Needs n >= 2f + 3 and q <= n - f, or q <= n - f - 2 where iterative. Cost and weaknesses as
-    Krum, with less variance; O(n^2) more for each iterative pick.
+    Needs n >= 2f + 3; q <= n - f, or n - f - 2 where iterative. Cost: as Krum; O(n^2) more for
+    each iterative pick. Fails: as Krum, with less variance.
     Blanchard et al., "Machine learning with adversaries", NeurIPS 2017.
     """
 

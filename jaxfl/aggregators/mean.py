@@ -17,7 +17,8 @@ class Mean(WeightingRule):
     ``weighted`` takes w_i from the clients' sample counts, otherwise all are equal. Non-finite
     rows are left out.
 
-    Cost: two reads of the matrix. Breaks down with one Byzantine client.
+    Needs f = 0. Cost: one read of the matrix, more where a row is not finite. Breaks down with
+    one Byzantine client.
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
     AISTATS 2017.
     """
@@ -40,7 +41,7 @@ class Mean(WeightingRule):
 class Oracle(WeightingRule):
     """The mean of the honest updates: the ceiling of every table, no defence.
 
-    It reads ``context.byzantine``, which no server knows.
+    Needs the truth, ``context.byzantine``, which no server knows. Cost: one read of the matrix.
     """
 
     tolerates: ClassVar[bool] = True

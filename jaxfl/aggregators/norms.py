@@ -49,7 +49,8 @@ class CGE(WeightingRule):
     carries the 1 / (n - f). ``info.scores`` holds the norms.
 
     Needs n > 2f. Cost: two reads of the matrix. Fails: anything of ordinary norm, a sign flip
-    included. Gupta, Liu, Vaidya, "Byzantine fault-tolerance in distributed machine learning
+    included.
+    Gupta, Liu, Vaidya, "Byzantine fault-tolerance in distributed machine learning
     using norm-based comparative gradient elimination", DSN-W 2021; Liu, Gupta, Vaidya,
     "Approximate Byzantine fault-tolerance in distributed optimization", PODC 2021.
     """
@@ -80,8 +81,8 @@ class NBS(WeightingRule):
     ``beta``, where given, drops ceil(beta n) of them instead of f. With q-FFL's weights on the
     updates it is H-nobs (Zhou et al., NeurIPS 2023). ``info.scores`` holds the norms.
 
-    Needs n > f, but no share of Byzantine clients it survives makes up for its failure:
-    whatever has an ordinary norm passes, a sign flip included. Cost: two reads of the matrix.
+    Needs n > f. Cost: two reads of the matrix. Fails: whatever has an ordinary norm passes, a
+    sign flip included, however few the Byzantine clients.
     Ghosh et al., "Communication-efficient and Byzantine-robust distributed learning", 2019.
     """
 
@@ -115,7 +116,8 @@ class TNBS(WeightingRule):
 
     Needs n > low + high. Cost: two reads of the matrix. Fails: any message whose norm lies
     within the kept range; it also drops honest clients of small norm, those that q-FFL would
-    serve. Basharat, Bian, Xu, Tian, "Towards trustworthy federated learning", 2025.
+    serve.
+    Basharat, Bian, Xu, Tian, "Towards trustworthy federated learning", 2025.
     """
 
     f: int = field(at_least=0)
@@ -160,8 +162,9 @@ class NormClipping(WeightingRule):
     ``noise_std`` is the standard deviation of Gaussian noise on every coordinate of the mean, None
     for none.
 
-    Cost: two reads of the matrix. Each Byzantine client moves the mean by at most 2 tau / n.
-    Fails: attacks of ordinary norm. Sun, Kairouz, Suresh, McMahan, "Can you really backdoor
+    Needs a small f / n: each Byzantine client moves the mean by up to 2 tau / n. Cost: two reads
+    of the matrix. Fails: attacks of ordinary norm.
+    Sun, Kairouz, Suresh, McMahan, "Can you really backdoor
     federated learning?", 2019.
     """
 

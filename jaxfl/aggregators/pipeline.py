@@ -14,7 +14,9 @@ class Pipeline(Aggregator):
 
     With a weighting rule the mixed rows never exist: their inner products are ``M G M^T`` and
     the answer is ``(w M) @ updates``. ``info.weights`` then holds the weight that each original
-    client got, and ``info.selected`` those that got any.
+    client got, and ``info.selected`` those that got any. Pipelines nest: all stages make one list.
+
+    Needs what the rule needs, of the rows it gets. Cost: as its parts, no read for each of them.
     """
 
     pre: tuple[PreAggregator, ...]

@@ -172,9 +172,10 @@ class SignGuardSim(_Remembering):
     the s_i: up to 0.2, so that signs weigh more; it is 0 where m <= 0. ``info.scores`` holds s.
 
     Reference, scale and clipping are those of the authors' code, which warms up for three
-    epochs; the paper leaves them open. Memory: the previous output. Cost: as SignGuard and one
-    more read; in the first rounds n^2 d multiply-adds.
-    Xu, Huang, Song, Lan, ICDCS 2022; see ``SignGuard``.
+    epochs; the paper leaves them open. Needs an honest majority. Cost: as SignGuard and one more
+    read, in the first rounds n^2 d multiply-adds. Fails: as SignGuard.
+    Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious
+    gradient filtering", ICDCS 2022.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"norms", "inner", "products"})
@@ -207,9 +208,10 @@ class SignGuardDist(_Remembering):
     median, else 0. ``info.scores`` holds the distances.
 
     Threshold and scale are those of the authors' code, which warms up for one epoch; the paper
-    leaves them open. Memory: the previous output. Cost: as SignGuard and one more read; in the
-    first rounds n^2 d multiply-adds.
-    Xu, Huang, Song, Lan, ICDCS 2022; see ``SignGuard``.
+    leaves them open. Needs an honest majority. Cost: as SignGuard and one more read, in the first
+    rounds n^2 d multiply-adds. Fails: as SignGuard.
+    Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious
+    gradient filtering", ICDCS 2022.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"norms", "gram", "products"})

@@ -16,8 +16,9 @@ class Clipping(PreAggregator):
     """Scales every row down to norm ``tau``: ``x min(1, tau / |x|)``.
 
     ``tau`` is in the units of the updates, so neither scale nor translation carries through.
-    Cost: one read of the matrix. Allouah et al. (ARC) show that no fixed threshold suits all
-    attacks; see ``ARC`` for one that adapts.
+    Needs a threshold that suits the attack: none suits all; see ``ARC`` for one that adapts.
+    Cost: one read of the matrix.
+    Allouah et al., "Adaptive gradient clipping for robust federated learning", ICLR 2025.
     """
 
     tau: Scalar = field(default=2.0, above=0)

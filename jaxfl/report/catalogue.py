@@ -7,10 +7,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxfl.aggregators import Aggregator, Pipeline, PreAggregator
 from jaxfl.component import Component
 from jaxfl.registry import REGISTRY, unknown
+from jaxfl.types import Spec
 
 WIDTH = 80
 _CITATION = re.compile(r"[A-Z][^\"().:;]*( et al\.)?, \"")
@@ -53,6 +56,37 @@ def paper(cls: type[Component]) -> str:
             if _CITATION.match(rest):
                 return rest.rstrip(".")
     return ""
+
+
+def sentence(cls: type[Component], start: str) -> str:
+    """What the docstring says after a word like "Needs" or "Cost:", up to the sentence's end."""
+    text = " ".join((inspect.getdoc(cls) or "").split())
+    found = re.search(rf"\b{start} (.*?)(?:\.(?=\s|$)|;)", text)
+    return found[1].replace("``", "`") if found else ""
+
+
+def memory(cls: type[Aggregator]) -> str:
+    """The shapes of what a rule remembers, for K clients, cohorts of n and d parameters."""
+    if cls is Pipeline:
+        return "the rule's"
+    sizes = {5: "n", 7: "K", 11: "d"}
+    given: dict[str, Any] = {"f": 1} if "f" in cls._hints else {}
+    rule = cls(**given)
+    shape = jax.eval_shape(lambda: rule.init(Spec(population=7, cohort=5, dim=11)))
+    leaves = [leaf.shape for leaf in jax.tree.leaves(shape)]
+    named = ["[" + ", ".join(sizes.get(size, str(size)) for size in leaf) + "]" for leaf in leaves]
+    return ", ".join(named) or "none"
+
+
+def rules_table() -> str:
+    """Every rule and pre-aggregator in Markdown: name, needs, cost, memory, paper."""
+    lines = [("rule", "needs", "cost", "memory", "paper"), ("---",) * 5]
+    for name, cls in {**REGISTRY[Aggregator], **REGISTRY[PreAggregator]}.items():
+        remembered = memory(cls) if issubclass(cls, Aggregator) else "none"
+        title = f"`{cls.__name__}` ({name})"
+        needs, cost = sentence(cls, "Needs"), sentence(cls, "Cost:")
+        lines.append((title, needs, cost, remembered, paper(cls)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _kinds() -> Iterator[str]:
