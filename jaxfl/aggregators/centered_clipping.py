@@ -20,7 +20,8 @@ class CenteredClipping(WeightingRule):
     is the previous output, zero at the start.
 
     Needs a small f / n. Cost: three reads of the matrix and n^2 d multiply-adds; steps are O(n^2).
-    Each Byzantine row moves a step by at most tau / n. Fails: too large a tau, attacks that drag v along.
+    Each Byzantine row moves a step by at most tau / n. Fails: too large a tau, attacks that drag
+    v along.
     Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021.
     """
 

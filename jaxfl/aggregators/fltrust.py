@@ -24,7 +24,8 @@ class FLTrust(WeightingRule):
     ``info.scores`` holds the cosines, ``info.weights`` the shares of trust.
 
     Needs ``context.root_update``. Cost: three reads of the matrix. No number of Byzantine clients
-    makes the answer longer than |g_0|. Fails: root samples unlike the clients' data, attacks that know g_0.
+    makes the answer longer than |g_0|. Fails: root samples unlike the clients' data, attacks that
+    know g_0.
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
     """
