@@ -57,12 +57,21 @@ def multi_krum(x, f, q=None):
 
 
 def geometric_median(x, steps=32):
-    """Weiszfeld steps from the mean of the majority of rows nearest the medoid."""
+    """A row where no direction is downhill, or Weiszfeld steps from the rows nearest the medoid."""
     distances = np.sqrt(squared_distances(x))
+    for row in x:
+        away = x - row
+        norms = np.linalg.norm(away, axis=1)
+        here = norms == 0
+        if np.linalg.norm((away[~here] / norms[~here, None]).sum(0)) < here.sum() - 1e-9:
+            return row
     medoid = distances[np.argmin(distances.sum(1))]
-    z = x[np.argsort(medoid, kind="stable")[: len(x) // 2 + 1]].mean(0)
+    return weiszfeld(x, x[np.argsort(medoid, kind="stable")[: len(x) // 2 + 1]].mean(0), steps)
+
+
+def weiszfeld(x, z, steps, nu=1e-9, mass=1.0):
     for _ in range(steps):
-        weights = 1 / np.maximum(np.linalg.norm(x - z, axis=1), 1e-9)
+        weights = mass / np.maximum(np.linalg.norm(x - z, axis=1), nu)
         z = weights @ x / weights.sum()
     return z
 

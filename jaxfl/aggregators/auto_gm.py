@@ -76,6 +76,6 @@ class AutoGM(WeightingRule):
             away = safe_sqrt(squared_distances_to(gram, weights))
             return median(simplex_weights(away, usable, lamb), weights)
 
-        equal = shares(context, usable, weighted=False).astype(gram.dtype)
+        equal = shares(context, usable, False, gram.dtype)
         weights = jax.lax.fori_loop(0, self.iterations, turn, median(equal, start))
         return weights, Info(weights=weights)

@@ -71,10 +71,12 @@ def at_a_row(
     return squared < margin * held**2, weights
 
 
-def shares(context: Context, usable: Bool[Array, " n"], weighted: bool) -> Float[Array, " n"]:
+def shares(
+    context: Context, usable: Bool[Array, " n"], weighted: bool, dtype: jnp.dtype
+) -> Float[Array, " n"]:
     """The rows' masses, which sum to 1: equal, or the clients' shares of the samples."""
-    mass = usable.astype(context.weights.dtype)
-    mass = mass * context.weights if weighted else mass
+    mass = usable.astype(dtype)
+    mass = mass * context.weights.astype(dtype) if weighted else mass
     return safe_ratio(mass, jnp.sum(mass))
 
 
@@ -132,7 +134,7 @@ class GeometricMedian(WeightingRule):
         start, reach = near_medoid(distances[:m, :m], usable)
         nu = jnp.asarray(self.nu, gram.dtype) * (1 if self.absolute else reach)
         nu = jnp.maximum(nu, jnp.finfo(gram.dtype).tiny)
-        mass = shares(context, usable, self.weighted).astype(gram.dtype)
+        mass = shares(context, usable, self.weighted, gram.dtype)
         start = jnp.pad(mass if self.start == "mean" else start, (0, k - m))
         if self.start == "zero":
             start = jax.nn.one_hot(k - 1, k, dtype=gram.dtype)

@@ -77,7 +77,9 @@ def _lanczos(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
     small = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
     values, vectors = jnp.linalg.eigh(small)
     best = vectors[:, -1]
-    return values[-1], _unit(_product(best, basis)), beside[-1] * jnp.abs(best[-1])
+    # Of a matrix of zeros every vector is an eigenvector, but that of ``small`` may mean none.
+    vector = jnp.where(values[-1] > 0, _product(best, basis), start)
+    return values[-1], _unit(vector), beside[-1] * jnp.abs(best[-1])
 
 
 def _unit(vector: Array) -> Array:

@@ -1,0 +1,167 @@
+"""Krum's variants, Multi-Krum's and Bulyan's selections against their formulas."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from inputs import both_types, close, draw, every_kind, inspect, one_column, random
+
+from jaxfl.aggregators import Krum, KrumSelection, MultiKrum
+from jaxfl.aggregators.bulyan import bulyan_selection, selection_size
+
+
+def scores_of(distances, neighbours):
+    """Of rows whose pairwise powers of distances are given."""
+    others = [np.sort(np.delete(row, i)) for i, row in enumerate(distances)]
+    return np.array([row[:neighbours].sum() for row in others])
+
+
+def picked(distances, f, count, neighbours, least=1):
+    """Winners of Krum, one after the other."""
+    left, winners = list(range(len(distances))), []
+    for t in range(count):
+        scores = scores_of(distances[np.ix_(left, left)], max(neighbours - t, least))
+        # Sums in another order differ by rounding: the first of equal scores wins.
+        best = np.flatnonzero(scores <= scores.min() * (1 + 1e-12))[0]
+        winners.append(left.pop(best))
+    return winners
+
+
+def bulyan_matrix(x, f, variant):
+    """The rows that Bulyan's second stage sees, as a matrix applied to the updates."""
+    n, distances = len(x), references.squared_distances(x)
+    if variant == "epfl":
+        scores = scores_of(np.sqrt(distances), n - f - 2)
+        order = np.argsort(np.round(scores / max(scores.max(), 1e-300), 12), kind="stable")
+        chosen = [order[t : n - f - 2] for t in range(n - 2 * f - 2)]
+    elif variant == "paper":
+        chosen = [[i] for i in picked(distances, f, n - 2 * f, n - f - 2)]
+    else:
+        count = min(n - 2 * f, n - f - 2)
+        chosen = [[i] for i in picked(distances, f, count, n - f - 3, least=0)]
+    return np.stack([np.isin(np.arange(n), c) / len(c) for c in chosen])
+
+
+def bulyan(x, f, variant="paper"):
+    """Per coordinate, the mean of the theta - 2f selected values nearest their median."""
+    selected = bulyan_matrix(x, f, variant) @ x
+    theta = len(selected)
+    median = np.median(selected, axis=0)
+    if variant != "paper":
+        median = np.sort(selected, axis=0)[(theta - 1) // 2]
+    nearest = np.argsort(np.abs(selected - median), axis=0, kind="stable")[: theta - 2 * f]
+    return np.take_along_axis(selected, nearest, axis=0).mean(0)
+
+
+@both_types
+@every_kind
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_krum_sums_powers_of_distances(kind, power, double):
+    x, f = draw(kind), 2
+    distances = np.sqrt(references.squared_distances(x))
+    for neighbours in (None, 8, 6):
+        scores = scores_of(distances**power, 7 if neighbours is None else neighbours)
+        result = inspect(Krum(f=f, neighbours=neighbours, power=power), x, double)
+        chosen = scores[np.argmax(result.info.selected)]
+        assert chosen <= scores.min() * (1 + (1e-9 if double else 1e-4))
+        np.testing.assert_array_equal(result.update, x[np.argmax(result.info.selected)])
+        got = result.info.scores
+        if power == 4 and got.max() > 0:
+            got, scores = got / got.max(), scores / scores.max()
+        if np.any(scores):
+            close(got, scores, double)
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_equal_scores_go_to_the_first(power):
+    x = np.array([[9, 9], [0, 0], [1, 0], [0, 1], [1, 1], [5, 5], [-7, 8]], float)
+    assert np.argmax(inspect(Krum(f=1, power=power, neighbours=3), x, False).info.selected) == 1
+
+
+def test_fourth_powers_of_large_and_small_distances():
+    for scale in (1e-12, 1e12):
+        x = draw(random)
+        got = inspect(Krum(f=2, power=4), scale * x, False)
+        expected = inspect(Krum(f=2, power=4), x, False)
+        np.testing.assert_array_equal(got.info.selected, expected.info.selected)
+
+
+@both_types
+@every_kind
+def test_iterative_multi_krum(kind, double):
+    x = draw(kind)
+    distances = references.squared_distances(x)
+    for f, q, neighbours in [(2, None, None), (2, 7, None), (2, None, 6), (0, None, None)]:
+        rule = MultiKrum(f=f, q=q, neighbours=neighbours, iterative=True)
+        count = 11 - 2 * f - 2 if q is None else q
+        expected = picked(distances, f, count, 11 - f - 2 if neighbours is None else neighbours)
+        result = inspect(rule, x, double)
+        assert result.info.selected.sum() == count
+        close(result.update, x[expected].mean(0), double, np.abs(x).max())
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Krum(f=2, neighbours=9), "Krum needs neighbours <= n - f - 1; got neighbours = 9, n = 11"),
+        (MultiKrum(f=2, neighbours=9), "MultiKrum needs neighbours <= n - f - 1"),
+        (MultiKrum(f=2, q=8, iterative=True), "MultiKrum needs q <= n - f - 2; got q = 8, n = 11"),
+    ],
+)
+def test_too_many(rule, message):
+    with pytest.raises(ValueError, match=message):
+        rule(draw(random))
+
+
+@both_types
+@every_kind
+@pytest.mark.parametrize("variant", ["paper", "ndss21", "epfl"])
+def test_what_bulyan_selects(kind, variant, double):
+    x = draw(kind)
+    for f in (0, 1, 2):
+        if variant == "epfl" and kind is one_column and not double:
+            continue  # On a line several rows have the same sum of distances, up to rounding.
+        expected = bulyan_matrix(x, f, variant)
+        matrix = inspect(_Selected(f=f, variant=variant), x, double)
+        np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+
+
+class _Selected:
+    """The matrix that KrumSelection mixes with, in the shape of a rule."""
+
+    def __init__(self, f, variant):
+        self.f, self.variant = f, variant
+
+    def inspect(self, x):
+        difference = x[:, None] - x[None]
+        distances = jnp.sum(difference * difference, axis=-1)
+        select = functools.partial(bulyan_selection, f=self.f, variant=self.variant)
+        return select(distances, jnp.ones(len(x), bool))
+
+
+@pytest.mark.parametrize(("n", "f", "expected"), [(7, 1, (5, 4, 3)), (11, 2, (7, 7, 5))])
+def test_how_many_rows_bulyan_selects(n, f, expected):
+    assert tuple(selection_size(n, f, v) for v in ("paper", "ndss21", "epfl")) == expected
+    assert KrumSelection(f=f).rows(n) == expected[0]
+    KrumSelection(f=f).check(n)
+    with pytest.raises(ValueError, match="KrumSelection needs n >= 4f"):
+        KrumSelection(f=f).check(n - 1)
+
+
+@pytest.mark.parametrize("variant", ["paper", "ndss21", "epfl"])
+def test_unusable_rows_are_not_selected(variant):
+    x = draw(random).astype(np.float32)
+    distances = np.array(references.squared_distances(x), np.float32)
+    distances[:2], distances[:, :2] = np.inf, np.inf
+    matrix = bulyan_selection(jnp.asarray(distances), jnp.arange(11) > 1, 2, variant)
+    np.testing.assert_array_equal(matrix[:, :2], 0)
+    np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["paper", "ndss21", "epfl"])
+def test_the_reference_of_bulyan_drops_outliers(variant):
+    x = draw(random)
+    x[:2] = 1e9
+    assert np.abs(bulyan(x, 2, variant)).max() < 5
