@@ -199,7 +199,7 @@ def test_rules_are_listed_with_fields_and_papers(tmp_path):
     names = {name for names in REGISTRY.values() for name in names}
     for name in names:
         assert re.search(rf"^  {name} = ", done.stdout, re.MULTILINE), name
-    assert "krum = Krum(f)" in done.stdout
+    assert "krum = Krum(f, neighbours=None, power=2)" in done.stdout
     assert "Blanchard" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     one = jaxfl("rules", "krum", cwd=tmp_path)

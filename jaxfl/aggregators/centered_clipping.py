@@ -1,16 +1,18 @@
 """Centred clipping: differences from the previous output, clipped."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import WeightingRule
+from jaxfl.aggregators.base import PreAggregator, WeightingRule
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
+from jaxfl.numerics import rows
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
-from jaxfl.types import Context, Info, Spec, State
+from jaxfl.types import Aggregated, Context, Info, Spec, State, present_mask
 
 
 class CenteredClipping(WeightingRule):
@@ -19,9 +21,9 @@ class CenteredClipping(WeightingRule):
     ``tau`` is in the units of the updates; ``iterations`` steps are taken each round. The memory
     is the previous output, zero at the start.
 
-    Needs a small f / n. Cost: three reads of the matrix and n^2 d multiply-adds; steps are O(n^2).
-    Each Byzantine row moves a step by at most tau / n. Fails: too large a tau, attacks that drag
-    v along.
+    Needs a small f / n. Cost: two reads of the matrix an iteration; after pre-aggregators three in
+    all and n^2 d multiply-adds. Each Byzantine row moves a step by at most tau / n. Fails: too
+    large a tau, attacks that drag v along.
     Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021.
     """
 
@@ -47,9 +49,7 @@ class CenteredClipping(WeightingRule):
         def step(_: Array | int, a: Array) -> Array:
             products = jnp.matmul(gram, a, precision="highest")
             squared = jnp.maximum(squares - 2 * products + jnp.dot(a, products), 0)
-            distances = safe_sqrt(squared[:n])
-            clipped = jnp.where(distances > tau, safe_ratio(tau, distances), 1)
-            share = jnp.where(statistics.usable, clipped, 0) / count
+            share = _shares(squared[:n], statistics.usable, tau, count)
             return (1 - jnp.sum(share)) * a + jnp.pad(share, (0, a.shape[0] - n))
 
         start = jax.nn.one_hot(n, gram.shape[0], dtype=gram.dtype)
@@ -60,3 +60,44 @@ class CenteredClipping(WeightingRule):
         self, state: State, output: Float[Array, " d"], statistics: Statistics, context: Context
     ) -> State:
         return output.astype(state.dtype)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: Float[Array, "n d"],
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """A few steps take fewer reads than all pairs of rows take multiplications."""
+        if pre:
+            return super().aggregate_mixed(pre, updates, state, context)
+        n, d = updates.shape
+        squares = rows.squared_norms(updates)
+        usable = jnp.isfinite(squares) & present_mask(context, n)
+        clean = jnp.all(jnp.isfinite(squares))
+        count = jnp.maximum(jnp.sum(usable), 1)
+        tau = jnp.asarray(self.tau, squares.dtype)
+        none = jnp.zeros((0, d), updates.dtype)
+
+        def step(_: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            v, weights = carry
+            squared = rows.squared_offsets(updates, v)
+            share = _shares(jnp.where(usable, squared, 0), usable, tau, count)
+            kept = 1 - jnp.sum(share)
+            moved = rows.weighted_sum(share, updates, none, clean)
+            return kept * v + moved, kept * weights + share
+
+        start = state.astype(squares.dtype), jnp.zeros_like(squares)
+        v, weights = jax.lax.fori_loop(0, self.iterations, step, start)
+        output = v.astype(updates.dtype)
+        memory = output.astype(state.dtype)
+        return Aggregated(update=output, state=memory, info=Info(weights=weights))
+
+
+def _shares(
+    squared: Float[Array, " n"], usable: Bool[Array, " n"], tau: Array, count: Array
+) -> Float[Array, " n"]:
+    """What each row adds to a step: its clipped distance over its distance and the count."""
+    distances = safe_sqrt(squared)
+    clipped = jnp.where(distances > tau, safe_ratio(tau, distances), 1)
+    return jnp.where(usable, clipped, 0) / count

@@ -24,6 +24,12 @@ def squared_norms(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jnp.sum(jnp.square(rows.astype(accumulator(rows.dtype))), axis=-1)
 
 
+def squared_offsets(rows: Float[Array, "n d"], point: Float[Array, " d"]) -> Float[Array, " n"]:
+    """``|x_i - point|^2`` of every row, in float32 or better, in one read of the matrix."""
+    dtype = accumulator(rows.dtype)
+    return jnp.sum(jnp.square(rows.astype(dtype) - point.astype(dtype)[None, :]), axis=-1)
+
+
 def median_row(norms: Float[Array, " n"], usable: Bool[Array, " n"]) -> Int[Array, ""]:
     """Index of the usable row of (lower) median norm: f < n/2 rows cannot move it far."""
     order = jnp.argsort(jnp.where(usable, norms, jnp.inf))
@@ -102,6 +108,16 @@ def combine(
 
     Cost: one read of the matrix where ``clean``, about two otherwise.
     """
+    return weighted_sum(weights, rows, references, clean).astype(rows.dtype)
+
+
+def weighted_sum(
+    weights: Float[Array, " m"],
+    rows: Float[Array, "n d"],
+    references: Float[Array, "r d"],
+    clean: Bool[Array, ""] | bool = False,
+) -> Float[Array, " d"]:
+    """As ``combine``, in float32 or better."""
     n = rows.shape[0]
     dtype = accumulator(rows.dtype)
     used = weights[:n] != 0
@@ -122,8 +138,7 @@ def combine(
     def careful() -> Array:
         return map_columns(masked, rows, references, width=WIDTH)
 
-    total = careful() if clean is False else jax.lax.cond(clean, whole, careful)
-    return total.astype(rows.dtype)
+    return careful() if clean is False else jax.lax.cond(clean, whole, careful)
 
 
 def _wide(rows: Float[Array, "n d"]) -> int:

@@ -15,6 +15,7 @@ from jaxfl.aggregators import (
     Krum,
     Mean,
     Median,
+    MoNNA,
     Pipeline,
     Statistics,
     TrimmedMean,
@@ -236,6 +237,19 @@ def test_nested_pipelines_are_one_list():
     got, expected = nested.inspect(x), flat.inspect(x)
     np.testing.assert_array_equal(got.update, expected.update)
     np.testing.assert_array_equal(got.info.weights, expected.info.weights)
+
+
+@pytest.mark.parametrize("rule", [CenteredClipping(tau=2.0), MoNNA(f=3, trusted=4)], ids=repr)
+@pytest.mark.parametrize("broken", [False, True])
+def test_in_n_space_and_directly(rule, broken):
+    """Some rules read the matrix a few times where nothing is mixed, its products where it is."""
+    x = draw()
+    if broken:
+        x[2, 3], x[7] = np.nan, 1e30
+    direct = rule.inspect(x)
+    mixed = Pipeline(pre=(Bucketing(size=1),), rule=rule).inspect(x)
+    np.testing.assert_allclose(direct.update, mixed.update, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(direct.info.weights, mixed.info.weights, rtol=1e-5, atol=1e-6)
 
 
 class FirstRow(Aggregator):
