@@ -62,7 +62,7 @@ def geometric_median(x, steps=32):
     for row in x:
         away = x - row
         norms = np.linalg.norm(away, axis=1)
-        here = norms == 0
+        here = norms <= 1e-12 * norms.max()  # means of the same rows differ by rounding
         if np.linalg.norm((away[~here] / norms[~here, None]).sum(0)) < here.sum() - 1e-9:
             return row
     medoid = distances[np.argmin(distances.sum(1))]
