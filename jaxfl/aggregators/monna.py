@@ -107,8 +107,11 @@ class MoNNA(WeightingRule):
         """The trusted row's distances take one read; in n-space they would take all pairs'."""
         if pre or self.pivot is not None:
             return super().aggregate_mixed(pre, updates, state, context)
-        squared = rows.squared_offsets(updates, updates[self.trusted])
-        squared = jax.lax.stop_gradient(jnp.where(jnp.isfinite(squared), squared, jnp.inf))
+        pivot = updates[self.trusted]
+        squared = rows.squared_offsets(updates, pivot)
+        # A row is at distance 0 of itself even where its norm overflows.
+        near = jnp.isfinite(squared) & jnp.isfinite(rows.squared_norms(pivot[None]))
+        squared = jax.lax.stop_gradient(jnp.where(near, squared, jnp.inf))
         weights, info = self._nearest(squared)
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         output = rows.combine(weights, updates, none, jnp.all(jnp.isfinite(squared)))

@@ -239,7 +239,9 @@ def test_nested_pipelines_are_one_list():
     np.testing.assert_array_equal(got.info.weights, expected.info.weights)
 
 
-@pytest.mark.parametrize("rule", [CenteredClipping(tau=2.0), MoNNA(f=3, trusted=4)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [CenteredClipping(tau=2.0), MoNNA(f=3, trusted=4), MoNNA(f=3, trusted=7)], ids=repr
+)
 @pytest.mark.parametrize("broken", [False, True])
 def test_in_n_space_and_directly(rule, broken):
     """Some rules read the matrix a few times where nothing is mixed, its products where it is."""
