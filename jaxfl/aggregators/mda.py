@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import field
-from jaxfl.numerics.order import sorting_network
+from jaxfl.numerics.network import sorting_network
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State
 

@@ -7,6 +7,7 @@ its devices, and on a CPU each device walks its columns in blocks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,23 +44,24 @@ def map_columns(function: Callable[..., Array], *arrays: Array, width: int) -> A
     Returns:
       An array with last axis d.
     """
+    return _over_devices(partial(map_blocks, function, width=width), arrays, summed=False)
 
-    def local(*arrays: Array) -> Array:
-        d = arrays[0].shape[-1]
-        if d <= width or jax.default_backend() != "cpu":
-            return function(*arrays)
-        blocks = [jax.ShapeDtypeStruct((*a.shape[:-1], width), a.dtype) for a in arrays]
-        out = jax.eval_shape(function, *blocks)
 
-        # The last block is moved left to fit: slices clamp, overlapping columns agree.
-        def body(i: Array | int, result: Array) -> Array:
-            block = function(*(_columns(a, i * width, width) for a in arrays))
-            return jax.lax.dynamic_update_slice_in_dim(result, block, i * width, axis=-1)
+def map_blocks(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
+    """``map_columns`` on each device by itself, for arrays that all devices have whole."""
+    d = arrays[0].shape[-1]
+    if d <= width or jax.default_backend() != "cpu":
+        return function(*arrays)
+    blocks = [jax.ShapeDtypeStruct((*a.shape[:-1], width), a.dtype) for a in arrays]
+    out = jax.eval_shape(function, *blocks)
 
-        result = jnp.zeros((*out.shape[:-1], d), out.dtype)
-        return jax.lax.fori_loop(0, -(-d // width), body, result)
+    # The last block is moved left to fit: slices clamp, overlapping columns agree.
+    def body(i: Array | int, result: Array) -> Array:
+        block = function(*(_columns(a, i * width, width) for a in arrays))
+        return jax.lax.dynamic_update_slice_in_dim(result, block, i * width, axis=-1)
 
-    return _over_devices(local, arrays, summed=False)
+    result = jnp.zeros((*out.shape[:-1], d), out.dtype)
+    return jax.lax.fori_loop(0, -(-d // width), body, result)
 
 
 def sum_columns(function: Callable[..., Array], *arrays: Array, width: int) -> Array:

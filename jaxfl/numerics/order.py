@@ -1,9 +1,8 @@
 """Order statistics down the columns of a matrix.
 
 ``jnp.sort`` along the leading axis is slow on every backend we care about. Two methods replace
-it: for few rows a sorting network, unrolled as ``minimum``/``maximum`` of whole rows, of which
-XLA keeps only the comparators that the wanted outputs depend on; for many rows a bisection on
-the bits of the values, which reads the block once per bit and has no cliff.
+it, and this module picks: for few rows a sorting network, for many a search for the bits of the
+values wanted (``digits``).
 """
 
 import functools
@@ -12,51 +11,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NETWORK_ROWS = 64
-"""Most rows for which a network is used; past that compiling one takes up to minutes."""
+from jaxfl.numerics import columns, digits, network
 
+FUSED_ROWS = 15
+"""Most rows that XLA reads and reduces in one loop on a CPU.
 
-@functools.cache
-def sorting_network(n: int) -> tuple[tuple[int, int], ...]:
-    """Comparators (i, j), i < j, that sort n values: Batcher's odd-even merge sort.
-
-    Batcher, "Sorting networks and their applications", AFIPS 1968. O(n log^2 n) comparators.
-    """
-    comparators = []
-    merged = 1
-    while merged < n:
-        distance = merged
-        while distance >= 1:
-            for first in range(distance % merged, n - distance, 2 * distance):
-                for i in range(first, min(first + distance, n - distance)):
-                    if i // (2 * merged) == (i + distance) // (2 * merged):
-                        comparators.append((i, i + distance))
-            distance //= 2
-        merged *= 2
-    return tuple(comparators)
+In blocks, that loop would look up the block's place for every element and not be vectorised: the
+whole matrix at once is 13 times as fast. More rows are copied block by block, then reduced.
+"""
+CACHED = 2**19
+"""Elements in a block for ``digits``: their keys, a byte each, fill half of a core's cache."""
 
 
 def column_width(rows: int) -> int:
-    """Columns per block that keep a block of this many float32 rows within a core's cache."""
-    return max(256, min(4096, 2**16 // max(rows, 1) // 128 * 128))
+    """Columns in a block of this many rows that suit a CPU's vectors and caches.
+
+    ``columns.map_columns`` takes the whole matrix where it is narrower.
+    """
+    if rows <= FUSED_ROWS:
+        return 2**31 - 1
+    if rows <= network.ROWS:
+        return 2**16 // rows // 128 * 128
+    # An odd number of cache lines: at a power of two all rows would share a few cache sets.
+    return 64 * (CACHED // 64 // rows | 1)
 
 
 def mean_of_ranks(values: Float[Array, "n c"], low: int, high: int) -> Float[Array, " c"]:
     """Per column, the mean of the values of rank low, ..., high - 1 in ascending order.
 
     The trimmed mean is ``(f, n - f)``, the median ``((n - 1) // 2, n // 2 + 1)``. NaN counts
-    as +inf. The gradient goes to the values that are averaged.
+    as +inf. The gradient goes to the values that are averaged; among equals to the first rows.
     """
     n = values.shape[0]
     if not 0 <= low < high <= n:
         raise ValueError(f"ranks must satisfy 0 <= low < high <= {n}; got {low}, {high}")
-    values = jnp.where(jnp.isnan(values), jnp.inf, values)
-    if n > NETWORK_ROWS:
-        return _mean_by_bisection(values, low, high)
-    rows = list(values)
-    for i, j in sorting_network(n):
-        rows[i], rows[j] = jnp.minimum(rows[i], rows[j]), jnp.maximum(rows[i], rows[j])
-    return functools.reduce(jnp.add, rows[low:high]) / (high - low)
+    return _mean_of_ranks(_without_nan(values), low, high)
 
 
 def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, " c"]:
@@ -78,10 +67,10 @@ def mean_of_nearest(
 
     NaN counts as +inf. The gradient goes to the values that are averaged, not to the centre.
     """
-    values = jnp.where(jnp.isnan(values), jnp.inf, values)
-    # Halved, the difference of two finite numbers is finite, so no infinity ties with it.
-    near = smallest(jnp.abs(values / 2 - centre[None] / 2), k)
-    return jnp.sum(jnp.where(near, values, 0), axis=0) / k
+    n = values.shape[0]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be from 1 to {n}; got {k}")
+    return _mean_of_nearest(_without_nan(values), jax.lax.stop_gradient(centre), k)
 
 
 def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array, " c"]:
@@ -89,11 +78,8 @@ def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array
 
     NaN counts as +inf. No gradient.
     """
-    values = jax.lax.stop_gradient(jnp.where(jnp.isnan(values), jnp.inf, values))
-    bits = _kth_bits(_ordered_bits(values), k)[0]
-    sign = jnp.array(1 << (values.dtype.itemsize * 8 - 1), bits.dtype)
-    bits = jnp.where(bits & sign != 0, bits ^ sign, ~bits)
-    return jax.lax.bitcast_convert_type(bits, values.dtype)
+    values = _without_nan(jax.lax.stop_gradient(values))
+    return digits.floats(digits.kth(digits.ordered_bits(values), k).element, values.dtype)
 
 
 def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array, "n c"]:
@@ -102,52 +88,128 @@ def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array
     ``k`` may be traced. NaN counts as +inf. No gradient: a selection is a constant.
     """
     n = values.shape[0]
-    values = jax.lax.stop_gradient(jnp.where(jnp.isnan(values), jnp.inf, values))
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, n)
-    bits = _ordered_bits(values)
-    last = _kth_bits(bits, jnp.maximum(k, 1) - 1)
-    below, tied = bits < last, bits == last
-    room = k - jnp.sum(below, axis=0, keepdims=True, dtype=jnp.int32)
-    return below | (tied & (jnp.cumsum(tied, axis=0, dtype=jnp.int32) <= room))
+    values = _without_nan(jax.lax.stop_gradient(values))
+    return columns.map_blocks(lambda v: _smallest(v, k), values, width=column_width(n))
 
 
-def _mean_by_bisection(values: Array, low: int, high: int) -> Array:
-    bits = jax.lax.stop_gradient(_ordered_bits(values))
-    first, last = _kth_bits(bits, low), _kth_bits(bits, high - 1)
+def _without_nan(values: Array) -> Array:
+    return jnp.where(jnp.isnan(values), jnp.inf, values)
 
-    def sum_where(mask: Array) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0), axis=0)
 
-    def count(mask: Array) -> Array:
-        return jnp.sum(mask, axis=0, dtype=jnp.int32)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
+    n, dtype = values.shape[0], values.dtype
+    if n <= network.ROWS:
+        ranks = network.sorted_rows(values)[low:high]
+        return functools.reduce(jnp.add, ranks)[0] / (high - low)
+
+    bits = digits.ordered_bits(values)
+    first = digits.kth(bits, low)
+    lower = digits.floats(first.element, dtype)
+    if high - low == 1:
+        return lower
+    if high - low == 2:
+        upper = digits.floats(digits.following(bits, first, low), dtype)
+        return (lower + upper) / 2
+    last = digits.kth(bits, high - 1)
+    upper = digits.floats(last.element, dtype)
+
+    def inner(row: Array) -> Array:
+        return jnp.where((row > lower[None]) & (row < upper[None]), row, 0)
 
     # Of the values equal to either end, only some are among the ranks.
-    n_first, n_last = count(bits <= first) - low, high - count(bits < last)
-    at_first = sum_where(bits == first) / count(bits == first)
-    at_last = sum_where(bits == last) / count(bits == last)
-    inner = sum_where((bits > first) & (bits < last))
-    mean = (inner + n_first * at_first + n_last * at_last) / (high - low)
-    return jnp.where((first == last)[0], at_first, mean)
+    n_first = (first.upto - low).astype(dtype)
+    n_last = (high - last.below).astype(dtype)
+    total = digits.total(inner, digits.tiled(values, jnp.zeros((), dtype)))
+    mean = (total + n_first * lower + n_last * upper) / (high - low)
+    return jnp.where(lower == upper, lower, mean)
 
 
-def _ordered_bits(values: Array) -> Array:
-    """Unsigned integers in the order of the floats; -0.0 and 0.0 are equal."""
-    values = jnp.where(values == 0, 0, values)  # XLA would fold away -0.0 + 0.0
-    width = values.dtype.itemsize * 8
-    unsigned = jnp.dtype(f"uint{width}")
-    bits = jax.lax.bitcast_convert_type(values, unsigned)
-    sign = jnp.array(1 << (width - 1), unsigned)
-    return jnp.where(bits & sign != 0, ~bits, bits | sign)
+@_mean_of_ranks.defjvp
+def _mean_of_ranks_jvp(low: int, high: int, primals: tuple, tangents: tuple) -> tuple:
+    (values,), (tangent,) = primals, tangents
+    averaged = smallest(values, high) & ~smallest(values, low)
+    return _mean_of_ranks(values, low, high), _mean_where(averaged, tangent, high - low)
 
 
-def _kth_bits(bits: Array, k: Array | int) -> Array:
-    """Per column, as one row, the value of rank k: the largest v with at most k values below it."""
-    width = bits.dtype.itemsize * 8
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _mean_of_nearest(values: Array, centre: Array, k: int) -> Array:
+    centre = _once(centre)
+    radius, count = _radius(values, centre, k)
 
-    def body(i: Array | int, found: Array) -> Array:
-        bit = jnp.array(1, bits.dtype) << jnp.asarray(width - 1 - i, bits.dtype)
-        trial = found | bit
-        below = jnp.sum(bits < trial, axis=0, keepdims=True, dtype=jnp.int32)
-        return jnp.where(below <= k, trial, found)
+    def within(row: Array) -> Array:
+        return jnp.where(_distances(row, centre[None]) <= radius[None], row, 0)
 
-    return jax.lax.fori_loop(0, width, body, jnp.zeros((1, *bits.shape[1:]), bits.dtype))
+    def all_within() -> Array:
+        return digits.total(within, digits.tiled(values, jnp.zeros((), values.dtype))) / k
+
+    def first_within() -> Array:
+        return _mean_where(smallest(_distances(values, centre[None]), k), values, k)
+
+    # As a rule no value ties with the farthest one taken, or all that do equal the centre.
+    clear = jnp.all((count == k) | (radius == 0))
+    return jnp.where(radius == 0, centre, jax.lax.cond(clear, all_within, first_within))
+
+
+def _radius(values: Array, centre: Array, k: int) -> tuple[Array, Array]:
+    """The k-th smallest distance from the centre, and how many are not above it."""
+    n, dtype = values.shape[0], values.dtype
+    if n > network.ROWS:
+        rank = digits.kth(digits.ordered_bits(_distances(values, centre[None])), k - 1)
+        return digits.floats(rank.element, dtype), rank.upto
+    # The k nearest are neighbours in ascending order, and the farthest of them is at one end.
+    ranks = [_distances(row, centre[None]) for row in network.sorted_rows(values)]
+    windows = [jnp.maximum(ranks[i], ranks[i + k - 1]) for i in range(n - k + 1)]
+    radius = _once(functools.reduce(jnp.minimum, windows)[0])
+
+    def within(row: Array) -> Array:
+        return (_distances(row, centre[None]) <= radius[None]).astype(dtype)
+
+    return radius, digits.total(within, values[None])
+
+
+@_mean_of_nearest.defjvp
+def _mean_of_nearest_jvp(k: int, primals: tuple, tangents: tuple) -> tuple:
+    values, centre = primals
+    near = smallest(_distances(values, centre[None]), k)
+    return _mean_of_nearest(values, centre, k), _mean_where(near, tangents[0], k)
+
+
+def _once(row: Array) -> Array:
+    """The row, as the result of a product, which XLA never fuses.
+
+    A network is but elementwise operations: on a CPU, XLA would repeat it for each of the
+    elements that a row is broadcast to.
+    """
+    return jnp.matmul(jnp.ones((2,), row.dtype), jnp.pad(row[None], ((0, 1), (0, 0))))
+
+
+def _distances(values: Array, centre: Array) -> Array:
+    """Halved, so that the distance of two finite numbers is finite and ties with no infinity."""
+    return _without_nan(jnp.abs(values / 2 - centre / 2))
+
+
+def _mean_where(mask: Array, values: Array, count: int) -> Array:
+    """Of ``count`` values in each column, as a product: XLA sums a leading axis slowly on a CPU."""
+    ones = jnp.ones(values.shape[:1], values.dtype)
+    return jnp.matmul(ones, jnp.where(mask, values, 0), precision="highest") / count
+
+
+def _smallest(values: Array, k: Array) -> Array:
+    n = values.shape[0]
+    bits = digits.ordered_bits(values)
+    last = digits.kth(bits, jnp.maximum(k, 1) - 1)
+    room = k - last.below
+    ties = bits == last.element[None]
+    index = jnp.arange(n, dtype=jnp.uint16 if n < 2**16 - 1 else jnp.uint32)[:, None]
+
+    def last_taken() -> Array:
+        candidates = jnp.where(ties, index, index.dtype.type(n))
+        return digits.kth(candidates, jnp.maximum(room, 1) - 1).element
+
+    # As a rule there is room for all that tie, and no need to search for the last one taken.
+    upto = jax.lax.cond(
+        jnp.any(last.upto > k), last_taken, lambda: jnp.full(room.shape, n - 1, index.dtype)
+    )
+    return (bits < last.element[None]) | (ties & (index <= upto[None]) & (room > 0)[None])

@@ -1,4 +1,4 @@
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxfl.numerics import order
+from jaxfl.numerics import network, order
 
 mean_of_ranks = jax.jit(order.mean_of_ranks, static_argnums=(1, 2))
 smallest = jax.jit(order.smallest)
@@ -17,7 +17,7 @@ SIZES = [1, 2, 3, 7, 50, 129, 200]
 
 def sort_with_network(rows):
     rows = list(rows)
-    for i, j in order.sorting_network(len(rows)):
+    for i, j in network.sorting_network(len(rows)):
         rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
     return np.stack(rows)
 
@@ -54,7 +54,7 @@ def test_network_sorts_random_inputs(n):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 100])
 def test_comparators_point_down_and_stay_inside(n):
-    assert all(0 <= i < j < n for i, j in order.sorting_network(n))
+    assert all(0 <= i < j < n for i, j in network.sorting_network(n))
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -88,10 +88,13 @@ def test_impossible_ranks(low, high):
         order.mean_of_ranks(jnp.zeros((5, 1)), low, high)
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 10, 133, 134])
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 133, 134, 400])
 def test_median(n):
     values = np.random.default_rng(n).normal(size=(n, 9)).astype(np.float32)
+    values[:, 5:] = np.random.default_rng(n).integers(0, 2, (n, 4))
     np.testing.assert_allclose(jax.jit(order.median)(values), np.median(values, 0), rtol=1e-6)
+    lower = jax.jit(functools.partial(order.median, lower=True))(values)
+    np.testing.assert_array_equal(lower, np.sort(values, 0)[(n - 1) // 2])
 
 
 @pytest.mark.parametrize("n", [9, 130])
@@ -120,6 +123,49 @@ def test_smallest(k):
     values[:, 20:30] = rng.choice(np.float32([-0.0, 0.0, np.nan, np.inf, -np.inf]), (9, 10))
     values[:, 30:] = 4
     np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
+
+
+@pytest.mark.parametrize("n", [150, 300])
+def test_smallest_of_many_rows(n):
+    rng = np.random.default_rng(n)
+    values = rng.normal(size=(n, 12)).astype(np.float32)
+    values[:, 4:8] = rng.integers(0, 3, (n, 4))
+    values[:, 8:] = rng.choice(np.float32([0, np.nan, -np.inf]), (n, 4))
+    for k in (0, 1, n // 3, n - 1, n):
+        np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
+
+
+def test_smallest_in_blocks_of_columns():
+    values = np.random.default_rng(0).integers(0, 9, (300, 4500)).astype(np.float32)
+    assert order.column_width(300) < 4500
+    np.testing.assert_array_equal(smallest(values, 100), stable_smallest(values, 100))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 64, 65, 200])
+def test_mean_of_nearest(n):
+    """A column for each difficulty: plain, ties, ties about the centre, infinities, all equal."""
+    rng = np.random.default_rng(n)
+    values = rng.normal(size=(n, 6)).astype(np.float32)
+    values[:, 1] = rng.integers(0, 3, n)
+    values[:, 2] = rng.choice(np.float32([-1, 1]), n)
+    values[: n // 4, 3] = rng.choice(np.float32([np.inf, -np.inf, np.nan, 1e30]), n // 4)
+    values[:, 4] = -2.5
+    values[: n // 2, 5] = 0
+    centre = np.float32([0.1, 1, 0, 0, -2.5, 0])
+    nearest_mean = jax.jit(order.mean_of_nearest, static_argnums=2)
+    for k in {1, n - n // 4}:
+        with np.errstate(invalid="ignore"):
+            distances = np.nan_to_num(np.abs(values - centre), nan=np.inf, posinf=np.inf)
+        nearest = np.argsort(distances, axis=0, kind="stable")[:k]
+        expected = np.take_along_axis(values, nearest, axis=0).astype(np.float64).mean(0)
+        got = nearest_mean(values, centre, k)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_impossible_number_of_nearest(k):
+    with pytest.raises(ValueError, match=f"k must be from 1 to 5; got {k}"):
+        order.mean_of_nearest(jnp.zeros((5, 1)), jnp.zeros(1), k)
 
 
 def test_smallest_takes_the_first_of_signed_zeros():
@@ -178,21 +224,26 @@ def test_one_rank_of_anything(values):
     np.testing.assert_array_equal(got, sorted_mean(values, 3, 4).astype(np.float32))
 
 
-def test_bisection_and_network_agree(monkeypatch):
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (4, 6), (1, 7), (0, 12)])
+def test_both_methods_agree(monkeypatch, low, high):
     values = np.random.default_rng(1).integers(0, 9, (12, 30)).astype(np.float32)
-    for low, high in itertools.combinations([0, 1, 4, 7, 12], 2):
-        by_network = order.mean_of_ranks(jnp.asarray(values), low, high)
-        with monkeypatch.context() as patch:
-            patch.setattr(order, "NETWORK_ROWS", 0)
-            by_bisection = order.mean_of_ranks(jnp.asarray(values), low, high)
-        np.testing.assert_allclose(by_network, by_bisection, rtol=1e-6)
+    by_network = jax.jit(lambda v: order.mean_of_ranks(v, low, high))(values)
+    monkeypatch.setattr(network, "ROWS", 0)
+    by_digits = jax.jit(lambda v: order.mean_of_ranks(v, low, high))(values)
+    np.testing.assert_allclose(by_network, by_digits, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 10, 50, 128, 1000])
-def test_block_width_is_bounded(rows):
+@pytest.mark.parametrize("rows", [0, 1, 15])
+def test_few_rows_are_one_block(rows):
+    assert order.column_width(rows) == np.iinfo(np.int32).max
+
+
+@pytest.mark.parametrize("rows", [16, 50, 64, 65, 128, 1000, 10_000, 10**7])
+def test_block_width_fits_the_cache_in_whole_lines(rows):
     width = order.column_width(rows)
-    assert 256 <= width <= 4096
-    assert width % 128 == 0
+    assert width >= 64
+    assert width * rows <= max(2**20, 64 * rows)
+    assert width % 64 == 0
 
 
 of_rank = jax.jit(order.of_rank)
