@@ -12,6 +12,8 @@ from jaxfl.numerics.columns import map_columns, sum_columns
 
 WIDTH = 8192
 """Columns per block of a matrix product: wide enough for it to run at full rate."""
+WHOLE_ROWS = 128
+"""Most rows whose inner products are one matrix product; of more, half of them are copies."""
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -65,9 +67,20 @@ def centred_gram(
         both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)]) - centre[None]
         keep = jnp.concatenate([usable, jnp.ones(reference.shape[0], bool)])
         both = jnp.where(keep[:, None], both, 0)
-        return jnp.matmul(both, both.T, precision=jax.lax.Precision.HIGHEST)
+        return _products_of_all(both)
 
     return sum_columns(block_gram, rows, references, width=WIDTH)
+
+
+def _products_of_all(rows: Float[Array, "m c"]) -> Float[Array, "m m"]:
+    """``rows @ rows.T``; of many rows, what is below the diagonal is copied from above."""
+    m = rows.shape[0]
+    if m <= WHOLE_ROWS:
+        return jnp.matmul(rows, rows.T, precision="highest")
+    upper, lower = rows[: m // 2], rows[m // 2 :]
+    beside = jnp.matmul(upper, lower.T, precision="highest")
+    first, last = _products_of_all(upper), _products_of_all(lower)
+    return jnp.block([[first, beside], [beside.T, last]])
 
 
 def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> Float[Array, "m m"]:

@@ -70,8 +70,9 @@ def test_distances(d):
     np.testing.assert_allclose(measured(x, extra), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gram_is_centred_at_the_pilot():
-    x, extra, usable = draw(5), draw(1, seed=1), np.ones(5, bool)
+@pytest.mark.parametrize("n", [5, 128, 300])
+def test_gram_is_centred_at_the_pilot(n):
+    x, extra, usable = draw(n), draw(1, seed=1), np.ones(n, bool)
     gram = rows.centred_gram(jnp.asarray(x), jnp.asarray(extra), jnp.asarray(usable), jnp.int32(2))
     centred = (np.concatenate([x, extra]) - x[2]).astype(np.float64)
     np.testing.assert_allclose(gram, centred @ centred.T, rtol=1e-4, atol=1e-4)
