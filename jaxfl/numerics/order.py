@@ -2,7 +2,7 @@
 
 ``jnp.sort`` along the leading axis is slow on every backend we care about. Two methods replace
 it, and this module picks: for few rows a sorting network, for many a search for the bits of the
-values wanted (``digits``).
+values wanted (``digits``), on a GPU inside one kernel (``kernels``).
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.numerics import columns, digits, network
+from jaxfl.numerics import columns, digits, kernels, network
 
 FUSED_ROWS = 15
 """Most rows that XLA reads and reduces in one loop on a CPU.
@@ -100,6 +100,8 @@ def _without_nan(values: Array) -> Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
     n, dtype = values.shape[0], values.dtype
+    if n > network.ROWS and kernels.serves(values):
+        return kernels.mean_of_ranks(values, low, high)
     if n <= network.ROWS:
         ranks = network.sorted_rows(values)[low:high]
         return functools.reduce(jnp.add, ranks)[0] / (high - low)

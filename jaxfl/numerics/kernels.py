@@ -1,0 +1,106 @@
+"""Order statistics on a GPU in one pass over the matrix: a Pallas kernel (Triton).
+
+A block of columns is read once into registers; the values of the two ranks wanted are found
+there by bisection on the bits, and the mean of what lies between them is taken from the same
+registers. Tested in interpret mode, and lowered for CUDA, on machines without a GPU; it has not
+run on one yet.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+MOST_ROWS = 2048
+"""Past this a block of 16 columns, one memory transaction wide, does not fit the registers."""
+_ELEMENTS = 16_384
+"""Elements in a block: 64 registers of each of 256 threads."""
+_WARPS = 8
+
+
+def serves(values: Float[Array, "n c"]) -> bool:
+    """Whether the kernel is for this backend, type and number of rows."""
+    fits = values.shape[0] <= MOST_ROWS and values.dtype == jnp.float32
+    return fits and jax.default_backend() == "gpu"
+
+
+def mean_of_ranks(
+    values: Float[Array, "n c"], low: int, high: int, *, interpret: bool = False
+) -> Float[Array, " c"]:
+    """Per column, the mean of the values of rank low, ..., high - 1; NaN counts as +inf.
+
+    Args:
+      values: float32, at most ``MOST_ROWS`` rows.
+      low: first rank, from 0.
+      high: past the last rank.
+      interpret: runs the kernel's operations one by one on any backend, for tests.
+
+    Cost: one read of the matrix.
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton  # slow to import, and only GPUs want it
+
+    n, c = values.shape
+    rows = pl.next_power_of_2(n)
+    width = max(16, min(128, _ELEMENTS // rows))
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    options: dict[str, Any] = {}
+    if not interpret:
+        options["compiler_params"] = triton.CompilerParams(num_warps=_WARPS)
+
+    def kernel(values_ref: Any, output_ref: Any) -> None:
+        first = pl.program_id(0) * width
+        row = jax.lax.broadcasted_iota(jnp.int32, (rows, width), 0)
+        column = first + jax.lax.broadcasted_iota(jnp.int32, (rows, width), 1)
+        inside = (row < n) & (column < c)
+        block = triton.load(values_ref.at[row, column], mask=inside, other=jnp.inf)
+        mean = _mean_of_ranks(block, low, high)
+        own = first + jnp.arange(width)
+        triton.store(output_ref.at[own], mean, mask=own < c)
+
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((c,), values.dtype),
+        grid=(pl.cdiv(c, width),),
+        in_specs=[anywhere],
+        out_specs=anywhere,
+        interpret=interpret,
+        **options,
+    )(values)
+
+
+def _mean_of_ranks(block: Float[Array, "r w"], low: int, high: int) -> Float[Array, " w"]:
+    """Of one block; rows that pad it are +inf, beyond every rank asked for."""
+    block = jnp.where(jnp.isnan(block), jnp.inf, block)
+    keys = _flip(jax.lax.bitcast_convert_type(jnp.where(block == 0, 0.0, block), jnp.int32))
+    first, last = _of_rank(keys, low), _of_rank(keys, high - 1)
+    lower, upper = (jax.lax.bitcast_convert_type(_flip(key), jnp.float32) for key in (first, last))
+
+    def count(mask: Array) -> Array:
+        return jnp.sum(mask.astype(jnp.float32), axis=0)
+
+    between = (keys > first[None, :]) & (keys < last[None, :])
+    inner = jnp.sum(jnp.where(between, block, 0.0), axis=0)
+    # Of the values equal to either end, only some are among the ranks.
+    n_first = count(keys <= first[None, :]) - low
+    n_last = high - count(keys < last[None, :])
+    mean = (inner + n_first * lower + n_last * upper) / (high - low)
+    return jnp.where(first == last, lower, mean)
+
+
+def _flip(bits: Array) -> Array:
+    """Between the bits of floats and signed integers in the same order; its own inverse."""
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _of_rank(keys: Array, rank: int) -> Array:
+    """The largest key with at most ``rank`` keys below it, bit by bit from the sign."""
+
+    def step(i: Array, found: Array) -> Array:
+        trial = found ^ (jnp.int32(1) << (31 - i).astype(jnp.int32))
+        below = jnp.sum((keys < trial[None, :]).astype(jnp.int32), axis=0)
+        return jnp.where(below <= rank, trial, found)
+
+    lowest = jnp.full(keys.shape[1:], jnp.iinfo(jnp.int32).min, jnp.int32)
+    return jax.lax.fori_loop(0, 32, step, lowest)
