@@ -43,6 +43,7 @@ def test_a_vmapped_kernel():
     np.testing.assert_allclose(got, np.median(x, axis=1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("n", [100, 1000])
 def test_the_kernel_lowers_for_a_gpu(n):
     call = jax.jit(lambda x: kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1))
