@@ -101,9 +101,20 @@ class Aggregator(Component):
                 f"{type(self).__name__}: updates must share a leading client axis of at least 1; "
                 f"got leaves of shapes {[jnp.shape(leaf) for leaf in leaves]}"
             )
+        kinds = {str(jnp.result_type(leaf)) for leaf in leaves}
+        if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+            raise ValueError(
+                f"{type(self).__name__}: updates must be floating-point arrays; "
+                f"got {', '.join(sorted(kinds))}"
+            )
         (n,) = sizes
         self.check(n)
         context = Context.of(n) if context is None else context
+        if context.weights.shape != (n,):
+            raise ValueError(
+                f"{type(self).__name__}: the context must be one of n = {n} clients, as the "
+                f"updates are; its weights have shape {context.weights.shape}"
+            )
         if context.present is not None and not self.accepts_absent:
             raise ValueError(f"{type(self).__name__} cannot leave out absent clients")
         for need in sorted(self.needs_root):

@@ -363,6 +363,30 @@ def test_updates_must_share_their_clients(updates):
         Mean()(updates)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, bool, np.complex64])
+def test_updates_must_be_floats(kind):
+    updates = {"a": np.ones((5, 3), np.float32), "b": np.ones((5, 2), kind)}
+    with pytest.raises(ValueError, match="Median: updates must be floating-point arrays; got"):
+        Median()(updates)
+
+
+def test_the_context_must_be_of_as_many_clients():
+    with pytest.raises(ValueError, match=r"Mean: the context must be one of n = 5 clients.*\(4,\)"):
+        Mean()(np.ones((5, 3), np.float32), context=Context.of(4))
+
+
+@each(NAMED)
+def test_half_precision_loses_no_more_than_its_rounding(name):
+    """Statistics are float32 or better: selections are those of the same numbers in float32."""
+    x = jnp.asarray(draw(), jnp.bfloat16)
+    rule = NAMED[name]
+    half, single = rule.inspect(x, context=given()), rule.inspect(x.astype("f4"), context=given())
+    assert half.update.dtype == jnp.bfloat16
+    close(half.update.astype("f4"), single.update, rtol=1e-2, atol=1e-2)
+    if half.info.selected is not None:
+        np.testing.assert_array_equal(half.info.selected, single.info.selected)
+
+
 WITH_F = [cls for cls in (*AGGREGATORS.values(), NNM, ARC) if "f" in cls._hints]
 
 

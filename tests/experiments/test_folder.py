@@ -86,6 +86,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
         np.testing.assert_array_equal(mine.test, theirs.test)
 
 
+def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
+    rules = ["signguard_dist", "foolsgold", "clipped_clustering", "centered_clipping"]
+    experiment = plan(sweep={"seed": [0, 1], "aggregator": rules})
+    run(tmp_path / "whole", experiment=experiment)
+    for stop_after in (1, 3, 3, 3):  # each time within another cell
+        with pytest.raises(Interrupted):
+            run(tmp_path / "parts", experiment=experiment, stop_after=stop_after, resume=True)
+    run(tmp_path / "parts", experiment=experiment, resume=True)
+    whole, parts = ((tmp_path / name / "rounds.jsonl").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
 def test_the_servers_memory_is_part_of_a_checkpoint(tmp_path):
     changes = {"data": TABLE["data"] | {"root": {"size": 10}}}
     changes["algorithm"] = {"name": "fedsgd", "batch_size": 4, "momentum": 0.9}
