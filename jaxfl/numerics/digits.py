@@ -89,33 +89,37 @@ def kth(elements: UInt[Array, "n c"], k: Array | int) -> Rank:
     dtype = elements.dtype
     width = dtype.itemsize * 8
     tiles = tiled(elements, jnp.array(np.iinfo(dtype).max, dtype))
-    # Counts of one tile stay bytes; those of several are added up as integers.
-    counts = jnp.uint8 if tiles.shape[0] == 1 else jnp.int32
+    counts = np.min_scalar_type(n)  # the narrowest unsigned integers
     k = jnp.broadcast_to(jnp.asarray(k), (c,)).astype(counts)
 
     def next_byte(i: Array | int, carry: Rank) -> Rank:
-        # Elements that differ from what is found are below or above all trials.
+        # Elements that begin otherwise are above any trial (those below wrap round), or counted.
         start = carry.element << 8
-        rest = jnp.maximum(tiles >> jnp.asarray(width - 8 - 8 * i, dtype), start[None, None])
-        keys = jnp.minimum(rest - start[None, None], 255).astype(jnp.uint8)
+        rest = (tiles >> jnp.asarray(width - 8 - 8 * i, dtype)) - start[None, None]
+        keys = jnp.minimum(rest, 255).astype(jnp.uint8)
 
-        def next_bit(_: Array | int, carry: tuple[Rank, Array]) -> tuple[Rank, Array]:
-            # The bit is carried as a row: an index in this loop would cost its vectorisation.
-            (byte, below, upto), bit = carry
-            trial = byte | bit
+        def narrowed(rank: Rank, trial: Array, count: Array) -> Rank:
+            fits = count <= k
+            return Rank(
+                element=jnp.where(fits, trial, rank.element),
+                below=jnp.where(fits, count, rank.below),
+                upto=jnp.where(fits, rank.upto, count),
+            )
+
+        def next_bit(_: Array | int, state: tuple) -> tuple:
+            # The bit is carried as a row: an index in this loop would cost its vectorisation. A
+            # count is used a step after it was made: it would be made for each of its uses.
+            *counted, bit = state
+            rank = narrowed(*counted)
+            trial = rank.element | bit
             partial = fold(jnp.add, lambda row: (row < trial[None]).astype(jnp.uint8), keys)
             count = functools.reduce(jnp.add, [tile.astype(counts) for tile in partial])
-            fits = count <= k
-            found = Rank(
-                element=jnp.where(fits, trial, byte),
-                below=jnp.where(fits, count, below),
-                upto=jnp.where(fits, upto, count),
-            )
-            return found, bit >> 1
+            return rank, trial, carry.below + count, bit >> 1
 
         none = jnp.zeros((c,), jnp.uint8)
-        first = carry._replace(element=none), jnp.full_like(none, 128)
-        found, _ = jax.lax.fori_loop(0, 8, next_bit, first)
+        first = carry._replace(element=none), none, carry.below, jnp.full_like(none, 128)
+        *counted, _ = jax.lax.fori_loop(0, 8, next_bit, first)
+        found = narrowed(*counted)
         return found._replace(element=start | found.element.astype(dtype))
 
     none = Rank(jnp.zeros((c,), dtype), jnp.zeros((c,), counts), jnp.full((c,), n, counts))
