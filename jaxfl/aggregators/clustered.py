@@ -10,6 +10,7 @@ from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
 from jaxfl.numerics.linkage import larger_of_two, smallest_level
+from jaxfl.numerics.order import of_rank
 from jaxfl.numerics.rows import masked_median, safe_ratio
 from jaxfl.types import Context, Info, Spec, State, Struct, present_mask
 
@@ -21,6 +22,16 @@ def _mean_of_clipped(
     scale = jnp.where(finite > threshold, safe_ratio(threshold, finite), 1)
     weights = jnp.where(selected, scale, 0) / jnp.maximum(jnp.sum(selected), 1)
     return weights, Info(selected=selected, weights=weights)
+
+
+def _median_of_known(norms: Float[Array, "w n"]) -> Float[Array, ""]:
+    """The median of those that are at least 0. Not by sorting: there can be millions."""
+    known = norms >= 0
+    count = jnp.sum(known, dtype=jnp.int32)
+    column = jnp.where(known, norms, jnp.inf).reshape(-1, 1)
+    lower = of_rank(column, jnp.maximum(count - 1, 0) // 2)[0]
+    upper = of_rank(column, count // 2)[0]
+    return jnp.where(count > 0, lower / 2 + upper / 2, 0)
 
 
 class ClippedClusteringState(Struct):
@@ -56,8 +67,7 @@ class ClippedClustering(WeightingRule):
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:
         assert statistics.norms is not None
-        norms = self._with(state, statistics).norms.reshape(-1)
-        threshold = masked_median(norms, norms >= 0)
+        threshold = _median_of_known(self._with(state, statistics).norms)
         n = statistics.usable.shape[0]
         larger = larger_of_two(1 - statistics.cosines()[:n, :n], statistics.usable)
         return _mean_of_clipped(larger, statistics.norms, threshold)

@@ -52,7 +52,9 @@ def run(
     if any("gram" in reads for reads in readers[:-1]):
         gram_wanted = None
 
-    now = measured.measure(updates, references, context, everything, columns, gram_wanted)
+    # Distances lose their digits far from the rows, angles of short rows far from the origin.
+    centred = any("gram" in reads for reads in readers)
+    now = measured.measure(updates, references, context, everything, columns, gram_wanted, centred)
     mixing = None
     for stage in pre:
         m = now.usable.shape[0]

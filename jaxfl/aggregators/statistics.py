@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics import rows
+from jaxfl.numerics.columns import take_columns
 from jaxfl.types import Context, Struct, present_mask
 
 
@@ -71,19 +72,20 @@ def measure(
     needs: frozenset[str],
     columns: Int[Array, " s"] | None,
     gram_wanted: Bool[Array, ""] | None,
+    centred: bool,
 ) -> Statistics:
     """The passes over the matrix: norms and finiteness, and what else is needed.
 
     ``columns`` are those to sample; ``gram_wanted``, where given, says at run time whether the
     Gram matrix is worth its pass (zeros otherwise). The centre of the Gram matrix is the row of
-    median norm, which f < n/2 rows cannot move far.
+    median norm, which f < n/2 rows cannot move far, or, unless ``centred``, the origin.
     """
     squares = rows.squared_norms(updates)
     usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
     norms = jnp.where(usable, rows.safe_sqrt(squares), jnp.inf)
     gram = products = reference_norms = sample = None
     if "gram" in needs:
-        pilot = rows.median_row(norms, usable)
+        pilot = rows.median_row(norms, usable) if centred else None
 
         def read() -> Array:
             return rows.centred_gram(updates, references, usable, pilot)
@@ -98,9 +100,8 @@ def measure(
         products = jnp.where(usable[:, None], rows.products(updates, references), 0)
         reference_norms = rows.safe_sqrt(rows.squared_norms(references))
     if columns is not None:
-        taken = jnp.take(updates, columns, axis=1, mode="clip").astype(norms.dtype)
-        # A gather fused into what reads it runs element by element on a CPU: three times slower.
-        sample = jax.lax.optimization_barrier(jnp.where(usable[:, None], taken, 0))
+        taken = take_columns(updates, columns).astype(norms.dtype)
+        sample = jnp.where(usable[:, None], taken, 0)
     return Statistics(
         usable=usable,
         clean=jnp.all(jnp.isfinite(squares)),

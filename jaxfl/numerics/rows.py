@@ -51,20 +51,22 @@ def centred_gram(
     rows: Float[Array, "n d"],
     references: Float[Array, "r d"],
     usable: Bool[Array, " n"],
-    pilot: Int[Array, ""],
+    pilot: Int[Array, ""] | None,
 ) -> Float[Array, "m m"]:
     """Inner products of all rows and reference rows, after subtracting the row ``pilot``.
 
     Rows that are not usable count as equal to the pilot (their products are 0). Centring by a
-    row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling.
+    row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling; without a pilot the
+    products are about the origin, where the angles of short rows keep their precision.
 
     Cost: one read of the matrix, ``n^2 d`` multiply-adds.
     """
     dtype = accumulator(rows.dtype)
 
     def block_gram(block: Array, reference: Array) -> Array:
-        centre = jnp.take(block, pilot, axis=0).astype(dtype)
-        both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)]) - centre[None]
+        both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)])
+        if pilot is not None:
+            both -= jnp.take(block, pilot, axis=0).astype(dtype)[None]
         keep = jnp.concatenate([usable, jnp.ones(reference.shape[0], bool)])
         both = jnp.where(keep[:, None], both, 0)
         return _products_of_all(both)

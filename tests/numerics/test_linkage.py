@@ -105,6 +105,23 @@ def test_equal_halves_give_the_one_with_the_lowest_index():
     np.testing.assert_array_equal(larger_of_two(distances, np.ones(SLOTS, bool)), side == 0)
 
 
+def test_in_double_precision():
+    """Differences of 1e-12 between the halves decide."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(9, 3))
+    distances = 1 + 1e-12 * np.linalg.norm(points[:, None] - points[None], axis=-1)
+    with jax.enable_x64(True):
+        larger = larger_of_two(distances, np.ones(9, bool))
+        first = smallest_level(distances, np.ones(9, bool), 5)
+    model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="average")
+    labels = model.fit(1e12 * (distances - 1)).labels_
+    np.testing.assert_array_equal(larger, labels == np.argmax(np.bincount(labels)))
+    tree = hierarchy.linkage(squareform(1e12 * (distances - 1), checks=False), "single")
+    sizes = tree[:, 3]
+    labels = hierarchy.fcluster(tree, tree[np.argmax(sizes >= 5), 2], "distance")
+    np.testing.assert_array_equal(first, labels == np.argmax(np.bincount(labels)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_distances_that_are_not_finite_end_the_search(bad):
     distances = np.array(padded(draw(0))[0])
