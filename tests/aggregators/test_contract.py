@@ -1,4 +1,4 @@
-"""What every rule must do, for all registered names and for the pipelines that people use."""
+"""Every rule: what all registered names must do, and the pipelines that people use."""
 
 import functools
 from collections import Counter

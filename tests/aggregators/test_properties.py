@@ -1,4 +1,4 @@
-"""Properties of every rule on updates that hypothesis chooses: ties, zeros, scales, bad rows."""
+"""Every rule on updates that hypothesis chooses: ties, zeros, scales, bad rows."""
 
 import jax.numpy as jnp
 import numpy as np
