@@ -1,5 +1,7 @@
 """Strict settings for the whole suite."""
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -8,7 +10,7 @@ def pytest_configure() -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[Any]) -> None:
     """All tests of one rule run in one process, which compiles it once."""
     for item in items:
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")
