@@ -1,6 +1,5 @@
 """SignGuard and its variants over several rounds, against their definitions."""
 
-import itertools
 import warnings
 
 import jax
@@ -147,13 +146,15 @@ def test_parity(rule, dtype):
     assert chosen > 4 * len(KINDS) * ROUNDS
 
 
-@pytest.mark.parametrize("parts", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("parts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)])
 def test_components_can_be_switched_off(parts):
-    rule = SignGuardSim(filter_norms=parts[0], cluster_signs=parts[1], clip=parts[2])
+    """Those combinations that the paper's ablation has."""
+    filter_norms, cluster_signs, clip = map(bool, parts)
+    rule = SignGuardSim(filter_norms=filter_norms, cluster_signs=cluster_signs, clip=clip)
     x = draw_rounds()[0].astype(np.float32)
     key = jax.random.key(0)
     result = aggregate(rule, x, start(rule, "float32"), Context.of(N, key=key))
-    columns = sampled(rule, key) if parts[1] else None
+    columns = sampled(rule, key) if cluster_signs else None
     expected, kept, _ = reference(rule, x.astype(np.float64), np.zeros(D), True, columns)
     np.testing.assert_array_equal(result.info.selected, kept)
     np.testing.assert_allclose(result.update, expected, rtol=1e-4, atol=1e-4)

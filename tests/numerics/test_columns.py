@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl.numerics.columns import map_columns, mesh_kind, sum_columns
+from jaxfl.numerics.columns import map_columns, mesh_kind, sum_columns, take_columns
 
 WIDTHS = [1, 7, 16, 48, 50, 64]
 """Against 50 columns: remainders 0, 1 and more, exactly one block, and less than a block."""
@@ -86,6 +86,12 @@ def test_gradient(matrix, width):
         return squares.sum() + sum_columns(lambda b: b.sum(), m, width=width)
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(matrix), 2 * matrix + 1, rtol=1e-5)
+
+
+def test_taken_columns():
+    matrix = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    taken = jax.jit(take_columns)(matrix, jnp.int32([2, 0, 2, 9]))
+    np.testing.assert_array_equal(taken, matrix[:, [2, 0, 2, 3]])
 
 
 def test_a_single_device_has_no_mesh():

@@ -78,6 +78,17 @@ def test_gram_is_centred_at_the_pilot(n):
     np.testing.assert_allclose(gram, centred @ centred.T, rtol=1e-4, atol=1e-4)
 
 
+def test_without_a_pilot_short_rows_keep_their_angles():
+    x = draw()
+    x[:3] /= 1000
+    none, everyone = jnp.zeros((0, x.shape[1])), jnp.ones(len(x), bool)
+    gram = np.asarray(rows.centred_gram(jnp.asarray(x), none, everyone, None))
+    exact = x.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
+    scale = norms[:, None] * norms
+    np.testing.assert_allclose(gram / scale, exact @ exact.T / scale, rtol=0, atol=1e-6)
+
+
 def test_gram_of_a_dropped_row_is_zero():
     x, usable = draw(5), np.arange(5) != 3
     x[3] = np.nan
