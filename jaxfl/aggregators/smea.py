@@ -119,7 +119,9 @@ def small_spread(gram: Float[Array, "n n"], usable: Bool[Array, " n"], f: int) -
         inner = jnp.where(inside, weighted_gram(gram, left.astype(gram.dtype)), 0)
         _, vector = top_eigenpair(inner, start)
         # On the rows left an eigenvector is in proportion to their projections on its direction.
-        farthest = jnp.argmax(jnp.where(left, jnp.abs(vector), -1))
+        reach = jnp.where(left, jnp.abs(vector), -1)
+        # Equal updates come out equal only up to rounding; the first of them goes.
+        farthest = jnp.argmax(reach >= jnp.max(reach) * (1 - jnp.finfo(reach.dtype).eps ** 0.5))
         return left & ((jnp.arange(n) != farthest) | (t >= f - gone)), vector
 
     return jax.lax.fori_loop(0, f, drop, (usable, jnp.ones((n,), gram.dtype)))[0]
