@@ -249,7 +249,7 @@ class CoordinatewiseRule(Aggregator):
     """A rule whose every output coordinate depends on its own column alone. Abstract."""
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        """Columns to numbers; elements that were NaN, and dropped rows, arrive as +inf."""
+        """Columns to numbers; a NaN counts as +inf (as in ``order``), dropped rows are +inf."""
         raise NotImplementedError
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
@@ -276,7 +276,7 @@ class CoordinatewiseRule(Aggregator):
                 assert statistics is not None
                 block = stages.mix_block(block, mixing, diagonal)
                 block = jnp.where(statistics.usable[:, None], block, jnp.inf)
-            return self.reduce(jnp.where(jnp.isnan(block), jnp.inf, block), context)
+            return self.reduce(block, context)
 
         width = order.column_width(updates.shape[0] if mixing is None else mixing.shape[0])
         output = columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)

@@ -45,7 +45,7 @@ def mean_of_ranks(values: Float[Array, "n c"], low: int, high: int) -> Float[Arr
     n = values.shape[0]
     if not 0 <= low < high <= n:
         raise ValueError(f"ranks must satisfy 0 <= low < high <= {n}; got {low}, {high}")
-    return _mean_of_ranks(_without_nan(values), low, high)
+    return _mean_of_ranks(values, low, high)
 
 
 def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, " c"]:
@@ -102,6 +102,7 @@ def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
     n, dtype = values.shape[0], values.dtype
     if n > network.ROWS and kernels.serves(values):
         return kernels.mean_of_ranks(values, low, high)
+    values = _without_nan(values)
     if n <= network.ROWS:
         ranks = network.sorted_rows(values)[low:high]
         return functools.reduce(jnp.add, ranks)[0] / (high - low)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxfl.aggregators import MeaMed, Median, Phocas, SignMajority, TrimmedMean
+from jaxfl.numerics import kernels
+from jaxfl.types import Context
 
 KINDS = ["random", "tied", "skewed", "sparse", "tiny"]
 SIZES = [(1, 0), (3, 1), (10, 3), (11, 5), (50, 10), (66, 20), (130, 40)]
@@ -103,6 +105,28 @@ def test_infinities_never_reach_the_output(rule, n, bad):
 def test_a_distance_that_overflows_is_not_infinite():
     x = np.float32([[np.inf], [-2e38], [2e38]])
     np.testing.assert_array_equal(MeaMed(f=1)(x), [0])
+
+
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(f=20)], ids=repr)
+def test_a_kernel_reads_the_updates_themselves(rule, monkeypatch):
+    """What is done to them before it would be one more pass over the matrix."""
+    monkeypatch.setattr(kernels, "serves", lambda values: True)
+    x = jnp.asarray(draw("random", 70, dtype=np.float32))
+    program = jax.make_jaxpr(lambda x: rule.aggregate(x, (), Context.of(70)).update)(x)
+    matrices = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            inner = [v for v in equation.params.values() if hasattr(v, "jaxpr")]
+            if equation.primitive.name == "pallas_call":
+                matrices.append("kernel")
+            elif inner:
+                walk(inner[0].jaxpr)
+            elif any(v.aval.shape == x.shape for v in equation.outvars):
+                matrices.append(equation.primitive.name)
+
+    walk(program.jaxpr)
+    assert matrices == ["kernel"]
 
 
 def test_majority_counts_only_finite_votes():
