@@ -8,8 +8,8 @@ import pytest
 import references
 from inputs import both_types, close, draw, every_kind, inspect, one_column, random
 
-from jaxfl.aggregators import Krum, KrumSelection, MultiKrum
-from jaxfl.aggregators.bulyan import bulyan_selection, selection_size
+from jaxfl.aggregators import Krum, MultiKrum
+from jaxfl.aggregators.bulyan import KrumSelection, bulyan_selection, selection_size
 
 
 def scores_of(distances, neighbours):
