@@ -8,7 +8,7 @@ import pytest
 import references
 from inputs import both_types, close, draw, every_kind, inspect, one_column, random
 
-from jaxfl.aggregators import Krum, MultiKrum
+from jaxfl.aggregators import Bulyan, Krum, MultiKrum
 from jaxfl.aggregators.bulyan import KrumSelection, bulyan_selection, selection_size
 
 
@@ -145,9 +145,9 @@ class _Selected:
 def test_how_many_rows_bulyan_selects(n, f, expected):
     assert tuple(selection_size(n, f, v) for v in ("paper", "ndss21", "epfl")) == expected
     assert KrumSelection(f=f).rows(n) == expected[0]
-    KrumSelection(f=f).check(n)
-    with pytest.raises(ValueError, match="KrumSelection needs n >= 4f"):
-        KrumSelection(f=f).check(n - 1)
+    Bulyan(f=f).check(n)
+    with pytest.raises(ValueError, match="Bulyan needs n >= 4f"):
+        Bulyan(f=f).check(n - 1)
 
 
 @pytest.mark.parametrize("variant", ["paper", "ndss21", "epfl"])
