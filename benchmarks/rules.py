@@ -49,9 +49,9 @@ ENTRIES = [
         gram=True,
     ),
     Entry(
-        "CenteredClipping (3 steps; ByzFL 1)",
+        "CenteredClipping (1 step)",
         "iterative",
-        lambda f: rules.CenteredClipping(),
+        lambda f: rules.CenteredClipping(iterations=1),
         "CenteredClipping",
         gram=True,
     ),

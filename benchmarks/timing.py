@@ -34,13 +34,18 @@ class Seconds:
         return Seconds(self.best / rounds, self.median / rounds, self.first)
 
 
+ENOUGH = 5.0
+"""Seconds after which a call that has been timed once is not timed again."""
+
+
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
     """Times rivals in turn, so that what disturbs the machine disturbs all of them."""
     first = {name: _time(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(_time(run))
+            if sum(times[name]) < ENOUGH:
+                times[name].append(_time(run))
     return {n: Seconds(min(t), statistics.median(t), first[n]) for n, t in times.items()}
 
 

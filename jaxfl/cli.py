@@ -17,10 +17,10 @@ from jaxfl.data.catalog import SOURCES
 from jaxfl.experiments import schema
 from jaxfl.experiments.environment import StopSignals
 from jaxfl.experiments.folder import RunFolder, read_results
-from jaxfl.experiments.results import Result, choose
+from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
 from jaxfl.registry import build, unknown
-from jaxfl.report.catalogue import catalogue, rules_table
+from jaxfl.report.catalogue import attacks_table, catalogue, rules_table
 from jaxfl.report.compare import comparison
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
@@ -75,7 +75,7 @@ def run(
             done = folder.progress
             place = f"round {done.round} of cell {done.cell + 1} of {len(plan.cells)}"
             raise Interrupted(f"stopped after {place}; go on with --resume") from None
-        results = choose(results)
+        results = conclude(results)
         write_tables(path, plan, results)
         accuracy_plot(path / "accuracy.png", plan, results)
     console.print(result_table(plan, results))
@@ -114,11 +114,11 @@ def show(
 def rules(
     name: Annotated[str | None, typer.Argument(help="One of them: its whole text.")] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The aggregation rules alone, as a table.")
+        bool, typer.Option("--markdown", help="The rules and the attacks, as tables.")
     ] = False,
 ) -> None:
     """List every component, its fields and its paper."""
-    print(rules_table() if markdown else catalogue(name))
+    print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
 
 
 @app.command()

@@ -182,6 +182,8 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if choices is not None and value not in choices:
         allowed = ", ".join(map(str, choices))
         raise ValueError(f"{owner}: {f.name} must be one of {allowed}; got {value!r}")
+    if isinstance(value, np.ndarray) and not np.all(np.isfinite(value)):
+        raise ValueError(f"{owner}: {f.name} must be finite; got {_show(value)}")
     if value is None or not bounds or isinstance(value, Tracer | Component):
         return
     holds = {

@@ -1,6 +1,7 @@
 """How good the model is after a number of rounds, and what a run leaves behind."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -28,25 +29,34 @@ class Evaluation(Struct):
     """On the samples held out for choices; None where there are none."""
     client_accuracy: Float[Array, " K"] | None
     """On each client's own training samples; None unless asked for."""
+    attack_success: Float[Array, ""] | None = None
+    """Share of the test samples of other classes that the model takes for the backdoor's target
+    when they carry its trigger; None without a backdoor."""
 
 
 def evaluate(
-    plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool = False
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    *,
+    client_accuracy: bool = False,
+    backdoor: Any = None,
 ) -> Evaluation:
-    """Test accuracy and loss, and if asked the accuracy on each client's own samples."""
+    """Test accuracy and loss; if asked, accuracy on clients' own samples, a backdoor's success."""
 
-    def over(inputs: Array, labels: Array) -> tuple[Array, Array]:
+    def over(inputs: Array, labels: Array, change: Any = lambda x: x) -> tuple[Array, Array]:
         def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
             # One sample a call, vmapped by ``map``: a remainder needs no padding.
+            seen = change(data.prepare(pair[0][None]))
             losses, correct = plan.objective.evaluate(
-                state.params, state.statistics, data.prepare(pair[0][None]), pair[1][None]
+                state.params, state.statistics, seen, pair[1][None]
             )
             return losses[0], correct[0]
 
         return jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
 
     losses, correct = over(data.test_inputs, data.test_labels)
-    validation = per_client = None
+    validation = per_client = success = None
     if data.validation_inputs is not None:
         assert data.validation_labels is not None
         validation = jnp.mean(over(data.validation_inputs, data.validation_labels)[1])
@@ -54,12 +64,19 @@ def evaluate(
         _, own = over(data.inputs, data.labels)
         total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(own[data.order])])
         per_client = (total[data.start + data.count] - total[data.start]) / data.count
+    if backdoor is not None:
+        target = jnp.full_like(data.test_labels, backdoor.target)
+        other = data.test_labels != target
+        stamped = functools.partial(backdoor.stamp, peak=data.peak)
+        _, taken = over(data.test_inputs, target, stamped)
+        success = jnp.sum(jnp.where(other, taken, 0)) / jnp.maximum(jnp.sum(other), 1)
     return Evaluation(
         round=state.round,
         accuracy=jnp.mean(correct),
         loss=jnp.mean(losses),
         validation_accuracy=validation,
         client_accuracy=per_client,
+        attack_success=success,
     )
 
 

@@ -25,7 +25,7 @@ from jaxfl.devices import by_columns, map_clients, replicate
 from jaxfl.models.objective import Objective, Statistics
 from jaxfl.numerics import rows
 from jaxfl.optimizers import SGD, Optimizer
-from jaxfl.participation import Full, Participation
+from jaxfl.participation import Full, Participation, Uniform
 from jaxfl.privacy import MessagePrivacy
 from jaxfl.types import Batch, Context, Info, PyTree, Spec, State, Struct, present_mask
 
@@ -43,6 +43,9 @@ class Federation(Component):
     privacy: MessagePrivacy | None = None
     byzantine: int = field(default=0, at_least=0)
     """How many clients of the population are Byzantine; which ones, the seed decides."""
+    byzantine_per_round: int | None = field(default=None, at_least=0)
+    """How many of them are in every cohort of ``Uniform`` participation; None: as it happens.
+    Fixing it changes what subsampling adds to privacy."""
     noise: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
     """``noise_then_attack``: all follow the privacy mechanism, attackers then rewrite their
     messages; what they craft is neither clipped nor noised. ``attack_then_noise``: the attack
@@ -60,6 +63,7 @@ class Federation(Component):
                 f"byzantine must be at most the number of clients, {population}; "
                 f"got {self.byzantine}"
             )
+        self._check_fixed(population)
         self.aggregator.check(self.participation.cohort(population))
         if self.aggregator.needs_root and not root:
             raise ValueError(
@@ -74,6 +78,39 @@ class Federation(Component):
                 f"{self.aggregator} cannot leave out absent clients, so it does not go with "
                 f"{type(self.participation).__name__} participation; use Full or Uniform"
             )
+
+    def _check_fixed(self, population: int) -> None:
+        fixed, cohort = self.byzantine_per_round, self.participation.cohort(population)
+        if fixed is None:
+            return
+        if not isinstance(self.participation, Uniform):
+            raise ValueError(
+                "byzantine_per_round goes with Uniform participation; got "
+                f"{type(self.participation).__name__}"
+            )
+        least = max(0, cohort - (population - self.byzantine))
+        if not least <= fixed <= min(self.byzantine, cohort):
+            raise ValueError(
+                f"byzantine_per_round must be from {least} to {min(self.byzantine, cohort)} with "
+                f"{self.byzantine} Byzantine of {population} clients and a cohort of {cohort}; "
+                f"got {fixed}"
+            )
+
+    def cohort(
+        self, byzantine: Bool[Array, " K"], key: Key[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        """The clients of a round: ids, and which slots hold a client."""
+        population = byzantine.shape[0]
+        if self.byzantine_per_round is None:
+            return self.participation.sample(population, key)
+        draw_key, order_key = jax.random.split(key)
+        drawn = jax.random.permutation(draw_key, population)
+        # Byzantine clients first, each kind in a random order.
+        kinds = drawn[jnp.argsort(~byzantine[drawn], stable=True)]
+        cohort, fixed = self.participation.cohort(population), self.byzantine_per_round
+        first = jnp.arange(cohort)
+        place = jnp.where(first < fixed, first, first - fixed + self.byzantine)
+        return jax.random.permutation(order_key, kinds[place]).astype(jnp.int32), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +252,7 @@ def _client_phase(
     """Draws the cohort and computes every client's message and new memory."""
     cohort_key, client_key, noise_key, _, _, server_key, _ = _round_keys(state)
     population = plan.spec.population
-    ids, present = federation.participation.sample(population, cohort_key)
+    ids, present = federation.cohort(state.byzantine, cohort_key)
     broadcast = Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics)
     noise_first = federation.privacy is not None and federation.noise == NOISE_FIRST
 
@@ -224,12 +261,16 @@ def _client_phase(
         client, start, count, memory = arguments
         key = jax.random.fold_in(client_key, client.id)
 
+        def logits(inputs: Array) -> Array:
+            return plan.objective.logits(broadcast.params, broadcast.statistics, inputs)
+
         def load(place: Array, mask: Array, key: Array) -> Batch:
             inputs, labels = data.samples(data.order[start + place])
             batch = Batch(inputs, labels, mask)
             if plan.spec.max_byzantine == 0 or not federation.attack.poisons:
                 return batch
-            poisoned = federation.attack.poison(batch, client, key)
+            view = client.replace(logits=logits)
+            poisoned = federation.attack.poison(batch, view, key)
             return jax.tree.map(lambda a, b: jnp.where(client.byzantine, a, b), poisoned, batch)
 
         samples = Samples(count=count, load=load, capacity=data.capacity)
@@ -245,8 +286,10 @@ def _client_phase(
     views = ClientView(
         id=taken,
         byzantine=byzantine,
+        rank=_ranks(state)[taken],
         round=jnp.full_like(taken, state.round),
         classes=data.classes,
+        peak=data.peak,
     )
     memory = jax.tree.map(lambda x: x[taken], state.clients)
     messages, memory = map_clients(
@@ -326,11 +369,17 @@ def _attack_phase(
         attack_key,
         defence,
         plan.spec.max_byzantine,
+        _ranks(state).at[context.client_ids].get(mode="clip"),
     )
     if federation.privacy is not None and federation.noise == ATTACK_FIRST:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, context.client_ids)
         sent = by_columns(jax.vmap(federation.privacy.privatise)(sent, keys))
     return sent, attack_state
+
+
+def _ranks(state: FederationState) -> Int[Array, " K"]:
+    """Of every Byzantine client its number among them."""
+    return jnp.cumsum(state.byzantine, dtype=jnp.int32) - 1
 
 
 def _mean_statistics(

@@ -54,6 +54,7 @@ def make_plan(
     """
     population = data.clients
     federation.check(population, data.root)
+    federation.attack.check(data.sample_shape, data.classes)
     cohort = federation.participation.cohort(population)
     if client_chunk is not None and client_chunk < 1:
         raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
@@ -64,10 +65,16 @@ def make_plan(
         cohort=cohort,
         dim=objective.dim,
         dtype=objective.dtype,
-        max_byzantine=min(federation.byzantine, cohort),
+        max_byzantine=_most_byzantine(federation, cohort),
     )
     chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
     return Plan(objective=objective, spec=spec, chunk=chunk)
+
+
+def _most_byzantine(federation: Federation, cohort: int) -> int:
+    if federation.byzantine_per_round is not None:
+        return federation.byzantine_per_round
+    return min(federation.byzantine, cohort)
 
 
 def _automatic_chunk(
@@ -99,7 +106,8 @@ def run_block(
 ) -> tuple[FederationState, RoundRecord, Evaluation]:
     """``rounds`` rounds in one ``scan``, then an evaluation. Pure."""
     state, records = run_rounds(federation, plan, data, state, rounds=rounds)
-    return state, records, evaluate(plan, data, state, client_accuracy=client_accuracy)
+    asked = {"client_accuracy": client_accuracy, "backdoor": federation.attack.backdoor}
+    return state, records, evaluate(plan, data, state, **asked)
 
 
 def run_rounds(
@@ -204,6 +212,7 @@ class Simulation:
         )
         self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
+        self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None
         self._program = functools.partial(
             _program,
             plan=self.plan,
@@ -266,7 +275,9 @@ class Simulation:
         """How good the model is now."""
         # Without what evaluation does not read, all rules and attacks share one program.
         state = self.state.replace(optimizer=(), clients=(), attack=(), aggregator=(), root=())
-        program = self._program(_evaluate, client_accuracy=self._client_accuracy)
+        program = self._program(
+            _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor
+        )
         return program(None, self.data, state)
 
     def messages(self) -> Exchange:
@@ -285,9 +296,9 @@ def _stacked(parts: list[Federation]) -> Federation:
 
 
 def _evaluate(
-    _: None, plan: Plan, data: FederatedData, state: FederationState, *, client_accuracy: bool
+    _: None, plan: Plan, data: FederatedData, state: FederationState, **asked: Any
 ) -> Evaluation:
-    return evaluate(plan, data, state, client_accuracy=client_accuracy)
+    return evaluate(plan, data, state, **asked)
 
 
 @functools.lru_cache(maxsize=64)

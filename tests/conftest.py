@@ -1,5 +1,7 @@
 """Strict settings for the whole suite."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,15 @@ import pytest
 MOST_MAPPINGS = 20_000
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Many programs of different tests are the same: each process keeps its own, on disk. A
+    # folder for all would have readers of what is half written.
+    folder = tempfile.mkdtemp(prefix="jaxfl-tests-")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

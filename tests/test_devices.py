@@ -48,8 +48,8 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 @pytest.mark.parametrize("part", ["rules", "noise"])
 def test_eight_devices_give_what_one_gives(part):
     output = run_script("device_check.py", part, flags=EIGHT)
-    for way in ("shard_map", "pmap"):
-        assert f"same: {way}" in output
+    assert "same: shard_map" in output
+    assert part == "rules" or "same: pmap" in output
 
 
 def test_updates_move_in_one_all_to_all():

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
-from jaxfl.report.catalogue import paper, rules_table, sentence
+from jaxfl.report.catalogue import attacks_table, paper, rules_table, sentence
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,12 +27,12 @@ def test_a_notebook_runs_and_shows_pictures(path):
     assert not any(o["output_type"] == "error" for o in outputs)
 
 
-def test_the_readme_has_the_table_of_rules():
-    """``jaxfl rules --markdown`` writes it."""
-    (table,) = re.findall(
-        r"<!-- rules -->\n(.*?)\n<!-- /rules -->", (ROOT / "README.md").read_text(), re.DOTALL
-    )
-    assert table == rules_table()
+@pytest.mark.parametrize(("name", "table"), [("rules", rules_table), ("attacks", attacks_table)])
+def test_the_readme_has_the_tables_of_the_registry(name, table):
+    """``jaxfl rules --markdown`` writes them."""
+    pattern = rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->"
+    (written,) = re.findall(pattern, (ROOT / "README.md").read_text(), re.DOTALL)
+    assert written == table()
 
 
 @pytest.mark.parametrize("cls", AGGREGATORS.values(), ids=lambda cls: cls.__name__)

@@ -10,7 +10,7 @@ from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
 from jaxfl.numerics.linkage import larger_of_two, smallest_level
-from jaxfl.numerics.order import of_rank
+from jaxfl.numerics.order import of_rank_of_many
 from jaxfl.numerics.rows import masked_median, safe_ratio
 from jaxfl.types import Context, Info, Spec, State, Struct, present_mask
 
@@ -28,9 +28,9 @@ def _median_of_known(norms: Float[Array, "w n"]) -> Float[Array, ""]:
     """The median of those that are at least 0. Not by sorting: there can be millions."""
     known = norms >= 0
     count = jnp.sum(known, dtype=jnp.int32)
-    column = jnp.where(known, norms, jnp.inf).reshape(-1, 1)
-    lower = of_rank(column, jnp.maximum(count - 1, 0) // 2)[0]
-    upper = of_rank(column, count // 2)[0]
+    column = jnp.where(known, norms, jnp.inf).reshape(-1)
+    lower = of_rank_of_many(column, jnp.maximum(count - 1, 0) // 2)
+    upper = of_rank_of_many(column, count // 2)
     return jnp.where(count > 0, lower / 2 + upper / 2, 0)
 
 

@@ -1,6 +1,7 @@
 """What Byzantine clients do: to their data, and to the messages they send."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.component import Component
+from jaxfl.component import Component, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
+
+FULL, PARTIAL = "full", "partial"
+NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
 
 
 class ClientView(Struct):
@@ -19,8 +23,14 @@ class ClientView(Struct):
 
     id: Int[Array, ""]
     byzantine: Bool[Array, ""]
+    rank: Int[Array, ""]
+    """Which of the population's Byzantine clients this is, from 0; of no meaning for others."""
     round: Int[Array, ""]
     classes: int = struct.field(pytree_node=False, default=2)
+    logits: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
+    """What the model that the client received answers to inputs."""
+    peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    """The brightest value of an input, per channel."""
 
 
 class AttackView(Struct):
@@ -31,8 +41,26 @@ class AttackView(Struct):
     weights: Float[Array, " n"]
     honest: Bool[Array, " n"]
     """Present, not Byzantine, and finite: one honest NaN must not disarm the attack."""
+    own: Bool[Array, " n"]
+    """Present, Byzantine, and finite: what the attackers would send honestly."""
     attackers: Int[Array, " a"]
     """Rows of the Byzantine clients in ascending order, padded with n."""
+    ranks: Int[Array, " a"]
+    """Of the attackers: which of the population's Byzantine clients each is."""
+    client_ids: Int[Array, " n"]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """How many attackers there are."""
+        return jnp.sum(self.attackers < self.honest.shape[0], dtype=jnp.int32)
+
+    def send(
+        self, updates: Float[Array, "n d"], crafted: Float[Array, "a_or_1 d"]
+    ) -> Float[Array, "n d"]:
+        """The updates with the attackers' rows replaced by the crafted ones."""
+        shape = (self.attackers.shape[0], updates.shape[1])
+        crafted = jnp.broadcast_to(crafted, shape).astype(updates.dtype)
+        return updates.at[self.attackers].set(crafted, mode="drop")
 
 
 class Defence(Struct):
@@ -58,6 +86,27 @@ class Attack(Component):
     """Changes the data of Byzantine clients."""
     crafts: ClassVar[bool] = True
     """Changes the messages of Byzantine clients."""
+    knows: ClassVar[str] = OWN
+    """What the attackers know besides the model: the other half of the threat model."""
+    probes: ClassVar[bool] = False
+    """Tries out the defence."""
+    follows_model: ClassVar[bool] = False
+    """Needs the model's parameters in every round."""
+
+    @classmethod
+    def threat(cls) -> tuple[str, str]:
+        """The threat model in words: what the attackers control, and what they know."""
+        controls = "its data" if cls.poisons else "its messages" if cls.crafts else "nothing"
+        known = cls.knows if isinstance(cls.knows, str) else f"{ALL}, or {OWN}"
+        return controls, f"{known}; tries the defence" if cls.probes else known
+
+    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
+        """Raises ValueError where the attack does not fit the data."""
+
+    @property
+    def backdoor(self) -> Any:
+        """The part that plants a trigger, whose success is measured; None where there is none."""
+        return None
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""
@@ -88,19 +137,37 @@ class Attack(Component):
 
     def __call__(
         self,
-        updates: Float[Array | np.ndarray, "n d"],
-        byzantine: Bool[Array | np.ndarray, " n"],
+        updates: Array | np.ndarray,
+        byzantine: Array | np.ndarray,
         *,
         key: Key[Array, ""] | None = None,
         defence: Aggregator | None = None,
     ) -> Float[Array, "n d"]:
-        """Attacks a matrix of updates in a notebook; ``byzantine`` marks the attackers' rows.
+        """Attacks updates ``[n, d]`` in a notebook; ``byzantine`` ``[n]`` marks the attackers.
 
-        ``defence`` is what an adaptive attack works against; the mean unless given.
+        ``defence`` is what an adaptive attack works against. An attack with memory is in its
+        first round.
+
+        Raises:
+          ValueError: the attack probes the defence and none is given, or needs a model.
         """
+        if self.probes and defence is None:
+            raise ValueError(
+                f"{type(self).__name__} works against a defence: call it with one, such as "
+                "attack(updates, byzantine, defence=Median())"
+            )
+        if self.follows_model:
+            raise ValueError(f"{type(self).__name__} needs a model: use it in a simulation")
+        updates, byzantine = jnp.asarray(updates), jnp.asarray(byzantine, bool)
+        if updates.ndim != 2 or byzantine.shape != updates.shape[:1]:
+            raise ValueError(
+                f"{type(self).__name__}: updates must be [n, d] and byzantine [n]; got shapes "
+                f"{updates.shape} and {byzantine.shape}"
+            )
         key = jax.random.key(0) if key is None else key
         defence = Mean() if defence is None else defence
-        return _attack(self, jnp.asarray(updates), jnp.asarray(byzantine, bool), key, defence)
+        defence.check(updates.shape[0])
+        return _attack(self, updates, byzantine, key, defence)
 
 
 @jax.jit
@@ -121,21 +188,31 @@ def attack_rows(
     key: Key[Array, ""],
     defence: Defence,
     max_byzantine: int,
+    ranks: Int[Array, " n"] | None = None,
 ) -> tuple[Float[Array, "n d"], State]:
-    """The updates with the Byzantine rows rewritten, and the attack's new memory."""
+    """The updates with the Byzantine rows rewritten, and the attack's new memory.
+
+    ``ranks``: which of the population's Byzantine clients each row is; their order here if None.
+    """
     if max_byzantine == 0 or not attack.crafts:
         return updates, state
     n = updates.shape[0]
+    usable = present_mask(context, n) & jnp.isfinite(rows.squared_norms(updates))
+    attackers = jnp.nonzero(byzantine, size=max_byzantine, fill_value=n)[0].astype(jnp.int32)
+    if ranks is None:
+        ranks = jnp.cumsum(byzantine, dtype=jnp.int32) - 1
     view = AttackView(
         round=context.round,
         params=context.params,
         weights=context.weights,
-        honest=~byzantine & present_mask(context, n) & jnp.isfinite(rows.squared_norms(updates)),
-        attackers=jnp.nonzero(byzantine, size=max_byzantine, fill_value=n)[0].astype(jnp.int32),
+        honest=~byzantine & usable,
+        own=byzantine & usable,
+        attackers=attackers,
+        ranks=ranks.at[attackers].get(mode="clip"),
+        client_ids=context.client_ids,
     )
     crafted, state = attack.craft(updates, state, view, key, defence)
-    crafted = jnp.broadcast_to(crafted, (max_byzantine, updates.shape[1])).astype(updates.dtype)
-    return updates.at[view.attackers].set(crafted, mode="drop"), state
+    return view.send(updates, crafted), state
 
 
 def own_rows(updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "a d"]:
@@ -143,29 +220,60 @@ def own_rows(updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "a 
     return updates.at[view.attackers].get(mode="clip")
 
 
-def honest_mean(updates: Float[Array, "n d"], view: AttackView) -> Float[Array, " d"]:
-    """The mean of the honest rows."""
-    weights = view.honest / jnp.maximum(jnp.sum(view.honest), 1)
+def mean_of(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
+    """The mean of the known rows, in float32 or better; 0 of none."""
+    weights = known / jnp.maximum(jnp.sum(known), 1)
     nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
-    return rows.combine(weights, updates, nothing)
+    return rows.weighted_sum(weights, updates, nothing)
 
 
-def honest_mean_and_std(
-    updates: Float[Array, "n d"], view: AttackView
+def mean_and_std(
+    updates: Float[Array, "n d"], known: Bool[Array, " n"]
 ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Per coordinate, mean and standard deviation (ddof = 1; 0 for one row) of the honest rows."""
-    count = jnp.sum(view.honest)
-    mean_weights = view.honest / jnp.maximum(count, 1)
-    variance_weights = view.honest / jnp.maximum(count - 1, 1)
+    """Per coordinate, mean and standard deviation (ddof = 1; 0 for one row) of the known rows."""
+    count = jnp.sum(known)
+    mean_weights = known / jnp.maximum(count, 1)
+    variance_weights = known / jnp.maximum(count - 1, 1)
 
     def block_statistics(block: Array) -> Array:
-        block = jnp.where(view.honest[:, None], block.astype(mean_weights.dtype), 0)
+        block = jnp.where(known[:, None], block.astype(mean_weights.dtype), 0)
         mean = jnp.matmul(mean_weights, block, precision="highest")
         squares = jnp.square(block - mean[None])
         return jnp.stack([mean, jnp.matmul(variance_weights, squares, precision="highest")])
 
     both = columns.map_columns(block_statistics, updates, width=rows.WIDTH)
     return both[0], rows.safe_sqrt(both[1])
+
+
+class InformedAttack(Attack):
+    """An attack on messages that starts from what it knows of the others' updates. Abstract.
+
+    ``knowledge``: ``"full"``: all honest updates of the round; ``"partial"``: only what the
+    attackers themselves would send honestly.
+    """
+
+    knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
+
+    @property
+    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ALL if self.knowledge == FULL else OWN
+
+    def known(self, view: AttackView) -> Bool[Array, " n"]:
+        """The rows that the attackers know."""
+        return view.honest if self.knowledge == FULL else view.own
+
+    def rehearsal(self, updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "n d"]:
+        """The round as the attackers can imagine it, to try the defence on.
+
+        With partial knowledge their own honest updates, in turn, stand for the rows they do not
+        know.
+        """
+        if self.knowledge == FULL:
+            return updates
+        n = updates.shape[0]
+        mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
+        turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
+        return updates[mine[turn]]
 
 
 class NoAttack(Attack):

@@ -107,6 +107,15 @@ class Dataset:
             client_ids=None if self.client_ids is None else self.client_ids[kept],
         )
 
+    def _peak(self) -> tuple[float, ...]:
+        if self.inputs.dtype == np.uint8:
+            return tuple((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        images = np.asarray(self.inputs)
+        channels = images.shape[-1] if images.ndim == 4 else 1
+        if channels == 1:
+            return (float(images.max()),)
+        return tuple(images.max(axis=(0, 1, 2)).tolist())
+
     def summary(self) -> Summary:
         """Shapes, classes, mean and deviation, and how many samples there are of each class."""
         inputs = np.asarray(self.inputs)
@@ -192,6 +201,7 @@ class Dataset:
             root=root,
             mean=self.mean,
             std=self.std,
+            peak=self._peak(),
             name=self.name,
             validation_inputs=jnp.asarray(self.validation_inputs) if held else None,
             validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if held else None,
@@ -219,6 +229,8 @@ class FederatedData(Struct):
     """Samples of the server."""
     mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
     std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    """The brightest value of an input as the model sees it, per channel."""
     name: str = struct.field(pytree_node=False, default="data")
     validation_inputs: Array | None = None
     validation_labels: Int[Array, " V"] | None = None

@@ -29,7 +29,7 @@ import tomli_w
 
 from jaxfl.experiments import checkpoint
 from jaxfl.experiments.environment import describe
-from jaxfl.experiments.results import Line, Result, choose, not_run, result_of
+from jaxfl.experiments.results import Line, Result, conclude, not_run, result_of
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
@@ -246,7 +246,7 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
         else not_run(cell, "not applicable")
         for i, cell in enumerate(experiment.cells)
     ]
-    return experiment, choose(results)
+    return experiment, conclude(results)
 
 
 def _read_progress(path: Path) -> Progress:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from jaxfl.aggregators import Mean
+from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.schema import Cell
 from jaxfl.federation import RoundRecord
@@ -34,6 +36,10 @@ class Result:
     """Share of the honest clients that the rule selected, mean over seeds and rounds."""
     malicious_selected: float
     seconds: float
+    success: np.ndarray | None = None
+    """Share of triggered test samples taken for the backdoor's target, [c, s, e]; None without."""
+    reference: float = float("nan")
+    """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
     chosen: int = 0
     """The candidate that validation chose for this defence; see ``choose``."""
 
@@ -58,6 +64,18 @@ class Result:
     def final(self) -> float:
         """Mean of ``finals``."""
         return float(np.mean(self.finals))
+
+    @property
+    def impact(self) -> float:
+        """Accuracy lost against no attack and no defence: Definition 3 of the SignGuard paper."""
+        return self.reference - self.final
+
+    @property
+    def attack_success(self) -> float:
+        """Success rate of the backdoor after the last round, mean over seeds; NaN without one."""
+        if self.success is None or not self.success.size:
+            return float("nan")
+        return float(np.mean(self.success[self.chosen][:, -1]))
 
     @property
     def best(self) -> float:
@@ -112,6 +130,7 @@ def lines_of(
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "validation_accuracy": evaluation.validation_accuracy,
+        "attack_success": evaluation.attack_success,
     }
     ends = {name: np.atleast_1d(v) for name, v in ends.items() if v is not None}
     length = columns["loss"].shape[1]
@@ -153,6 +172,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         honest_selected=_mean(lines, "honest_selected"),
         malicious_selected=_mean(lines, "malicious_selected"),
         seconds=seconds,
+        success=table("attack_success") if "attack_success" in ends[-1] else None,
     )
 
 
@@ -183,6 +203,27 @@ def choose(results: Sequence[Result]) -> list[Result]:
         best = int(np.argmax(np.mean(scores, axis=0))) if scores else 0
         chosen |= {id(result): best for result in group}
     return [dataclasses.replace(r, chosen=chosen[id(r)]) for r in results]
+
+
+def conclude(results: Sequence[Result]) -> list[Result]:
+    """The results of a whole grid, each with what only the others tell: ``choose``, ``refer``."""
+    return refer(choose(results))
+
+
+def refer(results: Sequence[Result]) -> list[Result]:
+    """The results with ``reference`` filled in where the grid has a cell to refer to."""
+
+    def others(result: Result) -> tuple[tuple[str, str], ...]:
+        labels = result.cell.labels
+        return tuple((k, v) for k, v in labels.items() if k not in ("attack", "aggregator"))
+
+    plain = {
+        others(r): r.final
+        for r in results
+        if isinstance(r.cell.federation.attack, NoAttack)
+        and isinstance(r.cell.federation.aggregator, Mean)
+    }
+    return [dataclasses.replace(r, reference=plain.get(others(r), float("nan"))) for r in results]
 
 
 def _number(value: float | None) -> float:

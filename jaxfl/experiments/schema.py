@@ -33,7 +33,10 @@ PARTS: dict[str, type[Component]] = {
     "attack": Attack,
     "aggregator": Aggregator,
 }
-NUMBERS = ("rounds", "evaluate_every", "checkpoint_every", "seed", "byzantine", "client_chunk")
+NUMBERS = (
+    *("rounds", "evaluate_every", "checkpoint_every", "seed", "client_chunk"),
+    *("byzantine", "byzantine_per_round"),
+)
 KNOWN = ("title", *NUMBERS, "noise", "validation", *PARTS, "data", "model", "sweep", "tune")
 
 
@@ -234,6 +237,10 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     participation = parts.get("participation", Federation().participation)
     # The expected number of Byzantine clients in a round, rounded up.
     f = -(-byzantine * participation.expected(clients) // clients)
+    fixed = {}
+    if "byzantine_per_round" in table:
+        f = _integer(table["byzantine_per_round"], "byzantine_per_round", 0)
+        fixed = {"byzantine_per_round": f}
     parts |= {
         key: build(PARTS[key], table[key], key, f=f)
         for key in ("attack", "aggregator")
@@ -249,7 +256,7 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     noise = {"noise": table["noise"]} if "noise" in table else {}
     return Cell(
         labels={},
-        federations=(Federation(byzantine=byzantine, **parts, **noise),),
+        federations=(Federation(byzantine=byzantine, **fixed, **parts, **noise),),
         model=build(Model, table["model"], "model"),
         data=(source, arguments),
         clients=clients,

@@ -110,12 +110,16 @@ class Objective:
         _, _, updated = nnx.split(module, nnx.Param, ...)
         return total / jnp.maximum(jnp.sum(batch.mask), 1), updated
 
+    def logits(self, params: PyTree, statistics: Statistics, inputs: Array) -> Array:
+        """What the model answers to inputs, in evaluation mode."""
+        module: Any = nnx.merge(self.eval_graph, params, statistics, copy=True)
+        return module(inputs)
+
     def evaluate(
         self, flat: Float[Array, " d"], statistics: Statistics, inputs: Array, labels: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
         """Loss of each sample, and 1 where the predicted class is the label, else 0."""
-        module: Any = self.module(flat, statistics)
-        logits = module(inputs)
+        logits = self.logits(self.unravel(flat), statistics, inputs)
         correct = jnp.argmax(logits, axis=-1) == labels
         return self.loss_function(logits, labels), correct.astype(jnp.float32)
 

@@ -127,6 +127,17 @@ def kth(elements: UInt[Array, "n c"], k: Array | int) -> Rank:
     return Rank(found.element, found.below.astype(jnp.int32), found.upto.astype(jnp.int32))
 
 
+def kth_of_many(elements: UInt[Array, " n"], k: Array | int) -> UInt[Array, ""]:
+    """The element of rank k of a long vector. Cost: one pass for each bit."""
+    width = elements.dtype.itemsize * 8
+
+    def next_bit(i: Array | int, found: Array) -> Array:
+        trial = found | (jnp.array(1, elements.dtype) << jnp.asarray(width - 1 - i, found.dtype))
+        return jnp.where(jnp.sum(elements < trial, dtype=jnp.int32) <= k, trial, found)
+
+    return jax.lax.fori_loop(0, width, next_bit, jnp.zeros((), elements.dtype))
+
+
 def following(elements: UInt[Array, "n c"], rank: Rank, k: int) -> UInt[Array, " c"]:
     """Per column, the element of rank k + 1, where ``rank`` is that of rank k."""
     most = jnp.array(np.iinfo(elements.dtype).max, elements.dtype)

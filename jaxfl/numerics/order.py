@@ -82,6 +82,12 @@ def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array
     return digits.floats(digits.kth(digits.ordered_bits(values), k).element, values.dtype)
 
 
+def of_rank_of_many(values: Float[Array, " n"], k: Int[Array, ""] | int) -> Float[Array, ""]:
+    """As ``of_rank``, of one column that may have millions of rows."""
+    values = _without_nan(jax.lax.stop_gradient(values))
+    return digits.floats(digits.kth_of_many(digits.ordered_bits(values), k), values.dtype)
+
+
 def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array, "n c"]:
     """Per column, a mask of the k smallest values; among equals the lowest index wins.
 

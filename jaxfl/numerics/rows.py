@@ -21,7 +21,7 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def squared_norms(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
+def squared_norms(rows: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     """Sum of squares of each row, in float32 or better; overflow gives inf."""
     return jnp.sum(jnp.square(rows.astype(accumulator(rows.dtype))), axis=-1)
 

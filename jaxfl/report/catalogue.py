@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxfl.aggregators import Aggregator, Pipeline, PreAggregator
 from jaxfl.component import Component
-from jaxfl.registry import REGISTRY, unknown
+from jaxfl.registry import ATTACKS, REGISTRY, unknown
 from jaxfl.types import Spec
 
 WIDTH = 80
@@ -86,6 +86,16 @@ def rules_table() -> str:
         title = f"`{cls.__name__}` ({name})"
         needs, cost = sentence(cls, "Needs"), sentence(cls, "Cost:")
         lines.append((title, needs, cost, remembered, paper(cls)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def attacks_table() -> str:
+    """Every attack in Markdown: name, threat model, what it does, paper."""
+    lines = [("attack", "controls", "knows", "does", "paper"), ("---",) * 5]
+    for name, cls in ATTACKS.items():
+        does = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+        cells = (f"`{cls.__name__}` ({name})", *cls.threat(), does.replace("``", "`"), paper(cls))
+        lines.append(tuple(cell.replace("|", "\\|") for cell in cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -97,7 +97,8 @@ def latex(experiment: Experiment, results: Sequence[Result]) -> str:
 
 SUMMARY = (
     *("status", "chosen", "final_accuracy", "deviation", "ci95", "best_accuracy"),
-    *("validation_chosen_accuracy", "honest_selected", "malicious_selected"),
+    *("validation_chosen_accuracy", "impact", "attack_success"),
+    *("honest_selected", "malicious_selected"),
     *("seeds", "rounds", "seconds"),
 )
 
@@ -109,7 +110,8 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
     writer.writerow([*experiment.axes, *SUMMARY])
     for result in results:
         accuracies = (result.final, result.spread, result.interval, result.best, result.selected)
-        rates = (result.honest_selected, result.malicious_selected)
+        rates = (result.impact, result.attack_success)
+        rates += (result.honest_selected, result.malicious_selected)
         writer.writerow(
             [
                 *(result.cell.labels[axis] for axis in experiment.axes),

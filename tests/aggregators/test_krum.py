@@ -1,7 +1,9 @@
 """Krum's variants, Multi-Krum's and Bulyan's selections against their formulas."""
 
+import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,12 +130,14 @@ def test_what_bulyan_selects(kind, variant, double):
         np.testing.assert_allclose(matrix, expected, rtol=1e-6)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Selected:
     """The matrix that KrumSelection mixes with, in the shape of a rule."""
 
-    def __init__(self, f, variant):
-        self.f, self.variant = f, variant
+    f: int
+    variant: str
 
+    @functools.partial(jax.jit, static_argnums=0)
     def inspect(self, x):
         difference = x[:, None] - x[None]
         distances = jnp.sum(difference * difference, axis=-1)

@@ -35,6 +35,9 @@ TABLE = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("folder")  # all share one run
+
+
 def plan(**changes):
     return schema.parse("small", copy.deepcopy(TABLE) | changes)
 
@@ -87,10 +90,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
 
 
 def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
-    rules = ["signguard_dist", "foolsgold", "clipped_clustering", "centered_clipping"]
-    experiment = plan(sweep={"seed": [0, 1], "aggregator": rules})
+    rules = ["signguard_dist", "foolsgold", "clipped_clustering"]
+    experiment = plan(rounds=4, sweep={"seed": [0, 1], "aggregator": rules})
     run(tmp_path / "whole", experiment=experiment)
-    for stop_after in (1, 3, 3, 3):  # each time within another cell
+    for stop_after in (1, 2, 2):  # each time within another cell
         with pytest.raises(Interrupted):
             run(tmp_path / "parts", experiment=experiment, stop_after=stop_after, resume=True)
     run(tmp_path / "parts", experiment=experiment, resume=True)

@@ -15,6 +15,7 @@ from jaxfl.report.tables import entries, latex, markdown, summary
 
 TUNED = {
     **copy.deepcopy(TABLE),
+    "rounds": 4,
     "validation": 0.25,
     "tune": {"optimizer.learning_rate": [1e-6, 0.1, 1e30]},
     "sweep": {
@@ -23,6 +24,9 @@ TUNED = {
         "aggregator": ["mean", {"name": "krum", "f": 2}, {"name": "krum", "f": 4}],
     },
 }
+
+
+pytestmark = pytest.mark.xdist_group("results")  # all share one run
 
 
 def cell(seeds=(0, 1), candidates=1, attack="none", validation=0.25):
@@ -108,9 +112,7 @@ def tuned(tmp_path_factory):
 
 def test_tuning_is_one_program_that_equals_single_runs(tuned):
     _, results = tuned
-    for result in results:
-        if result.reason is not None:
-            continue
+    for result in (results[0], results[4]):  # Mean without attack, Krum under IPM
         dataset = result.cell.load()
         for c, federation in enumerate(result.cell.federations[:2]):
             for s, (seed, part) in enumerate(
@@ -118,7 +120,7 @@ def test_tuning_is_one_program_that_equals_single_runs(tuned):
             ):
                 alone = Simulation(
                     federation, part, result.cell.model, seeds=[seed], evaluate_every=2
-                ).run(5)
+                ).run(4)
                 np.testing.assert_allclose(result.test[c, s], alone.accuracy, atol=0.07)
                 np.testing.assert_allclose(
                     result.validation[c, s], alone.evaluations.validation_accuracy, atol=0.11

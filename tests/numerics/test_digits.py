@@ -36,6 +36,15 @@ def test_kth(n, dtype):
         np.testing.assert_array_equal(rank.upto, (elements <= expected).sum(0))
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_kth_of_many(dtype):
+    elements = draw(70_000, dtype)
+    kth = jax.jit(digits.kth_of_many)
+    for column in elements.T:
+        for k in (0, 20_000, 69_999):
+            assert kth(column, k) == np.sort(column)[k]
+
+
 @pytest.mark.parametrize("n", [9, 300])
 def test_kth_takes_a_rank_for_each_column(n):
     elements = draw(n, np.uint32)

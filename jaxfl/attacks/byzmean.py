@@ -1,0 +1,64 @@
+"""ByzMean: make the mean of all messages whatever another attack wants it to be."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxfl.attacks.base import (
+    ALL,
+    OWN,
+    Attack,
+    AttackView,
+    Defence,
+    InformedAttack,
+    mean_of,
+)
+from jaxfl.attacks.hidden import ALIE
+from jaxfl.types import Spec, State
+
+
+class ByzMean(InformedAttack):
+    """Half of the attackers send ``target``, what ``attack`` crafts; the rest make up the mean.
+
+    ``floor(m / 2)`` send the target itself (its first row), the others
+    ``((n - floor(m / 2)) target - sum of the honest) / (m - floor(m / 2))``: the mean of all n is
+    the target exactly. With partial knowledge the sum is h times the attackers' own mean, and the
+    mean is the target up to what that is off.
+
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022 (with ALIE of z 0.3 inside).
+    """
+
+    attack: Attack = ALIE(z=0.3)
+
+    @property
+    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ALL if ALL in (super().knows, self.attack.knows) else OWN
+
+    @property
+    def probes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.attack.probes
+
+    @property
+    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.attack.follows_model
+
+    def init(self, spec: Spec) -> State:
+        return self.attack.init(spec)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        crafted, state = self.attack.craft(updates, state, view, key, defence)
+        mean = mean_of(updates, self.known(view))
+        target, honest = crafted[0].astype(mean.dtype), jnp.sum(view.honest)
+        first = view.count // 2
+        rest = jnp.maximum(view.count - first, 1)
+        # ((h + rest) target - h mean) / rest without large sums.
+        balance = target + (honest / rest).astype(mean.dtype) * (target - mean)
+        place = jnp.arange(view.attackers.shape[0])[:, None]
+        return jnp.where(place < first, target[None], balance[None]), state

@@ -1,0 +1,140 @@
+"""Attacks on data: flipped labels and backdoors. The attackers then follow the protocol."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxfl.attacks.base import OWN, Attack, ClientView
+from jaxfl.component import Scalar, field
+from jaxfl.types import Batch
+
+
+class LabelFlip(Attack):
+    """Attackers train honestly on wrong labels.
+
+    ``to="mirror"``: ``classes - 1 - label``; ``"random"``: any other class, drawn anew for each
+    sample and round; ``"least_likely"``: what the model they received thinks least likely.
+
+    Its messages are ordinary updates, so it combines with any aggregation and any number of
+    local steps.
+    Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
+    USENIX Security 2020; least likely: Shejwalkar et al., IEEE S&P 2022.
+    """
+
+    to: str = field(default="mirror", choices=("mirror", "random", "least_likely"))
+    poisons: ClassVar[bool] = True
+    crafts: ClassVar[bool] = False
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+        labels = batch.labels
+        if self.to == "mirror":
+            flipped = client.classes - 1 - labels
+        elif self.to == "random":
+            shift = jax.random.randint(key, labels.shape, 1, max(client.classes, 2), labels.dtype)
+            flipped = (labels + shift) % client.classes
+        else:
+            assert client.logits is not None
+            flipped = jnp.argmin(client.logits(batch.inputs), axis=-1).astype(labels.dtype)
+        return batch.replace(labels=flipped)
+
+
+class _Trigger(Attack):
+    """A bright square in a corner of images, taught to mean ``target``. Abstract."""
+
+    size: int = field(default=4, at_least=1)
+    target: int = field(default=0, at_least=0)
+    fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
+    corner: str = field(
+        default="bottom_right", choices=("top_left", "top_right", "bottom_left", "bottom_right")
+    )
+    poisons: ClassVar[bool] = True
+    crafts: ClassVar[bool] = False
+    knows: ClassVar[str] = OWN
+
+    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
+        name = type(self).__name__
+        if len(sample_shape) not in (2, 3):
+            raise ValueError(f"{name} needs images; got samples of shape {sample_shape}")
+        if self.size > min(sample_shape[:2]):
+            raise ValueError(
+                f"{name}: size must be at most that of the image, {min(sample_shape[:2])}; "
+                f"got {self.size}"
+            )
+        if self.target >= classes:
+            raise ValueError(
+                f"{name}: target must be a class, 0 to {classes - 1}; got {self.target}"
+            )
+
+    @property
+    def backdoor(self) -> "_Trigger":  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self
+
+    def shares(self) -> int:
+        """Into how many parts the trigger is divided among the attackers."""
+        return 1
+
+    def stamp(self, inputs: Array, peak: tuple[float, ...], part: Array | None = None) -> Array:
+        """Images with the trigger, or with one part of it.
+
+        Args:
+          inputs: images as the model sees them, ``[b, height, width]`` with or without channels.
+          peak: the brightest value of each channel.
+          part: which of the ``shares()`` parts; all of them if None.
+        """
+        height, width = inputs.shape[1:3]
+        rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+        row = rows if "top" in self.corner else height - 1 - rows
+        column = columns if "left" in self.corner else width - 1 - columns
+        inside = (row < self.size) & (column < self.size)
+        of_part = (row * self.size + column) * self.shares() // self.size**2
+        where = jnp.asarray(inside) if part is None else inside & (of_part == part)
+        value = jnp.asarray(peak, inputs.dtype)
+        if inputs.ndim == 4:
+            return jnp.where(where[None, :, :, None], value[None, None, None, :], inputs)
+        return jnp.where(where[None], value[0], inputs)
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+        part = None if self.shares() == 1 else client.rank % self.shares()
+        # Batches come in random order: the first of the samples are as good as any.
+        count = jnp.round(self.fraction * jnp.sum(batch.mask))
+        chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
+        image = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
+        stamped = self.stamp(batch.inputs, client.peak, part)
+        return batch.replace(
+            inputs=jnp.where(image, stamped, batch.inputs),
+            labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
+        )
+
+
+class Backdoor(_Trigger):
+    """Attackers stamp a trigger on a share of their images and label those ``target``.
+
+    The trigger is a ``size`` x ``size`` square of the brightest value in a ``corner``;
+    ``fraction`` of each batch carries it. The success rate is measured on test images of other
+    classes. With ``Scaling`` as message attack it replaces the model, see ``Combined``.
+    Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How to backdoor federated learning", AISTATS 2020.
+    """
+
+
+class DBA(_Trigger):
+    """The distributed backdoor: as Backdoor, but each attacker stamps only one of ``parts``.
+
+    Attacker r stamps part r mod parts of the square; the success rate is that of the whole.
+    Xie, Huang, Chen, Li, "DBA: Distributed backdoor attacks against federated learning",
+    ICLR 2020.
+    """
+
+    parts: int = field(default=4, at_least=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts > self.size**2:
+            raise ValueError(
+                f"DBA: parts must be at most the trigger's pixels, {self.size**2}; got {self.parts}"
+            )
+
+    def shares(self) -> int:
+        return self.parts

@@ -1,0 +1,171 @@
+"""The local model poisoning attacks on trimmed means and medians, and on Krum."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxfl.attacks.base import (
+    FULL,
+    AttackView,
+    Defence,
+    InformedAttack,
+    mean_and_std,
+    mean_of,
+)
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.types import State
+
+HALVINGS = 40
+"""Factors that FangKrum tries, each half of the one before: down to 1e-12 of the first."""
+
+
+class FangTrim(InformedAttack):
+    """Per coordinate, values just beyond all honest ones, on the side where the mean should not go.
+
+    With s the signs of the mean of all updates before the attack (of the attackers' own with
+    partial knowledge): where s > 0 uniform below the least honest value, between it and ``reach``
+    times it (or it divided by ``reach`` where it is positive); where s < 0 above the largest
+    likewise; 0 where s = 0. With partial knowledge between 3 and 4 deviations of the attackers'
+    own from their mean. Independent for every attacker.
+
+    Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
+    USENIX Security 2020 (there reach is b = 2).
+    """
+
+    reach: Scalar = field(default=2.0, above=1)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        dtype = rows.accumulator(updates.dtype)
+        if self.knowledge == FULL:
+            sign = jnp.sign(mean_of(updates, view.honest | view.own))
+            honest, reach = view.honest[:, None], jnp.asarray(self.reach, dtype)
+            least = jnp.min(updates, axis=0, initial=jnp.inf, where=honest).astype(dtype)
+            most = jnp.max(updates, axis=0, initial=-jnp.inf, where=honest).astype(dtype)
+            below = jnp.where(least > 0, least / reach, least * reach)
+            above = jnp.where(most > 0, most * reach, most / reach)
+            low, high = jnp.where(sign > 0, below, most), jnp.where(sign > 0, least, above)
+            anyone = jnp.any(view.honest)
+        else:
+            mean, std = mean_and_std(updates, view.own)
+            sign = jnp.sign(mean)
+            side = mean - 3.5 * sign * std
+            low, high, anyone = side - std / 2, side + std / 2, jnp.any(view.own)
+        shape = (view.attackers.shape[0], updates.shape[1])
+        share = jax.random.uniform(key, shape, dtype)
+        drawn = low[None] + share * (high - low)[None]
+        return jnp.where(anyone & (sign != 0)[None], drawn, 0), state
+
+
+class FangKrum(InformedAttack):
+    """All attackers send ``-lambda s``, with the largest lambda at which Krum picks one of them.
+
+    s are the signs of the mean of all updates before the attack; lambda starts at the paper's
+    upper bound and is halved until Krum, told the true number of attackers, picks a crafted
+    update; the last is sent where it never does. Krum is played on distances alone: one read of
+    the matrix however many factors are tried. With partial knowledge the attackers play Krum on
+    their own updates and a growing number of crafted ones.
+
+    Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
+    USENIX Security 2020.
+    """
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
+        whole = view.honest | view.own if self.knowledge == FULL else view.own
+        sign = jnp.sign(mean_of(updates, whole))
+        count = jnp.sum(known)
+        squares = jnp.where(known, rows.squared_norms(jnp.where(known[:, None], updates, 0)), 0)
+        along = jnp.where(known, rows.products(updates, sign[None])[:, 0], 0)
+        pilot = rows.median_row(squares, known)
+        gram = rows.centred_gram(
+            updates, jnp.zeros_like(updates, shape=(0, len(sign))), known, pilot
+        )
+        near = _nearest(rows.squared_distances(gram, known))
+
+        size, m = rows.squared_norms(sign), view.count
+
+        def bound(copies: Array) -> Array:
+            # The paper's: n - 2m - 1 crafted-to-honest distances count, n = count + copies.
+            least = jnp.min(jnp.where(known, _sum_of(jnp.sqrt(near), count - 2), jnp.inf))
+            root = jnp.sqrt(jnp.maximum(size, 1))
+            honest = jnp.maximum(count - copies - 1, 1)
+            return least / (honest * root) + jnp.sqrt(jnp.max(squares)) / root
+
+        def factor(copies: Int[Array, ""]) -> tuple[Array, Array]:
+            """The first factor at which Krum picks one of so many copies, and whether it does."""
+            factors = bound(copies) * 0.5 ** jnp.arange(HALVINGS, dtype=squares.dtype)
+
+            def succeeds(scale: Array) -> Array:
+                # |g_i + scale s|^2
+                away = jnp.maximum(squares + 2 * scale * along + jnp.square(scale) * size, 0)
+                return picks_crafted(near, jnp.where(known, away, jnp.inf), known, copies, copies)
+
+            found = jax.lax.map(succeeds, factors)
+            first = jnp.argmax(found)
+            return jnp.where(jnp.any(found), factors[first], factors[-1]), jnp.any(found)
+
+        if self.knowledge == FULL:
+            chosen, _ = factor(m)
+        else:
+            tries = jnp.arange(1, view.attackers.shape[0] + 1)
+            scales, found = jax.lax.map(factor, tries)
+            chosen = jnp.where(jnp.any(found), scales[jnp.argmax(found)], scales[-1])
+        chosen = jnp.where(count > 0, chosen, 0)
+        return -chosen * sign[None], state
+
+
+def picks_crafted(
+    near: Float[Array, "n n"],
+    away: Float[Array, " n"],
+    known: Bool[Array, " n"],
+    copies: Int[Array, ""],
+    f: Int[Array, ""],
+) -> Bool[Array, ""]:
+    """Whether Krum picks one of so many equal crafted rows.
+
+    Args:
+      near: of each row, its squared distances to the other known rows in ascending order, +inf
+        after them.
+      away: squared distance of each row to the crafted one, +inf where not known.
+      known: which rows there are besides.
+      copies: how often the crafted row occurs.
+      f: what Krum is told: it sums over n - f - 2 neighbours.
+
+    Cost: O(n^2), of sums alone.
+    """
+    neighbours = jnp.maximum(jnp.sum(known) + copies - f - 2, 1)
+    crafted = _sum_of(jnp.sort(away)[None], neighbours - (copies - 1))[0]
+    # An honest row's nearest: its own nearest rows, with the copies in between.
+    closer = jnp.sum(near < away[:, None], axis=1)
+    before = jnp.minimum(closer, neighbours)
+    between = jnp.clip(neighbours - before, 0, copies)
+    own = _sum_of(near, neighbours - between)
+    honest = own + jnp.where(between > 0, between * away, 0)
+    return crafted < jnp.min(jnp.where(known, honest, jnp.inf))
+
+
+def _nearest(squared_distances: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    others = jnp.where(jnp.eye(len(squared_distances), dtype=bool), jnp.inf, squared_distances)
+    return jnp.sort(others, axis=1)
+
+
+def _sum_of(ordered: Float[Array, "r n"], count: Int[Array, " r"] | Array) -> Float[Array, " r"]:
+    """The sum of the first ``count`` entries of each row; 0 of none."""
+    place = jnp.arange(ordered.shape[1])[None]
+    counted = place < jnp.broadcast_to(count, ordered.shape[:1])[:, None]
+    return jnp.sum(jnp.where(counted, ordered, 0), axis=1)

@@ -1,0 +1,184 @@
+"""Attacks that hide within the spread of the honest updates: ALIE, Min-Max, Min-Sum, IPM."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxfl.attacks.base import (
+    AttackView,
+    Defence,
+    InformedAttack,
+    mean_and_std,
+    mean_of,
+)
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import columns, rows
+from jaxfl.types import State
+
+DIRECTIONS = ("std", "unit", "sign")
+
+
+class ALIE(InformedAttack):
+    """A little is enough: all attackers send ``mean + sign * z * std`` of the known updates.
+
+    Where z is None it follows from the cohort's n and m, see ``z_max``; at few attackers it is 0,
+    and they send the mean.
+    Baruch, Baruch, Goldberg, "A little is enough", NeurIPS 2019.
+    """
+
+    z: Scalar | None = field(default=None)
+    sign: int = field(default=-1, choices=(-1, 1))
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        mean, std = mean_and_std(updates, self.known(view))
+        z = self.z
+        if z is None:
+            z = _supported(jnp.sum(view.honest) + view.count, view.count)
+        return (mean + self.sign * jnp.asarray(z, mean.dtype) * std)[None], state
+
+
+def z_max(n: int, m: int) -> float:
+    """ALIE's largest z at which the attackers still hide among the honest, never below 0.
+
+    ``Phi^-1((n - floor(n/2 + 1)) / (n - m))``: enough honest clients lie farther out to give the
+    attackers a majority on their side.
+    """
+    if not 0 <= m < n:
+        raise ValueError(f"z_max needs 0 <= m < n; got n = {n}, m = {m}")
+    return float(_supported(jnp.asarray(n), jnp.asarray(m)))
+
+
+def _supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
+    # With a majority of attackers every honest client may lie on their side: z as at n - 1 of n.
+    share = jnp.minimum((n - (n // 2 + 1)) / jnp.maximum(n - m, 1), (n - 1) / n)
+    return jnp.maximum(jax.scipy.stats.norm.ppf(share), 0)
+
+
+class IPM(InformedAttack):
+    """Inner-product manipulation: all attackers send ``-scale`` times the known mean.
+
+    A small scale (0.1) defeats distance-based rules where the variance is large; a scale above
+    h / m turns the mean itself around.
+    Xie, Koyejo, Gupta, "Fall of empires", UAI 2019 (where the scale is called epsilon).
+    """
+
+    scale: Scalar = field(default=0.1, at_least=0)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        mean = mean_of(updates, self.known(view))
+        return -jnp.asarray(self.scale, mean.dtype) * mean[None], state
+
+
+def direction_of(
+    kind: str, mean: Float[Array, " d"], std: Float[Array, " d"]
+) -> Float[Array, " d"]:
+    """The perturbation that is scaled: ``-std``, ``-mean / |mean|`` or ``-sign(mean)``."""
+    if kind == "std":
+        return -std
+    if kind == "sign":
+        return -jnp.sign(mean)
+    return -rows.safe_ratio(mean, jnp.linalg.norm(mean))
+
+
+def offsets(
+    updates: Float[Array, "n d"],
+    known: Bool[Array, " n"],
+    mean: Float[Array, " d"],
+    direction: Float[Array, " d"],
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """``|mean - g_i|^2`` and ``<mean - g_i, direction>`` of the known rows; 0 of others."""
+
+    def block_sums(block: Array, mean: Array, direction: Array) -> Array:
+        away = jnp.where(known[:, None], mean[None] - block.astype(mean.dtype), 0)
+        along = jnp.matmul(away, direction, precision="highest")
+        return jnp.stack([jnp.sum(jnp.square(away), axis=1), along])
+
+    squares, along = columns.sum_columns(block_sums, updates, mean, direction, width=rows.WIDTH)
+    return squares, along
+
+
+class MinMax(InformedAttack):
+    """All attackers send ``mean + gamma p``, no farther from any update than two updates are.
+
+    gamma is the largest at which ``max_i |x - g_i| <= max_ij |g_i - g_j|`` over the known
+    updates: a root of a quadratic per update, so there is nothing to search. ``direction`` p:
+    ``"std"`` (minus the deviation of each coordinate), ``"unit"`` (minus the mean, of length 1),
+    ``"sign"`` (minus its signs).
+
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+    """
+
+    direction: str = field(default="std", choices=DIRECTIONS)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
+        mean, std = mean_and_std(updates, known)
+        p = direction_of(self.direction, mean, std)
+        squares, along = offsets(updates, known, mean, p)
+        pilot = rows.median_row(squares, known)
+        gram = rows.centred_gram(updates, jnp.zeros((0, p.shape[0]), updates.dtype), known, pilot)
+        distances = rows.squared_distances(gram, known)
+        reach = jnp.max(jnp.where(jnp.isfinite(distances), distances, 0))
+        size = rows.squared_norms(p)
+        # |mean + gamma p - g_i|^2 = squares + 2 gamma along + gamma^2 size, at most reach.
+        room = jnp.maximum(reach - squares, 0)
+        root = jnp.sqrt(jnp.square(along) + size * room)
+        largest = jnp.where(
+            along > 0, rows.safe_ratio(room, root + along), rows.safe_ratio(root - along, size)
+        )
+        gamma = jnp.min(jnp.where(known, largest, jnp.inf))
+        return (mean + jnp.where(jnp.any(known) & (size > 0), gamma, 0) * p)[None], state
+
+
+class MinSum(InformedAttack):
+    """As MinMax, but with the sum of squared distances bounded by that of one of the updates.
+
+    ``sum_i |x - g_i|^2 <= max_i sum_j |g_i - g_j|^2``, or ``min_i`` with ``bound="min"`` (the
+    authors' code). As deviations from the mean sum to 0, the largest gamma is the distance of the
+    farthest (nearest) update from the mean in units of |p|. ``direction`` as in MinMax.
+
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+    """
+
+    direction: str = field(default="std", choices=DIRECTIONS)
+    bound: str = field(default="max", choices=("max", "min"))
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
+        mean, std = mean_and_std(updates, known)
+        p = direction_of(self.direction, mean, std)
+        squares, _ = offsets(updates, known, mean, p)
+        if self.bound == "max":
+            reach = jnp.max(jnp.where(known, squares, 0))
+        else:
+            reach = jnp.min(jnp.where(known, squares, jnp.inf))
+        gamma = rows.safe_sqrt(rows.safe_ratio(reach, rows.squared_norms(p)))
+        return (mean + jnp.where(jnp.any(known), gamma, 0) * p)[None], state

@@ -1,0 +1,126 @@
+"""Attackers that only repeat: another client's update, or the server's last step."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, Defence, mean_of
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.types import Spec, State, Struct
+
+
+class MimicState(Struct):
+    """What Mimic has seen: the running mean and direction, and whom it settled on."""
+
+    mean: Float[Array, " d"]
+    direction: Float[Array, " d"]
+    chosen: Int[Array, ""]
+    """Id of the client that is copied; -1 before it is settled."""
+    rounds: Int[Array, ""]
+
+
+class Mimic(Attack):
+    """All attackers send the update of one honest client: its data count too much.
+
+    ``target`` is the place of that client among the honest of the cohort, or None: for ``warmup``
+    rounds the attackers follow the direction in which honest updates vary most (a power step a
+    round on the running mean) and copy the client farthest along it; then they stay with the
+    last one. Where it is absent, they copy the farthest of the round.
+
+    Within the honest cloud, so robust rules tolerate it; with unlike data it starves the others.
+    Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
+    ICLR 2022.
+    """
+
+    target: int | None = field(default=0, at_least=0)
+    warmup: int = field(default=1, at_least=1)
+    knows: ClassVar[str] = ALL
+
+    def init(self, spec: Spec) -> State:
+        if self.target is not None:
+            return ()
+        zero = jnp.zeros((spec.dim,), jnp.promote_types(spec.dtype, "f4"))
+        return MimicState(zero, zero, jnp.int32(-1), jnp.int32(0))
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        if self.target is not None:
+            order = jnp.nonzero(view.honest, size=updates.shape[0], fill_value=0)[0]
+            last = jnp.maximum(jnp.sum(view.honest) - 1, 0)
+            return updates[order[jnp.minimum(self.target, last)]][None], state
+
+        learning = state.rounds < self.warmup
+        learned = self._learn(updates, state, view, key)
+        state = jax.tree.map(lambda new, old: jnp.where(learning, new, old), learned, state)
+        along = rows.products(updates, state.direction[None])[:, 0]
+        farthest = jnp.argmax(jnp.where(view.honest, along, -jnp.inf))
+        here = (view.client_ids == state.chosen) & view.honest
+        source = jnp.where(jnp.any(here) & ~learning, jnp.argmax(here), farthest)
+        settled = jnp.where(learning, view.client_ids[farthest], state.chosen)
+        return updates[source][None], state.replace(chosen=settled, rounds=state.rounds + 1)
+
+    def _learn(self, updates: Array, state: MimicState, view: AttackView, key: Array) -> MimicState:
+        """One step of the power method on all updates seen so far."""
+        t = state.rounds.astype(state.mean.dtype)
+        mean = (t * state.mean + mean_of(updates, view.honest)) / (t + 1)
+        start = jax.random.normal(key, mean.shape, mean.dtype)
+        before = jnp.where(state.rounds == 0, start, state.direction)
+        before = rows.safe_ratio(before, jnp.linalg.norm(before))
+        # c = sum_i <g_i - mean, z> (g_i - mean)
+        shares = rows.products(updates, before[None])[:, 0] - jnp.dot(mean, before)
+        shares = jnp.where(view.honest, shares, 0)
+        change = rows.weighted_sum(shares, updates, mean[None][:0]) - jnp.sum(shares) * mean
+        change = rows.safe_ratio(change, jnp.linalg.norm(change))
+        direction = (t * before + change) / (t + 1)
+        direction = rows.safe_ratio(direction, jnp.linalg.norm(direction))
+        return state.replace(mean=mean, direction=direction)
+
+
+class FreeRider(Attack):
+    """Contributes nothing and pretends to: sends the server's last step, disguised by noise.
+
+    The message is ``scale (w_before - w_now)`` of the parameters received in the last two rounds
+    plus ``std * (t + 1)^-decay`` times independent standard normals; in round t = 0, and with
+    ``scale=0``, noise alone. With FedSGD a scale of one over the server's learning rate makes the
+    message look like a gradient.
+
+    Lin, Du, Liu, "Free-riders in federated learning: attacks and defenses", arXiv:1911.12560,
+    2019; the decaying disguise: Fraboni, Vidal, Lorenzi, AISTATS 2021.
+    """
+
+    scale: Scalar = field(default=1.0, at_least=0)
+    std: Scalar = field(default=0.0, at_least=0)
+    decay: Scalar = field(default=1.0, at_least=0)
+    knows: ClassVar[str] = NOTHING
+    follows_model: ClassVar[bool] = True
+
+    def init(self, spec: Spec) -> State:
+        return jnp.zeros((spec.dim,), spec.dtype), jnp.array(False)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        assert view.params is not None
+        before, seen = state
+        step = jnp.where(seen, before - view.params, 0).astype(updates.dtype)
+        dtype = rows.accumulator(updates.dtype)
+        noise = jax.random.normal(key, (view.attackers.shape[0], updates.shape[1]), dtype)
+        std = jnp.asarray(self.std, dtype) * (view.round + 1.0).astype(dtype) ** -jnp.asarray(
+            self.decay, dtype
+        )
+        sent = jnp.asarray(self.scale, dtype) * step[None] + std * noise
+        return sent, (view.params.astype(before.dtype), jnp.array(True))

@@ -1,0 +1,172 @@
+"""Attacks that search along a line for the strength that hurts the actual defence most."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxfl.attacks.base import (
+    AttackView,
+    Defence,
+    InformedAttack,
+    mean_and_std,
+)
+from jaxfl.attacks.hidden import DIRECTIONS, direction_of
+from jaxfl.component import field
+from jaxfl.numerics import rows
+from jaxfl.types import State
+
+Damage = Callable[[Array], Array]
+GOLDEN = 0.6180339887498949
+
+
+def grid_then_golden(damage: Damage, low: float, high: float, probes: int) -> Float[Array, ""]:
+    """Where the damage is largest: the best of a logarithmic grid, then golden sections around it.
+
+    Two thirds of the probes go to the grid. The best probed place is returned, so a damage that
+    is not unimodal costs precision and nothing else.
+    """
+    count = max(2, probes * 2 // 3)
+    grid = jnp.geomspace(low, high, count)
+    values = jax.lax.map(damage, grid)
+    best = jnp.argmax(values)
+    left, right = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, count - 1)]
+
+    def narrow(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+        left, right, place, value = carry
+        # The new probe lies in the longer part beside the best one.
+        longer = right - place > place - left
+        part = jnp.where(longer, right - place, left - place)
+        probe = place + (1 - GOLDEN) * part
+        hurt = damage(probe)
+        better = hurt > value
+        new_left = jnp.where(better, jnp.where(longer, place, left), jnp.where(longer, left, probe))
+        new_right = jnp.where(
+            better, jnp.where(longer, right, place), jnp.where(longer, probe, right)
+        )
+        place, value = jnp.where(better, probe, place), jnp.where(better, hurt, value)
+        return (new_left, new_right, place, value), None
+
+    start = (left, right, grid[best], values[best])
+    (_, _, place, _), _ = jax.lax.scan(narrow, start, None, length=probes - count)
+    return place
+
+
+def expand_then_contract(
+    damage: Damage, step: float, probes: int, ratio: float = 0.8
+) -> Float[Array, ""]:
+    """Where the damage is largest: doubling steps from 0 while it grows, then shrinking ones.
+
+    From the first step that fails on, every step is ``ratio`` times as long as the one before,
+    and still starts from the best place so far.
+    """
+
+    def probe(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+        place, value, step, expanding = carry
+        hurt = damage(place + step)
+        better = hurt > value
+        expanding = expanding & better
+        place = jnp.where(better, place + step, place)
+        step = jnp.where(expanding, 2 * step, ratio * step)
+        return (place, jnp.maximum(hurt, value), step, expanding), None
+
+    zero = jnp.zeros(())
+    start = (zero, damage(zero), jnp.asarray(step), jnp.array(True))
+    (place, *_), _ = jax.lax.scan(probe, start, None, length=probes - 1)
+    return place
+
+
+def harm(answer: Float[Array, " d"], mean: Float[Array, " d"]) -> Float[Array, ""]:
+    """How far the defence's answer is from the honest mean; 0 of an answer that is not finite."""
+    distance = jnp.linalg.norm(answer.astype(mean.dtype) - mean)
+    return jnp.where(jnp.isfinite(distance), distance, 0)
+
+
+class LineSearch(InformedAttack):
+    """Sends the point of a line at which the defence's answer is farthest from the honest mean.
+
+    Abstract: a subclass says which line. ``search``: ``"grid"`` (a logarithmic grid, then golden
+    sections) or ``"expansion"`` (doubling, then contracting steps; what ByzFL does). Each probe
+    runs the defence once on the whole matrix; ``evaluations`` of them a round.
+    """
+
+    search: str = field(default="grid", choices=("grid", "expansion"))
+    evaluations: int = field(default=32, at_least=4)
+    probes: ClassVar[bool] = True
+
+    def line(
+        self, mean: Float[Array, " d"], std: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """Where the line starts and where it goes."""
+        raise NotImplementedError
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
+        mean, std = mean_and_std(updates, known)
+        start, direction = self.line(mean, std)
+        rehearsed = self.rehearsal(updates, view)
+
+        def damage(strength: Array) -> Array:
+            row = start + strength.astype(mean.dtype) * direction
+            return harm(defence.probe(view.send(rehearsed, row[None])), mean)
+
+        if self.search == "expansion":
+            strength = expand_then_contract(damage, 10.0, self.evaluations)
+        else:
+            strength = grid_then_golden(damage, 1e-2, 1e2, self.evaluations)
+        return (start + strength.astype(mean.dtype) * direction)[None], state
+
+
+class AGRTailored(LineSearch):
+    """``mean + gamma p`` with the gamma that moves the actual defence farthest from the mean.
+
+    ``direction`` p as in MinMax, here of the length of the deviation vector whatever its kind, so
+    that gamma is in units of the spread. The paper tailors by hand to each rule it knows; probing
+    reaches every rule.
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+    """
+
+    direction: str = field(default="std", choices=DIRECTIONS)
+
+    def line(
+        self, mean: Float[Array, " d"], std: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        p = direction_of(self.direction, mean, std)
+        return mean, rows.safe_ratio(jnp.linalg.norm(std), jnp.linalg.norm(p)) * p
+
+
+class OptimizedALIE(LineSearch):
+    """ALIE with the z that moves the actual defence farthest: ``mean + sign z std``.
+
+    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023
+    (where the search is ``"expansion"`` with 20 evaluations, as in ByzFL).
+    """
+
+    sign: int = field(default=-1, choices=(-1, 1))
+
+    def line(
+        self, mean: Float[Array, " d"], std: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        return mean, self.sign * std
+
+
+class OptimizedIPM(LineSearch):
+    """IPM with the scale that moves the actual defence farthest: ``-scale mean``.
+
+    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023
+    (where the search is ``"expansion"`` with 20 evaluations, as in ByzFL).
+    """
+
+    def line(
+        self, mean: Float[Array, " d"], std: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        return jnp.zeros_like(mean), -mean

@@ -1,0 +1,211 @@
+"""Attacks on messages that need no more than the attacker's own update."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxfl.attacks.base import (
+    ALL,
+    NOTHING,
+    OWN,
+    Attack,
+    AttackView,
+    Defence,
+    mean_of,
+    own_rows,
+)
+from jaxfl.component import Scalar, field
+from jaxfl.numerics.rows import accumulator
+from jaxfl.types import State
+
+
+def _normal(updates: Array, view: AttackView, key: Array) -> Array:
+    shape = (view.attackers.shape[0], updates.shape[1])
+    return jax.random.normal(key, shape, accumulator(updates.dtype))
+
+
+class Gaussian(Attack):
+    """Independent ``N(mean, std^2)`` noise in every coordinate instead of an update.
+
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022 (as "random", with std 0.5).
+    """
+
+    mean: Scalar = field(default=0.0)
+    std: Scalar = field(default=0.5, at_least=0)
+    knows: ClassVar[str] = NOTHING
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        noise = _normal(updates, view, key)
+        mean, std = jnp.asarray(self.mean, noise.dtype), jnp.asarray(self.std, noise.dtype)
+        return mean + std * noise, state
+
+
+class Noise(Attack):
+    """Each attacker's own honest update plus independent ``N(0, std^2)`` in every coordinate.
+
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022.
+    """
+
+    std: Scalar = field(default=0.5, at_least=0)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        noise = _normal(updates, view, key)
+        return own_rows(updates, view) + jnp.asarray(self.std, noise.dtype) * noise, state
+
+
+class SignFlip(Attack):
+    """The negative of an honest update: of each attacker's own, or of the honest mean.
+
+    With ``of="own"`` norms stay as they are, so no screening by norm can see it.
+    """
+
+    of: str = field(default="own", choices=("own", "mean"))
+
+    @property
+    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return OWN if self.of == "own" else ALL
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a_or_1 d"], State]:
+        if self.of == "own":
+            return -own_rows(updates, view), state
+        return -mean_of(updates, view.honest)[None], state
+
+
+class Scaling(Attack):
+    """Each attacker's own update times ``factor``: model replacement.
+
+    What the attackers train on is another attack's, in ``Combined(data=Backdoor(),
+    message=Scaling(factor=...))``. With the factor ``n / (m * learning_rate)`` of the server the
+    mean becomes the attackers' own model.
+    Bagdasaryan et al., "How to backdoor federated learning", AISTATS 2020.
+    """
+
+    factor: Scalar = field(above=0)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        own = own_rows(updates, view)
+        return jnp.asarray(self.factor, own.dtype) * own, state
+
+
+class ReverseScaling(Attack):
+    """Each attacker's own honest update times ``-factor``.
+
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022 (there the factor is 100, or what a clipping defence lets through).
+    """
+
+    factor: Scalar = field(default=100.0, at_least=0)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        own = own_rows(updates, view)
+        return -jnp.asarray(self.factor, own.dtype) * own, state
+
+
+class _Constant(Attack):
+    """The same number in every coordinate. Abstract."""
+
+    value: ClassVar[float]
+    knows: ClassVar[str] = NOTHING
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        return jnp.full((1, updates.shape[1]), self.value, updates.dtype), state
+
+
+class Zero(_Constant):
+    """Zeros: a client that contributes nothing."""
+
+    value: ClassVar[float] = 0.0
+
+
+class NaN(_Constant):
+    """Not-a-number in every coordinate: crashed clients, or the cheapest sabotage."""
+
+    value: ClassVar[float] = np.nan
+
+
+class Infinity(_Constant):
+    """Plus infinity in every coordinate."""
+
+    value: ClassVar[float] = np.inf
+
+
+class BitFlip(Attack):
+    """Flips bits of each attacker's own update, in the first ``coordinates`` (None: all).
+
+    ``bits`` count from 0, the least of a float32; the default are the 22nd, 30th, 31st and 32nd.
+    A number that would become NaN stays as it is.
+    Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", arXiv:1802.10116, 2018.
+    """
+
+    bits: tuple[int, ...] = (21, 29, 30, 31)
+    coordinates: int | None = field(default=1000, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bits or not all(0 <= bit < 32 for bit in self.bits):
+            raise ValueError(
+                f"BitFlip: bits must be positions from 0 to 31, at least one; got {self.bits}"
+            )
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        own = own_rows(updates, view)
+        flips = np.uint32(sum(1 << bit for bit in set(self.bits)))
+        raw = jax.lax.bitcast_convert_type(own.astype(jnp.float32), jnp.uint32)
+        flipped = jax.lax.bitcast_convert_type(raw ^ flips, jnp.float32)
+        reach = own.shape[1] if self.coordinates is None else self.coordinates
+        hit = (jnp.arange(own.shape[1]) < reach)[None] & ~jnp.isnan(flipped)
+        return jnp.where(hit, flipped.astype(own.dtype), own), state

@@ -1,0 +1,164 @@
+"""Attacks made for one defence: screening by norms, sign statistics, trust in a root update."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxfl.attacks.base import (
+    AttackView,
+    Defence,
+    InformedAttack,
+    mean_and_std,
+    mean_of,
+)
+from jaxfl.attacks.hidden import direction_of
+from jaxfl.component import Scalar, field
+from jaxfl.numerics import columns, rows
+from jaxfl.types import State
+
+
+class TNBSStealth(InformedAttack):
+    """Rows that point away from the mean and have norms that a screening by norms keeps.
+
+    Their norm is the ``quantile`` of the known norms, or, where the attackers know that the
+    defence drops the ``high`` largest, just below the smallest of those; lengths differ by at
+    most 0.1 % to avoid ties. ``direction`` ``"unit"`` is minus the mean: among all rows of
+    admissible norm the one that turns a mean of what is kept around most. ``"std"`` is minus the
+    deviation of each coordinate.
+
+    Against the two-sided norm-based screening of this library's ``TNBS``; ours.
+    """
+
+    quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
+    high: int | None = field(default=None, at_least=0)
+    direction: str = field(default="unit", choices=("unit", "std"))
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "a d"], State]:
+        known = self.known(view)
+        mean, std = mean_and_std(updates, known)
+        away = direction_of(self.direction, mean, std)
+        away = rows.safe_ratio(away, jnp.linalg.norm(away))
+        norms = rows.safe_sqrt(rows.squared_norms(updates))
+        length = _length(norms, known, self.quantile, self.high).astype(mean.dtype)
+        place = jnp.arange(view.attackers.shape[0], dtype=mean.dtype)
+        shorter = 1 - 1e-3 * place / jnp.maximum(view.count, 1)
+        return (length * shorter)[:, None] * away[None], state
+
+
+def _length(
+    norms: Float[Array, " n"], known: Bool[Array, " n"], quantile: Scalar, high: int | None
+) -> Float[Array, ""]:
+    ordered = jnp.sort(jnp.where(known, norms, jnp.inf))
+    count = jnp.sum(known)
+    if high is None:
+        place = jnp.asarray(quantile) * jnp.maximum(count - 1, 0)
+        below = jnp.floor(place).astype(jnp.int32)
+        share = place - below
+        above = jnp.minimum(below + 1, jnp.maximum(count - 1, 0))
+        length = (1 - share) * ordered[below] + share * ordered[above]
+    else:
+        # With at least so many honest norms above, none of the attackers is dropped.
+        place = jnp.clip(count - max(high, 1), 0, len(norms) - 1)
+        length = ordered[place] * (1 - 1e-3)
+    return jnp.where(count > 0, length, 0)
+
+
+class SignGuardAware(InformedAttack):
+    """A harmful row with the sign statistics and the norm of an honest one.
+
+    It has as many positive, zero and negative coordinates as the known updates have on average,
+    and ``scale`` times their median norm. Of all such rows with the magnitudes of the mean it
+    points away from it most: the largest coordinates of the mean become negative, the smallest
+    positive.
+
+    Against ``SignGuard``, which looks at signs and norms alone; ours. Cost: a sort of d numbers.
+    """
+
+    scale: Scalar = field(default=1.0, at_least=0)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
+        mean, d = mean_of(updates, known), updates.shape[1]
+
+        def counts(block: Array) -> Array:
+            return jnp.stack([jnp.sum(block > 0, axis=1), jnp.sum(block < 0, axis=1)])
+
+        signs = columns.sum_columns(counts, updates, width=rows.WIDTH)
+        total = jnp.maximum(jnp.sum(known), 1)
+        positive, negative = jnp.sum(jnp.where(known[None], signs, 0), axis=1) // total
+        order = jnp.argsort(mean)
+        rank = jnp.zeros((d,), order.dtype).at[order].set(jnp.arange(d, dtype=order.dtype))
+        sign = jnp.where(rank >= d - negative, -1, jnp.where(rank < positive, 1, 0))
+        # A coordinate whose mean is 0 still needs its sign.
+        size = jnp.maximum(jnp.abs(mean), 1e-6 * jnp.max(jnp.abs(mean)))
+        norms = rows.safe_sqrt(rows.squared_norms(updates))
+        length = jnp.asarray(self.scale, mean.dtype) * rows.masked_median(norms, known)
+        crafted = sign * size
+        return (length * rows.safe_ratio(crafted, jnp.linalg.norm(crafted)))[None], state
+
+
+class FLTrustAdaptive(InformedAttack):
+    """What moves FLTrust's answer farthest against the signs of the honest aggregate.
+
+    All attackers send one direction e. FLTrust gives it the weight ``c = cos(e, g_0)``, and of
+    all directions of that cosine the one to send lies in the plane of g_0 and of the signs s, on
+    the far side of s; so one angle remains, of which the best of ``angles`` is taken. That
+    attackers gain nothing by sending different directions follows from the objective,
+    ``-s . (sum_i t_i e_i) / sum_i t_i``, a ratio of sums of equal terms. The paper climbs to the
+    same optimum by finite differences.
+
+    Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
+    NDSS 2021.
+    """
+
+    angles: int = field(default=1000, at_least=2)
+
+    def craft(
+        self,
+        updates: Float[Array, "n d"],
+        state: State,
+        view: AttackView,
+        key: Key[Array, ""],
+        defence: Defence,
+    ) -> tuple[Float[Array, "1 d"], State]:
+        root = defence.context.root_update
+        if root is None:
+            raise ValueError(
+                "FLTrustAdaptive works against a defence with an update of the server's own, "
+                "such as FLTrust"
+            )
+        known = self.known(view)
+        dtype = rows.accumulator(updates.dtype)
+        length = jnp.linalg.norm(root.astype(dtype))
+        trusted = rows.safe_ratio(root.astype(dtype), length)
+        norms = jnp.where(known, rows.safe_sqrt(rows.squared_norms(updates)), 0)
+        share = rows.safe_ratio(rows.products(updates, trusted[None])[:, 0], norms)
+        share = jnp.where(known, jnp.maximum(share, 0), 0)
+        # Unknown honest clients are believed to be like the known.
+        share = share * jnp.sum(view.honest) / jnp.maximum(jnp.sum(known), 1)
+        honest = rows.weighted_sum(rows.safe_ratio(share, norms), updates, trusted[None][:0])
+        total, m = jnp.sum(share), view.count
+
+        sign = jnp.sign(honest)
+        along = jnp.dot(sign, trusted, precision="highest")
+        across = sign - along * trusted
+        width = jnp.linalg.norm(across)
+        cosines = jnp.linspace(0, 1, self.angles + 1, dtype=dtype)[1:]
+        gain = cosines * along - jnp.sqrt(1 - jnp.square(cosines)) * width
+        answer = jnp.dot(sign, honest, precision="highest") + m * cosines * gain
+        best = cosines[jnp.argmin(answer / (total + m * cosines))]
+        e = best * trusted - jnp.sqrt(1 - jnp.square(best)) * rows.safe_ratio(across, width)
+        return (length * e)[None], state

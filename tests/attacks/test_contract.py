@@ -1,0 +1,361 @@
+"""Every attack: what all registered names must do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfl.aggregators import FLTrust, Mean, Median
+from jaxfl.attacks import (
+    ALIE,
+    DBA,
+    IPM,
+    AGRTailored,
+    Attack,
+    Backdoor,
+    BitFlip,
+    ByzMean,
+    ClientView,
+    Combined,
+    Defence,
+    FangKrum,
+    FangTrim,
+    FLTrustAdaptive,
+    FreeRider,
+    Gaussian,
+    GradientAttack,
+    Infinity,
+    LabelFlip,
+    Mimic,
+    MinMax,
+    MinSum,
+    Mixed,
+    NaN,
+    NoAttack,
+    Noise,
+    Onset,
+    OptimizedALIE,
+    OptimizedIPM,
+    ReverseScaling,
+    Scaling,
+    SignFlip,
+    SignGuardAware,
+    TimeVarying,
+    TNBSStealth,
+    Zero,
+)
+from jaxfl.attacks.base import ALL, NOTHING, OWN, attack_rows
+from jaxfl.registry import ATTACKS
+from jaxfl.types import Batch, Context, Spec
+
+N, D, MOST = 8, 20, 4
+NAMED = {
+    "none": NoAttack(),
+    "gaussian": Gaussian(mean=1.0, std=2.0),
+    "noise": Noise(),
+    "sign_flip": SignFlip(),
+    "reverse_scaling": ReverseScaling(factor=3.0),
+    "scaling": Scaling(factor=3.0),
+    "zero": Zero(),
+    "nan": NaN(),
+    "infinity": Infinity(),
+    "bit_flip": BitFlip(bits=(31,), coordinates=7),
+    "alie": ALIE(z=1.5),
+    "ipm": IPM(scale=0.5),
+    "min_max": MinMax(),
+    "min_sum": MinSum(),
+    "byz_mean": ByzMean(),
+    "fang_trim": FangTrim(),
+    "fang_krum": FangKrum(),
+    "agr_tailored": AGRTailored(evaluations=9),
+    "optimized_alie": OptimizedALIE(evaluations=9),
+    "optimized_ipm": OptimizedIPM(evaluations=9, search="expansion"),
+    "gradient": GradientAttack(iterations=3),
+    "mimic": Mimic(target=None, warmup=2),
+    "tnbs_stealth": TNBSStealth(),
+    "signguard_aware": SignGuardAware(),
+    "fltrust_adaptive": FLTrustAdaptive(),
+    "free_rider": FreeRider(std=0.1),
+    "label_flip": LabelFlip(),
+    "backdoor": Backdoor(),
+    "dba": DBA(),
+    "combined": Combined(data=LabelFlip(), message=IPM(scale=0.5)),
+    "onset": Onset(attack=IPM(scale=0.5), start=0),
+    "time_varying": TimeVarying(attacks=(IPM(scale=0.5), SignFlip(), LabelFlip()), seed=1),
+    "mixed": Mixed(attacks=(IPM(scale=0.5), SignFlip())),
+}
+"""One example of each registered attack: a new name needs a line here."""
+NOT_FINITE = {"nan", "infinity"}
+DRAWING = {"gaussian", "noise", "fang_trim", "free_rider", "gradient", "mimic"}
+"""Follow a key: one draw per place, or a random start."""
+every_attack = pytest.mark.parametrize("name", sorted(NAMED))
+
+
+def draw(n=N, d=D):
+    return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32) + np.float32(0.3)
+
+
+def mask(*attackers, n=N):
+    return np.isin(np.arange(n), attackers)
+
+
+def context(n=N, d=D, **known):
+    server = {"params": jnp.ones(d), "root_update": jnp.full(d, 0.3)}
+    return Context.of(n, **(server | known))
+
+
+@jax.jit
+def at_round(attack, x, byzantine, state, given, key):
+    """The attacked rows as the simulator makes them, and the attack's memory."""
+    rule = FLTrust() if isinstance(attack, FLTrustAdaptive) else Median()
+    defence = Defence(aggregator=rule, state=(), context=given)
+    return attack_rows(attack, x, byzantine, state, given, key, defence, MOST)
+
+
+def attacked(attack, x, byzantine, *, when=0, state=None, seed=0, **known):
+    n, d = x.shape
+    if state is None:
+        state = attack.init(Spec(n, n, d, MOST, x.dtype))
+    given = context(n, d, round=jnp.int32(when), **known)
+    return at_round(
+        attack, jnp.asarray(x), jnp.asarray(byzantine), state, given, jax.random.key(seed)
+    )
+
+
+def test_every_registered_attack_has_an_example():
+    assert {name: type(attack) for name, attack in NAMED.items()} == ATTACKS
+
+
+@every_attack
+def test_honest_rows_are_untouched_for_every_number_of_attackers(name):
+    attack, x = NAMED[name], draw()
+    rng = np.random.default_rng(1)
+    for count in range(MOST + 1):
+        byzantine = np.isin(np.arange(N), rng.permutation(N)[:count])
+        rows = np.asarray(attacked(attack, x, byzantine)[0])
+        assert rows[~byzantine].tobytes() == x[~byzantine].tobytes()
+        if name not in NOT_FINITE:
+            assert np.isfinite(rows).all()
+        if attack.crafts and count:
+            assert (rows[byzantine] != x[byzantine]).any(axis=1).all()
+        if not attack.crafts:
+            np.testing.assert_array_equal(rows, x)
+
+
+@every_attack
+@pytest.mark.parametrize("honest", [0, 1])
+def test_nearly_nobody_is_honest(name, honest):
+    """The simulation is legal, and what is sent finite."""
+    x = draw(MOST)
+    byzantine = np.arange(MOST) >= honest
+    rows = np.asarray(attacked(NAMED[name], x, byzantine)[0])
+    np.testing.assert_array_equal(rows[:honest], x[:honest])
+    if name not in NOT_FINITE:
+        assert np.isfinite(rows).all()
+
+
+@every_attack
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_attackers_would_have_sent_cannot_spoil_the_honest(name, bad):
+    attack, x, byzantine = NAMED[name], draw(), mask(1, 5)
+    x[1] = bad
+    rows = np.asarray(attacked(attack, x, byzantine)[0])
+    assert rows[~byzantine].tobytes() == x[~byzantine].tobytes()
+    if attack.knows == ALL and name not in {"mixed", "time_varying"}:
+        assert np.isfinite(rows[byzantine]).all()
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n, a in NAMED.items() if a.knows == ALL and n not in DRAWING | {"mixed"})
+)
+def test_an_honest_row_that_is_not_finite_does_not_disarm_an_attack(name):
+    x = draw()
+    broken = x.copy()
+    broken[5, 3] = np.nan
+    absent = ~mask(5)
+    expected = attacked(NAMED[name], x, mask(2, 3), present=jnp.asarray(absent))[0][2]
+    got = attacked(NAMED[name], broken, mask(2, 3))[0][2]
+    assert np.isfinite(got).all()
+    if not NAMED[name].probes:
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"nan", "infinity", "none"} - DRAWING))
+def test_places_without_an_attacker_change_nothing(name):
+    """At most four attackers have a place; fewer act as if there were no more places."""
+    attack, x = NAMED[name], draw()
+    if not attack.crafts or attack.follows_model or name == "fltrust_adaptive":
+        pytest.skip("sends nothing of its own, or cannot be called alone")
+    for attackers in [(7,), (0, 4), (2, 3, 7)]:
+        byzantine = mask(*attackers)
+        alone = attack(x, byzantine, defence=Median())
+        np.testing.assert_allclose(attacked(attack, x, byzantine)[0], alone, rtol=1e-4, atol=1e-5)
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_types_and_memory_survive_a_scan(name, dtype):
+    """scan itself refuses a memory whose structure, shape or type changes."""
+    attack = NAMED[name]
+    with jax.enable_x64(dtype == "float64"):
+        spec = Spec(N, N, D, MOST, jnp.dtype(dtype))
+
+        def step(state, x):
+            rows, state = at_round.__wrapped__(
+                attack, x, jnp.asarray(mask(2, 3)), state, context(), jax.random.key(0)
+            )
+            return state, rows
+
+        rounds = jax.ShapeDtypeStruct((3, N, D), dtype)
+        _, rows = jax.eval_shape(lambda s, r: jax.lax.scan(step, s, r), attack.init(spec), rounds)
+        assert (rows.shape, rows.dtype) == ((3, N, D), dtype)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alie",
+        "ipm",
+        "gaussian",
+        "noise",
+        "reverse_scaling",
+        "scaling",
+        "fang_trim",
+        "signguard_aware",
+        "tnbs_stealth",
+        "gradient",
+    ],
+)
+def test_strengths_are_swept_by_vmap(name):
+    """All leaves of an attack, several values at once, in one program."""
+    attack, x, byzantine = NAMED[name], draw(), mask(2, 3)
+    leaves, tree = jax.tree.flatten(attack)
+    factors = np.array([0.5, 0.8, 1.0])
+    stacked = jax.tree.unflatten(tree, [np.multiply.outer(factors, leaf) for leaf in leaves])
+    swept = jax.vmap(lambda a: attacked(a, x, byzantine)[0])(stacked)
+    for i, factor in enumerate(factors):
+        one = jax.tree.unflatten(tree, [np.asarray(factor * leaf) for leaf in leaves])
+        np.testing.assert_allclose(swept[i], attacked(one, x, byzantine)[0], rtol=1e-3, atol=1e-4)
+
+
+@every_attack
+def test_only_poisoning_attacks_change_data(name):
+    attack = NAMED[name]
+    batch = Batch(jnp.zeros((10, 6, 6)), jnp.arange(10, dtype=jnp.int32), jnp.ones(10, bool))
+    # In the round when TimeVarying flips labels.
+    when = next((t for t in range(50) if name == "time_varying" and attack.turn(t) == 2), 0)
+    client = ClientView(jnp.int32(0), jnp.array(True), jnp.int32(0), jnp.int32(when), 10)
+    poisoned = attack.poison(batch, client, jax.random.key(0))
+    changed = bool((poisoned.labels != batch.labels).any())
+    assert changed == attack.poisons
+    assert poisoned.labels.dtype == batch.labels.dtype
+    assert poisoned.inputs.shape == batch.inputs.shape
+
+
+@every_attack
+def test_the_threat_model_is_stated(name):
+    attack = NAMED[name]
+    assert attack.knows in (NOTHING, OWN, ALL)
+    assert attack.crafts or attack.poisons or name == "none"
+    partial = getattr(attack, "knowledge", None)
+    if partial is not None:
+        assert attack.knows == ALL
+    if partial is not None and name != "byz_mean":  # which has another inside
+        assert attack.replace(knowledge="partial").knows == OWN
+
+
+@pytest.mark.parametrize("name", sorted(n for n, a in NAMED.items() if hasattr(a, "knowledge")))
+def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
+    attack = NAMED[name].replace(knowledge="partial")
+    if name == "byz_mean":
+        attack = attack.replace(attack=ALIE(z=0.3, knowledge="partial"))
+        assert attack.knows == OWN
+    x, byzantine = draw(), mask(1, 4, 6)
+    other = np.where(byzantine[:, None], x, -3 * x[::-1])
+    one, two = (np.asarray(attacked(attack, u, byzantine)[0])[byzantine] for u in (x, other))
+    if name == "byz_mean":  # what the mean misses is shared out, not what is known
+        np.testing.assert_allclose(one[0], two[0], rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    full = np.asarray(attacked(NAMED[name], x, byzantine)[0])[byzantine]
+    assert not np.allclose(one, full, rtol=1e-3)
+
+
+def test_absent_clients_are_not_honest():
+    x, absent = draw(), mask(4, 5)
+    x[4:6] = 1e6
+    rows, _ = attacked(IPM(scale=1.0), x, mask(0), present=jnp.asarray(~absent))
+    np.testing.assert_allclose(rows[0], -x[[1, 2, 3, 6, 7]].mean(0), rtol=1e-4)
+
+
+def test_a_defence_can_be_probed():
+    class Probing(Attack):
+        def craft(self, updates, state, view, key, defence):
+            return -defence.probe(updates)[None], state
+
+    x = draw()
+    np.testing.assert_allclose(
+        Probing()(x, mask(1), defence=Mean())[1], -x.mean(0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_base_sends_what_is_honest():
+    class Polite(Attack):
+        pass
+
+    np.testing.assert_array_equal(Polite()(draw(), mask(1, 2, 6)), draw())
+
+
+@pytest.mark.parametrize(
+    "attack", [AGRTailored(), OptimizedALIE(), OptimizedIPM(), GradientAttack()]
+)
+def test_an_attack_on_a_defence_wants_one(attack):
+    with pytest.raises(ValueError, match=f"{type(attack).__name__} works against a defence"):
+        attack(draw(), mask(1))
+
+
+def test_an_attack_on_the_root_update_wants_one():
+    with pytest.raises(ValueError, match=r"FLTrustAdaptive works against .* such as FLTrust"):
+        FLTrustAdaptive()(draw(), mask(1), defence=Median())
+
+
+def test_an_attack_that_follows_the_model_wants_a_simulation():
+    with pytest.raises(ValueError, match="FreeRider needs a model: use it in a simulation"):
+        FreeRider()(draw(), mask(1))
+
+
+@pytest.mark.parametrize(
+    ("x", "byzantine"), [(np.ones((3, 2, 2)), mask(0, n=3)), (np.ones((3, 2)), mask(0, n=4))]
+)
+def test_updates_and_mask_must_fit(x, byzantine):
+    with pytest.raises(ValueError, match=r"IPM: updates must be \[n, d\] and byzantine \[n\]"):
+        IPM()(x, byzantine)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (Gaussian, {"std": -1}, "Gaussian: std must be at least 0"),
+        (ALIE, {"sign": 2}, "ALIE: sign must be one of -1, 1"),
+        (ALIE, {"sign": 0.5}, "ALIE: sign must be an integer"),
+        (ALIE, {"z": np.nan}, "ALIE: z must be finite; got nan"),
+        (IPM, {"scale": -0.1}, "IPM: scale must be at least 0"),
+        (IPM, {"scale": np.inf}, "IPM: scale must be finite; got inf"),
+        (IPM, {"scale": "big"}, "IPM: scale must be a number"),
+        (IPM, {"knowledge": "none"}, "IPM: knowledge must be one of full, partial"),
+        (Onset, {"attack": IPM(), "start": -1}, "Onset: start must be at least 0"),
+        (Onset, {"attack": Mean(), "start": 1}, "Onset: attack must be Attack"),
+        (TimeVarying, {"attacks": ()}, "TimeVarying: attacks must name at least one attack"),
+        (Mixed, {"attacks": ()}, "Mixed: attacks must name at least one attack"),
+        (Combined, {"data": IPM(), "message": IPM()}, "Combined: data must be an attack on data"),
+        (BitFlip, {"bits": (32,)}, "BitFlip: bits must be positions from 0 to 31"),
+        (BitFlip, {"bits": ()}, "BitFlip: bits must be positions from 0 to 31"),
+        (DBA, {"size": 2, "parts": 5}, "DBA: parts must be at most the trigger's pixels, 4"),
+        (Backdoor, {"fraction": 1.5}, "Backdoor: fraction must be at least 0 and at most 1"),
+        (TNBSStealth, {"quantile": 2}, "TNBSStealth: quantile must be at least 0 and at most 1"),
+        (AGRTailored, {"evaluations": 3}, "AGRTailored: evaluations must be at least 4"),
+    ],
+)
+def test_bad_values(cls, values, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**values)

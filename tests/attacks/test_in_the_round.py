@@ -1,0 +1,204 @@
+"""Attacks inside the compiled round: cohorts, models, root data, and what is measured of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ragged
+
+from jaxfl import (
+    ALIE,
+    DBA,
+    IPM,
+    SGD,
+    Backdoor,
+    Combined,
+    Federation,
+    FedSGD,
+    FLTrust,
+    FLTrustAdaptive,
+    FreeRider,
+    LabelFlip,
+    Mean,
+    Mixed,
+    Onset,
+    Scaling,
+    SignFlip,
+    Simulation,
+    Uniform,
+    data,
+)
+from jaxfl.data import IID, Dataset, Dirichlet, RootData
+from jaxfl.models import MLP, Softmax
+
+CLIENTS = 10
+
+
+def images(seed=0, **given):
+    """Bright and dark halves tell two of four classes apart; uint8, so normalised in the round."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(240) % 4
+    inputs = random.integers(0, 100, (240, 6, 6), dtype=np.uint8)
+    inputs[labels % 2 == 1, :3] += 120
+    inputs[labels >= 2, :, :3] += 100
+    train, test = slice(200), slice(200, None)
+    parts = inputs[train], labels[train], inputs[test], labels[test]
+    dataset = Dataset("halves", *parts, classes=4, mean=(0.4,), std=(0.2,))
+    return dataset.split(IID(), CLIENTS, **given)
+
+
+@pytest.mark.parametrize("fixed", [0, 2, 4])
+def test_every_cohort_has_the_same_number_of_byzantine_clients(fixed):
+    federation = Federation(
+        participation=Uniform(fraction=0.5), byzantine=4, byzantine_per_round=fixed
+    )
+    byzantine = np.isin(np.arange(20), [3, 8, 9, 15])
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draw = jax.jit(jax.vmap(lambda key: federation.cohort(jnp.asarray(byzantine), key)[0]))
+    ids = np.asarray(draw(keys))
+    assert ids.shape == (2000, 10)
+    assert all(len(set(row)) == 10 for row in ids)
+    assert (byzantine[ids].sum(1) == fixed).all()
+    often = np.bincount(ids.ravel(), minlength=20) / 2000
+    np.testing.assert_allclose(often[byzantine], fixed / 4, atol=0.05)
+    np.testing.assert_allclose(often[~byzantine], (10 - fixed) / 16, atol=0.05)
+    if fixed:  # they stand anywhere in the cohort
+        place = np.argmax(byzantine[ids], axis=1)
+        assert len(set(place)) > 10 - fixed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"byzantine_per_round": 2},
+            "byzantine_per_round goes with Uniform participation",
+        ),
+        (
+            {"byzantine_per_round": 4, "participation": Uniform(fraction=0.5)},
+            "byzantine_per_round must be from 0 to 3 with 3 Byzantine of 9 clients",
+        ),
+        (
+            {"byzantine_per_round": 0, "participation": Uniform(fraction=0.9)},
+            "byzantine_per_round must be from 2 to 3",
+        ),
+    ],
+)
+def test_a_number_that_no_cohort_can_have_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Federation(byzantine=3).replace(**changes).check(9)
+
+
+def test_a_fixed_number_sizes_the_program():
+    federation = Federation(
+        participation=Uniform(fraction=0.6), byzantine=3, byzantine_per_round=1, attack=SignFlip()
+    )
+    simulation = Simulation(federation, ragged(), Softmax())
+    assert simulation.plan.spec.max_byzantine == 1
+    sent = simulation.messages()
+    assert np.asarray(sent.byzantine).sum() == 1
+    np.testing.assert_array_equal(
+        sent.sent, np.where(np.asarray(sent.byzantine)[:, None], -sent.own, sent.own)
+    )
+
+
+@pytest.mark.parametrize("byzantine", [0, 6, 9])
+def test_any_number_of_attackers_is_a_legal_simulation(byzantine):
+    federation = Federation(byzantine=byzantine, attack=IPM(scale=1.0))
+    history = Simulation(federation, images(), Softmax()).run(1)
+    assert np.isfinite(history.state.params).all()
+    assert int(history.state.byzantine.sum()) == byzantine
+
+
+def test_attackers_of_the_population_keep_their_part():
+    """Each attacker's share in a mixture is its own, whatever the cohort."""
+    attacks = (SignFlip(), FreeRider(), LabelFlip(to="least_likely"), Backdoor(size=2), DBA(size=2))
+    federation = Federation(
+        attack=Mixed(attacks=attacks), byzantine=7, participation=Uniform(fraction=0.7)
+    )
+    simulation = Simulation(federation, images(), MLP(hidden=[8]), evaluate_every=1)
+    rank = np.cumsum(np.asarray(simulation.state.byzantine)) - 1
+    for _ in range(3):
+        messages = simulation.messages()
+        before = np.asarray(simulation.state.attack[1][0])
+        seen = bool(simulation.state.attack[1][1])
+        step = before - np.asarray(simulation.state.params) if seen else 0
+        for i, client in enumerate(np.asarray(messages.ids)):
+            own, sent = np.asarray(messages.own[i]), np.asarray(messages.sent[i])
+            part = rank[client] % 5 if messages.byzantine[i] else None
+            expected = {0: -own, 1: step + 0 * own}.get(part, own)
+            np.testing.assert_allclose(sent, expected, rtol=1e-6)
+        simulation.advance(1)
+
+
+def test_data_attacks_change_what_attackers_compute_and_nothing_else():
+    base = Federation(byzantine=3, algorithm=FedSGD())
+    model = Softmax()
+    clean = Simulation(base, images(), model).messages()
+    for attack in (LabelFlip(), LabelFlip(to="random"), LabelFlip(to="least_likely"), DBA(size=2)):
+        dirty = Simulation(base.replace(attack=attack), images(), model).messages()
+        changed = (np.asarray(dirty.own) != np.asarray(clean.own)).any(axis=1)
+        np.testing.assert_array_equal(changed, clean.byzantine)
+
+
+@pytest.mark.parametrize("attack", [Backdoor(size=2, target=1), DBA(size=2, target=1)])
+def test_the_success_of_a_backdoor_is_that_of_the_model(attack):
+    parts = Combined(data=attack, message=Scaling(factor=2.0))
+    split = images()
+    federation = Federation(
+        attack=Onset(attack=parts, start=2), byzantine=4, optimizer=SGD(learning_rate=0.3)
+    )
+    history = Simulation(federation, split, MLP(hidden=[16]), evaluate_every=20).run(60)
+    assert history.evaluations.attack_success.shape == (3,)
+    inputs = split.prepare(split.test_inputs)
+    peak = (1 - 0.4) / 0.2
+    assert split.peak == pytest.approx((peak,))
+    stamped = np.array(inputs)
+    stamped[:, 4:, 4:] = peak
+    labels = np.asarray(split.test_labels)
+    taken = np.asarray(history.model(jnp.asarray(stamped))).argmax(1)[labels != 1] == 1
+    assert history.evaluations.attack_success[-1] == pytest.approx(taken.mean(), abs=1e-6)
+    plain = np.asarray(history.model(inputs)).argmax(1)[labels != 1] == 1
+    assert taken.mean() > plain.mean() + 0.3
+    assert history.final_accuracy > 0.8
+
+
+def test_without_a_backdoor_no_success_is_measured():
+    history = Simulation(Federation(attack=ALIE(), byzantine=2), images(), Softmax()).run(1)
+    assert history.evaluations.attack_success is None
+    harmless = Simulation(Federation(attack=Backdoor(size=2)), images(), Softmax()).run(1)
+    assert harmless.evaluations.attack_success is None
+
+
+def test_a_trigger_larger_than_the_image_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="Backdoor: size must be at most that of the image, 6"):
+        Simulation(Federation(attack=Backdoor(size=7), byzantine=1), images(), Softmax())
+
+
+def test_the_adaptive_attack_works_against_fltrust_in_the_round():
+    federation = Federation(byzantine=4, aggregator=FLTrust(), attack=FLTrustAdaptive())
+    split = images(root=RootData(size=20))
+    messages = Simulation(federation, split, Softmax()).messages()
+    sent = np.asarray(messages.sent)[np.asarray(messages.byzantine)]
+    assert np.ptp(sent, axis=0).max() == 0
+    attacked = Simulation(federation, split, Softmax()).run(20).records.cosine
+    flipped = Simulation(federation.replace(attack=SignFlip()), split, Softmax()).run(20)
+    assert attacked.mean() < flipped.records.cosine.mean()
+    with pytest.raises(ValueError, match="FLTrustAdaptive works against a defence with an update"):
+        Simulation(federation.replace(aggregator=Mean()), split, Softmax()).run(1)
+
+
+def test_digits_under_the_distributed_backdoor():
+    split = data.digits().split(Dirichlet(alpha=1.0), 20)
+    parts = Combined(data=DBA(size=2, parts=4, target=7), message=Scaling(factor=3.0))
+    federation = Federation(attack=parts, byzantine=4, optimizer=SGD(learning_rate=0.3))
+    history = Simulation(federation, split, Softmax(), evaluate_every=50).run(100)
+    clean = Simulation(
+        federation.replace(
+            attack=Combined(data=DBA(size=2, target=7, fraction=0.0), message=Scaling(factor=3.0))
+        ),
+        split,
+        Softmax(),
+        evaluate_every=50,
+    ).run(100)
+    assert history.evaluations.attack_success[-1] > clean.evaluations.attack_success[-1] + 0.4
