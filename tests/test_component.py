@@ -99,7 +99,7 @@ def test_repr_shows_plain_values():
         ({"size": None}, "Whole: size must be an integer; got None"),
         ({"scale": 5.1}, "Whole: scale must be at least 0 and at most 5; got 5.1"),
         ({"scale": np.array([1.0, -1.0])}, "Whole: scale must be at least 0 and at most 5"),
-        ({"scale": np.nan}, "Whole: scale must be at least 0 and at most 5; got nan"),
+        ({"scale": np.nan}, "Whole: scale must be finite; got nan"),
         ({"scale": "2"}, "Whole: scale must be a number; got '2'"),
         ({"scale": True}, "Whole: scale must be a number; got True"),
         ({"scale": None}, "Whole: scale must be a number; got None"),

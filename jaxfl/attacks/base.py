@@ -100,6 +100,13 @@ class Attack(Component):
         known = cls.knows if isinstance(cls.knows, str) else f"{ALL}, or {OWN}"
         return controls, f"{known}; tries the defence" if cls.probes else known
 
+    @property
+    def threat_model(self) -> tuple[str, str]:
+        """As ``threat``, of this attack with its settings."""
+        controls = (("its data", self.poisons), ("its messages", self.crafts))
+        controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
+        return controlled, f"{self.knows}; tries the defence" if self.probes else self.knows
+
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""
 

@@ -25,6 +25,8 @@ def describe(component: Component, *, with_f: bool = False) -> str:
         value = getattr(component, field.name)
         if isinstance(value, Component):
             shown.append(describe(value, with_f=with_f))
+        elif isinstance(value, tuple) and any(isinstance(part, Component) for part in value):
+            shown += [describe(part, with_f=with_f) for part in value]
         elif with_f if field.name == "f" else value != field.default:
             number = f"{value:g}" if getattr(value, "ndim", None) == 0 else str(value)
             shown.append(f"{field.name} {number}")

@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from jaxfl.attacks import NoAttack
+from jaxfl.experiments.labels import describe
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
@@ -74,7 +76,14 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     header, *lines = entries(experiment, results)
     rule = ["---"] * len(header)
     body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
-    return f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
+    threats = {}
+    for cell in experiment.cells:
+        attack = cell.federation.attack
+        if not isinstance(attack, NoAttack):
+            threats[describe(attack)] = "controls {}, knows {}".format(*attack.threat_model)
+    known = "".join(f"\n- {name}: {threat}" for name, threat in threats.items())
+    model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
+    return f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n{model}"
 
 
 def latex(experiment: Experiment, results: Sequence[Result]) -> str:
@@ -99,6 +108,7 @@ SUMMARY = (
     *("status", "chosen", "final_accuracy", "deviation", "ci95", "best_accuracy"),
     *("validation_chosen_accuracy", "impact", "attack_success"),
     *("honest_selected", "malicious_selected"),
+    *("attacker_controls", "attacker_knows"),
     *("seeds", "rounds", "seconds"),
 )
 
@@ -118,6 +128,7 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
                 result.status,
                 experiment.candidates[result.chosen] if result.reason is None else "",
                 *("" if math.isnan(x) else f"{x:.9g}" for x in (*accuracies, *rates)),
+                *result.cell.federation.attack.threat_model,
                 len(result.cell.seeds),
                 result.cell.rounds,
                 f"{result.seconds:.2f}",

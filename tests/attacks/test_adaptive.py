@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_contract
+import test_every_attack
 from test_messages import ATTACKERS, D, N, both_types, draw, knowledge, known, perturbation, send
 
 from jaxfl.aggregators import (
@@ -248,7 +248,7 @@ def test_no_climb_beats_the_closed_form_against_fltrust(seed):
         return -sign @ trust_answer(np.concatenate([honest, rows]), root)
 
     known_root = Context.of(N, root_update=jnp.asarray(root, jnp.float32))
-    sent, _ = test_contract.attacked(
+    sent, _ = test_every_attack.attacked(
         FLTrustAdaptive(), x.astype(np.float32), ATTACKERS, root_update=known_root.root_update
     )
     rows = np.asarray(sent, np.float64)[ATTACKERS]
@@ -282,7 +282,7 @@ def test_fltrust_gives_way_to_what_was_made_for_it():
     x = draw()
     root = known(x, "full").mean(0)
     given = jnp.asarray(root, jnp.float32)
-    sent, _ = test_contract.attacked(FLTrustAdaptive(), x, ATTACKERS, root_update=given)
+    sent, _ = test_every_attack.attacked(FLTrustAdaptive(), x, ATTACKERS, root_update=given)
     context = Context.of(N, root_update=given)
     rule = FLTrust()
     sign = np.sign(trust_answer(known(x, "full"), root))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_contract import attacked, draw, mask
+from test_every_attack import attacked, draw, mask
 
 from jaxfl.aggregators import Mean
 from jaxfl.attacks import (

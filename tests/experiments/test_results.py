@@ -1,6 +1,8 @@
 """From logged lines to the numbers of a table."""
 
 import copy
+import csv
+import io
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from test_folder import TABLE, run
 
 from jaxfl import Simulation
 from jaxfl.experiments import schema
-from jaxfl.experiments.results import choose, half_interval, not_run, result_of
+from jaxfl.experiments.results import choose, half_interval, not_run, refer, result_of
 from jaxfl.report.compare import comparison
 from jaxfl.report.tables import entries, latex, markdown, summary
 
@@ -142,6 +144,39 @@ def test_tables_of_a_tuned_grid(tuned):
     assert r"$\pm$" in text
     assert "validation_chosen_accuracy" in summary(plan, results).splitlines()[0]
     assert len(summary(plan, results).splitlines()) == 7
+
+
+def test_tables_say_what_attackers_control_and_know(tuned):
+    plan, results = tuned
+    assert "- IPM (scale 0.5): controls its messages, knows all honest updates" in markdown(
+        plan, results
+    )
+    rows = list(csv.DictReader(io.StringIO(summary(plan, results))))
+    assert {row["attacker_knows"] for row in rows[3:]} == {"all honest updates"}
+    assert {row["attacker_controls"] for row in rows[:3]} == {"nothing"}
+
+
+def test_the_impact_is_against_no_attack_and_no_defence():
+    grid = [("none", "mean", 0.9), ("ipm", "mean", 0.2), ("none", "krum", 0.8)]
+    grid += [("ipm", "krum", 0.7)]
+    results = []
+    for attack, aggregator, accuracy in grid:
+        table = copy.deepcopy(TABLE)
+        table["sweep"] = {"attack": [attack], "aggregator": [aggregator]}
+        (one,) = schema.parse("x", table).cells
+        results.append(result_of(one, lines(one, [[[accuracy]]], [[[accuracy]]]), 0.0))
+    impacts = [result.impact for result in refer(results)]
+    np.testing.assert_allclose(impacts, [0, 0.7, 0.1, 0.2])
+    assert all(np.isnan(result.impact) for result in refer(results[1:]))
+    assert np.isnan(results[0].attack_success)
+
+
+def test_the_success_of_a_backdoor_is_in_the_log():
+    one = cell(seeds=(0, 1))
+    written = lines(one, [[[0.5], [0.6]]], [[[0.1]] * 2])
+    for line, success in zip(written, (0.25, 0.75), strict=True):
+        line["attack_success"] = success
+    assert result_of(one, written, 0.0).attack_success == 0.5
 
 
 def test_comparison_is_paired_by_seed():
