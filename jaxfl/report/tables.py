@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,10 +153,15 @@ def _entry(result: Result | None) -> str:
 
 
 def _worst(line: Sequence[Result]) -> str:
-    if any(result.status == "diverged" for result in line):
-        return "diverged"
-    finals = [result.final for result in line if math.isfinite(result.final)]
-    return _percent(min(finals)) if finals else "-"
+    """The lowest accuracy over the attacks, and by which: the strongest of them."""
+    lost = [result for result in line if result.status == "diverged"]
+    if lost:
+        return f"diverged, {lost[0].cell.labels['attack']}"
+    left = [result for result in line if math.isfinite(result.final)]
+    if not left:
+        return "-"
+    least = min(left, key=lambda result: result.final)
+    return f"{_percent(least.final)}, {least.cell.labels['attack']}"
 
 
 def _percent(share: float) -> str:
@@ -164,11 +170,11 @@ def _percent(share: float) -> str:
 
 def _coloured(text: str) -> str:
     try:
-        accuracy = float(text.split(" ")[0])
+        accuracy = float(re.split("[ ,]", text)[0])
     except ValueError:
-        return f"[red]{text}[/red]" if text == "diverged" else escape(text)
+        return f"[red]{escape(text)}[/red]" if text.startswith("diverged") else escape(text)
     colour = "green" if accuracy >= 80 else "yellow" if accuracy >= 50 else "red"
-    return f"[{colour}]{text}[/{colour}]"
+    return f"[{colour}]{escape(text)}[/{colour}]"
 
 
 def _tex(text: str) -> str:

@@ -171,6 +171,20 @@ def test_the_impact_is_against_no_attack_and_no_defence():
     assert np.isnan(results[0].attack_success)
 
 
+def test_the_strongest_attack_is_named():
+    table = copy.deepcopy(TABLE)
+    attacks = ["none", {"name": "ipm", "scale": 3.0}, "sign_flip"]
+    table["sweep"] = {"attack": attacks, "aggregator": ["mean", "median"]}
+    plan = schema.parse("x", table)
+    ends = [0.9, 0.8, 0.2, 0.7, 0.5, None]
+    results = [
+        result_of(one, lines(one, [[[end]]], [[[end]]]), 0.0)
+        for one, end in zip(plan.cells, ends, strict=True)
+    ]
+    worst = [line[-1] for line in entries(plan, results)]
+    assert worst == ["worst", "20.0, IPM (scale 3)", "diverged, SignFlip"]
+
+
 def test_the_success_of_a_backdoor_is_in_the_log():
     one = cell(seeds=(0, 1))
     written = lines(one, [[[0.5], [0.6]]], [[[0.1]] * 2])
