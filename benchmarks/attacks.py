@@ -29,25 +29,34 @@ from jaxfl import data as datasets
 from jaxfl.aggregators import Aggregator, Krum, Median, Pipeline, TrimmedMean
 from jaxfl.attacks import (
     ALIE,
+    DBA,
     IPM,
     AGRTailored,
     Attack,
+    Backdoor,
+    BitFlip,
     ByzMean,
     FangKrum,
     FangTrim,
     FLTrustAdaptive,
     Gaussian,
     GradientAttack,
+    Infinity,
+    LabelFlip,
     Mimic,
     MinMax,
     MinSum,
+    NaN,
+    NoAttack,
     Noise,
     OptimizedALIE,
     OptimizedIPM,
     ReverseScaling,
+    Scaling,
     SignFlip,
     SignGuardAware,
     TNBSStealth,
+    Zero,
 )
 from jaxfl.attacks.base import Defence, attack_rows
 from jaxfl.clients import FedSGD
@@ -81,6 +90,23 @@ FIXED: dict[str, Attack] = {
     "Mimic": Mimic(target=None),
     "TNBSStealth": TNBSStealth(),
     "SignGuardAware": SignGuardAware(),
+}
+TRIVIAL: dict[str, Attack] = {
+    "Zero": Zero(),
+    "NaN": NaN(),
+    "Infinity": Infinity(),
+    "BitFlip": BitFlip(),
+    "Scaling(10)": Scaling(factor=10.0),
+    "FLTrustAdaptive": FLTrustAdaptive(),
+}
+"""Timed, but not compared in damage."""
+ON_DATA: dict[str, Attack] = {
+    "none": NoAttack(),
+    "LabelFlip": LabelFlip(),
+    "LabelFlip, random": LabelFlip(to="random"),
+    "LabelFlip, least likely": LabelFlip(to="least_likely"),
+    "Backdoor": Backdoor(),
+    "DBA": DBA(),
 }
 SEARCHING: dict[str, tuple[Attack, int]] = {
     "AGRTailored": (AGRTailored(), AGRTailored().evaluations),
@@ -129,16 +155,32 @@ def cost(console: Console, quick: bool) -> Report:
         ("attack", "runs of the defence", "ms", "share of the round", "compile s"),
     )
     rule = RULES["TrimmedMean(f=10)"]
-    every = {name: (attack, 0) for name, attack in FIXED.items()}
-    for name, (attack, runs) in (
-        every | {"FLTrustAdaptive": (FLTrustAdaptive(), 0)} | SEARCHING
-    ).items():
+    every = {name: (attack, 0) for name, attack in (FIXED | TRIVIAL).items()} | SEARCHING
+    for name, (attack, runs) in every.items():
         craft = attacked(attack, case.clients, plan.spec.dim, rule)
         run = {name: functools.partial(craft, updates, byzantine)}
         time = timing.interleaved(run, 3 if runs else 3 * case.repeats)[name]
         share = time.best / (whole + time.best)
         row = (name, str(runs or "-"), f"{1e3 * time.best:.2f}", f"{100 * share:.1f} %")
         report.rows.append((*row, f"{time.first - time.best:.1f}"))
+    return report
+
+
+def on_data(console: Console, quick: bool) -> Report:
+    """Rounds of the CNN with each attack on data, whose cost is inside the clients' work."""
+    case = Case("cnn", 50, rounds=2 if quick else 5, repeats=2 if quick else 7)
+    data = federated(case)
+    console.print("attacks on data ...")
+    runs = {}
+    for name, attack in ON_DATA.items():
+        parts = federation(RULES["TrimmedMean(f=10)"], attacked=True).replace(attack=attack)
+        plan = make_plan(parts, data, MODELS[case.model])
+        runs[name] = rounds_of(parts, plan, data, case.rounds, devices=jax.device_count())
+    times = timing.interleaved(runs, case.repeats)
+    report = Report("Attacks on data: a round of the CNN", ("attack", "ms a round", "more"))
+    for name, time in times.items():
+        more = time.best / times["none"].best - 1
+        report.rows.append((name, f"{1e3 * time.best / case.rounds:.1f}", f"{100 * more:+.1f} %"))
     return report
 
 
@@ -201,7 +243,7 @@ def main() -> None:
     console = Console()
     timing.a_device_per_core()
     machine = timing.describe_machine()
-    reports = [cost(console, arguments.quick), damage(console, arguments.quick)]
+    reports = [part(console, arguments.quick) for part in (cost, on_data, damage)]
     for report in reports:
         report.show(console)
     content = {"machine": machine, "tables": [dataclasses.asdict(r) for r in reports]}

@@ -31,7 +31,7 @@ class Evaluation(Struct):
     """On each client's own training samples; None unless asked for."""
     attack_success: Float[Array, ""] | None = None
     """Share of the test samples of other classes that the model takes for the backdoor's target
-    when they carry its trigger; None without a backdoor."""
+    when they carry its trigger; NaN of a model that has diverged; None without a backdoor."""
 
 
 def evaluate(
@@ -68,7 +68,8 @@ def evaluate(
         target = jnp.full_like(data.test_labels, backdoor.target)
         other = data.test_labels != target
         stamped = functools.partial(backdoor.stamp, peak=data.peak)
-        _, taken = over(data.test_inputs, target, stamped)
+        triggered, taken = over(data.test_inputs, target, stamped)
+        taken = jnp.where(jnp.isfinite(triggered), taken, jnp.nan)
         success = jnp.sum(jnp.where(other, taken, 0)) / jnp.maximum(jnp.sum(other), 1)
     return Evaluation(
         round=state.round,

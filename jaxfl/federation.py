@@ -71,6 +71,11 @@ class Federation(Component):
                 "as dataset.split(partition, clients, root=RootData(size=100)) or, in a file, "
                 "data.root = {size = 100}"
             )
+        if self.attack.needs_root and "update" not in self.aggregator.needs_root:
+            raise ValueError(
+                f"{self.attack} works against a defence with an update of the server's own, such "
+                f"as FLTrust; got {self.aggregator}"
+            )
         sample = functools.partial(self.participation.sample, population)
         _, present = jax.eval_shape(sample, jax.random.key(0))
         if present is not None and not self.aggregator.accepts_absent:

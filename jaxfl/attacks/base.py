@@ -92,20 +92,22 @@ class Attack(Component):
     """Tries out the defence."""
     follows_model: ClassVar[bool] = False
     """Needs the model's parameters in every round."""
+    needs_root: ClassVar[bool] = False
+    """Knows the server's own update, so the defence must have one."""
 
     @classmethod
     def threat(cls) -> tuple[str, str]:
         """The threat model in words: what the attackers control, and what they know."""
         controls = "its data" if cls.poisons else "its messages" if cls.crafts else "nothing"
         known = cls.knows if isinstance(cls.knows, str) else f"{ALL}, or {OWN}"
-        return controls, f"{known}; tries the defence" if cls.probes else known
+        return controls, known + _besides(cls.needs_root is True, cls.probes is True)
 
     @property
     def threat_model(self) -> tuple[str, str]:
         """As ``threat``, of this attack with its settings."""
         controls = (("its data", self.poisons), ("its messages", self.crafts))
         controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
-        return controlled, f"{self.knows}; tries the defence" if self.probes else self.knows
+        return controlled, self.knows + _besides(self.needs_root, self.probes)
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""
@@ -118,6 +120,10 @@ class Attack(Component):
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""
         return ()
+
+    def observe(self, state: State, view: AttackView) -> State:
+        """The memory after a round in which the attack was not run."""
+        return state
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         """The batch a Byzantine client trains on."""
@@ -149,14 +155,16 @@ class Attack(Component):
         *,
         key: Key[Array, ""] | None = None,
         defence: Aggregator | None = None,
+        context: Context | None = None,
     ) -> Float[Array, "n d"]:
         """Attacks updates ``[n, d]`` in a notebook; ``byzantine`` ``[n]`` marks the attackers.
 
-        ``defence`` is what an adaptive attack works against. An attack with memory is in its
-        first round.
+        ``defence`` is what an adaptive attack works against, ``context`` what that defence knows
+        besides the updates. An attack with memory is in its first round.
 
         Raises:
-          ValueError: the attack probes the defence and none is given, or needs a model.
+          ValueError: the attack probes the defence and none is given, needs a model, or the
+            arguments are not a matrix of floats and its mask.
         """
         if self.probes and defence is None:
             raise ValueError(
@@ -171,17 +179,24 @@ class Attack(Component):
                 f"{type(self).__name__}: updates must be [n, d] and byzantine [n]; got shapes "
                 f"{updates.shape} and {byzantine.shape}"
             )
+        if not jnp.issubdtype(updates.dtype, jnp.floating):
+            raise ValueError(
+                f"{type(self).__name__}: updates must be floating-point numbers; "
+                f"got {updates.dtype}"
+            )
         key = jax.random.key(0) if key is None else key
         defence = Mean() if defence is None else defence
-        defence.check(updates.shape[0])
-        return _attack(self, updates, byzantine, key, defence)
+        context = Context.of(updates.shape[0]) if context is None else context
+        if self.probes:
+            # Called like this, a rule says what it lacks.
+            jax.eval_shape(lambda u: defence(u, context=context), updates)
+        return _attack(self, updates, byzantine, key, defence, context)
 
 
 @jax.jit
-def _attack(attack, updates, byzantine, key, defence):
+def _attack(attack, updates, byzantine, key, defence, context):
     n, d = updates.shape
     spec = Spec(population=n, cohort=n, dim=d, max_byzantine=n, dtype=updates.dtype)
-    context = Context.of(n)
     probe = Defence(aggregator=defence, state=defence.init(spec), context=context)
     return attack_rows(attack, updates, byzantine, attack.init(spec), context, key, probe, n)[0]
 
@@ -252,6 +267,10 @@ def mean_and_std(
     return both[0], rows.safe_sqrt(both[1])
 
 
+def _besides(root: bool, probes: bool) -> str:
+    return ", the server's update" * root + "; tries the defence" * probes
+
+
 class InformedAttack(Attack):
     """An attack on messages that starts from what it knows of the others' updates. Abstract.
 
@@ -281,6 +300,18 @@ class InformedAttack(Attack):
         mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
         turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
         return updates[mine[turn]]
+
+
+def check_inner(owner: InformedAttack, inner: Attack) -> None:
+    """Raises ValueError where an attack cannot make messages for another, or knows more."""
+    name, kind = type(owner).__name__, type(inner).__name__
+    if inner.poisons or not inner.crafts:
+        raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
+    if owner.knowledge == PARTIAL and inner.knows == ALL:
+        raise ValueError(
+            f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
+            f"which knows {ALL}"
+        )
 
 
 class NoAttack(Attack):

@@ -4,12 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxfl.attacks.base import (
-    ALL,
-    OWN,
     Attack,
     AttackView,
     Defence,
     InformedAttack,
+    check_inner,
     mean_of,
 )
 from jaxfl.attacks.hidden import ALIE
@@ -28,22 +27,38 @@ class ByzMean(InformedAttack):
     filtering", ICDCS 2022 (with ALIE of z 0.3 inside).
     """
 
-    attack: Attack = ALIE(z=0.3)
+    attack: Attack | None = None
+    """None: ALIE of z 0.3 with the same knowledge."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack is None:
+            object.__setattr__(self, "attack", ALIE(z=0.3, knowledge=self.knowledge))
+        check_inner(self, self.inner)
 
     @property
-    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return ALL if ALL in (super().knows, self.attack.knows) else OWN
+    def inner(self) -> Attack:
+        """The attack that makes the target."""
+        assert self.attack is not None
+        return self.attack
+
+    @property
+    def needs_root(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.needs_root
 
     @property
     def probes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.attack.probes
+        return self.inner.probes
 
     @property
     def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.attack.follows_model
+        return self.inner.follows_model
 
     def init(self, spec: Spec) -> State:
-        return self.attack.init(spec)
+        return self.inner.init(spec)
+
+    def observe(self, state: State, view: AttackView) -> State:
+        return self.inner.observe(state, view)
 
     def craft(
         self,
@@ -53,7 +68,7 @@ class ByzMean(InformedAttack):
         key: Key[Array, ""],
         defence: Defence,
     ) -> tuple[Float[Array, "a d"], State]:
-        crafted, state = self.attack.craft(updates, state, view, key, defence)
+        crafted, state = self.inner.craft(updates, state, view, key, defence)
         mean = mean_of(updates, self.known(view))
         target, honest = crafted[0].astype(mean.dtype), jnp.sum(view.honest)
         first = view.count // 2

@@ -40,6 +40,10 @@ class _Combination(Attack):
         return any(part.follows_model for part in self.parts())
 
     @property
+    def needs_root(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(part.needs_root for part in self.parts())
+
+    @property
     def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return max((part.knows for part in self.parts()), key=(NOTHING, OWN, ALL).index)
 
@@ -65,6 +69,9 @@ class Onset(_Combination):
     def init(self, spec: Spec) -> State:
         return self.attack.init(spec)
 
+    def observe(self, state: State, view: AttackView) -> State:
+        return self.attack.observe(state, view)
+
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         started = client.round >= self.start
         return _either(started, self.attack.poison(batch, client, key), batch)
@@ -82,7 +89,7 @@ class Onset(_Combination):
             return _full(crafted, updates, view), new_state
 
         def wait() -> tuple[Array, State]:
-            return own_rows(updates, view), state
+            return own_rows(updates, view), self.observe(state, view)
 
         return jax.lax.cond(view.round >= self.start, attack, wait)
 
@@ -98,7 +105,8 @@ class Combined(_Combination):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data.poisons or not self.message.crafts:
+        alone = not (self.data.crafts or self.message.poisons)
+        if not (self.data.poisons and self.message.crafts and alone):
             raise ValueError(
                 "Combined: data must be an attack on data and message one on messages; got "
                 f"{type(self.data).__name__} and {type(self.message).__name__}"
@@ -109,6 +117,9 @@ class Combined(_Combination):
 
     def init(self, spec: Spec) -> State:
         return self.message.init(spec)
+
+    def observe(self, state: State, view: AttackView) -> State:
+        return self.message.observe(state, view)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return self.data.poison(batch, client, key)
@@ -127,8 +138,8 @@ class Combined(_Combination):
 class TimeVarying(_Combination):
     """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
 
-    The schedule is that of ``seed`` and the round alone: the same for all seeds of a run, so that
-    only the attack of the round is computed.
+    The schedule is that of ``seed`` and the round alone, the same for all seeds of a run. Only
+    the attack of the round is computed, but all of them where several seeds run in one program.
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
     """
@@ -147,6 +158,10 @@ class TimeVarying(_Combination):
     def init(self, spec: Spec) -> State:
         return tuple(attack.init(spec) for attack in self.attacks)
 
+    def observe(self, state: State, view: AttackView) -> State:
+        pairs = zip(self.attacks, state, strict=True)
+        return tuple(attack.observe(memory, view) for attack, memory in pairs)
+
     def turn(self, when: Int[Array, ""] | int) -> Int[Array, ""]:
         """Which attack it is in this round."""
         key = jax.random.fold_in(jax.random.key(self.seed), when // self.every)
@@ -164,11 +179,13 @@ class TimeVarying(_Combination):
         key: Key[Array, ""],
         defence: Defence,
     ) -> tuple[Float[Array, "a d"], State]:
+        watched = self.observe(state, view)
+
         def branch(i: int, attack: Attack) -> tuple[Array, State]:
             if not attack.crafts:
-                return own_rows(updates, view), state
+                return own_rows(updates, view), watched
             crafted, memory = attack.craft(updates, state[i], view, key, defence)
-            return _full(crafted, updates, view), (*state[:i], memory, *state[i + 1 :])
+            return _full(crafted, updates, view), (*watched[:i], memory, *watched[i + 1 :])
 
         branches = [functools.partial(branch, i, a) for i, a in enumerate(self.attacks)]
         return jax.lax.switch(self.turn(view.round), branches)
@@ -192,6 +209,10 @@ class Mixed(_Combination):
 
     def init(self, spec: Spec) -> State:
         return tuple(attack.init(spec) for attack in self.attacks)
+
+    def observe(self, state: State, view: AttackView) -> State:
+        pairs = zip(self.attacks, state, strict=True)
+        return tuple(attack.observe(memory, view) for attack, memory in pairs)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return _one_of(self.attacks, client.rank % len(self.attacks), batch, client, key)

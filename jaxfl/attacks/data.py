@@ -99,7 +99,7 @@ class _Trigger(Attack):
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         part = None if self.shares() == 1 else client.rank % self.shares()
         # Batches come in random order: the first of the samples are as good as any.
-        count = jnp.round(self.fraction * jnp.sum(batch.mask))
+        count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
         chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
         image = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
         stamped = self.stamp(batch.inputs, client.peak, part)

@@ -122,9 +122,11 @@ class FangKrum(InformedAttack):
         if self.knowledge == FULL:
             chosen, _ = factor(m)
         else:
-            tries = jnp.arange(1, view.attackers.shape[0] + 1)
+            # One more than there are attackers: of a single one's own row, one copy only ties.
+            tries = jnp.arange(1, view.attackers.shape[0] + 2)
             scales, found = jax.lax.map(factor, tries)
-            chosen = jnp.where(jnp.any(found), scales[jnp.argmax(found)], scales[-1])
+            found &= tries <= m + 1
+            chosen = jnp.where(jnp.any(found), scales[jnp.argmax(found)], scales[m])
         chosen = jnp.where(count > 0, chosen, 0)
         return -chosen * sign[None], state
 

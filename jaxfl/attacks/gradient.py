@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxfl.attacks.base import Attack, AttackView, Defence, InformedAttack, mean_and_std
+from jaxfl.attacks.base import (
+    Attack,
+    AttackView,
+    Defence,
+    InformedAttack,
+    check_inner,
+    mean_and_std,
+)
 from jaxfl.attacks.hidden import offsets
 from jaxfl.attacks.search import harm
 from jaxfl.component import Scalar, field
@@ -34,7 +41,7 @@ class GradientAttack(InformedAttack):
     It starts at the strongest of ``starts`` (attacks on messages, cut to the ball), or where
     there are none at a random place within the spread.
 
-    Cost: 7 runs of the defence and a gradient through it for each of ``iterations``. Ours.
+    Cost: 8 runs of the defence and a gradient through it for each of ``iterations``. Ours.
     """
 
     iterations: int = field(default=30, at_least=1)
@@ -42,6 +49,11 @@ class GradientAttack(InformedAttack):
     smoothing: Scalar = field(default=0.5, at_least=0)
     starts: tuple[Attack, ...] = ()
     probes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for start in self.starts:
+            check_inner(self, start)
 
     @property
     def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

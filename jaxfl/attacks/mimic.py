@@ -56,7 +56,8 @@ class Mimic(Attack):
         if self.target is not None:
             order = jnp.nonzero(view.honest, size=updates.shape[0], fill_value=0)[0]
             last = jnp.maximum(jnp.sum(view.honest) - 1, 0)
-            return updates[order[jnp.minimum(self.target, last)]][None], state
+            row = updates[order[jnp.minimum(self.target, last)]]
+            return jnp.where(jnp.any(view.honest), row, 0)[None], state
 
         learning = state.rounds < self.warmup
         learned = self._learn(updates, state, view, key)
@@ -66,7 +67,8 @@ class Mimic(Attack):
         here = (view.client_ids == state.chosen) & view.honest
         source = jnp.where(jnp.any(here) & ~learning, jnp.argmax(here), farthest)
         settled = jnp.where(learning, view.client_ids[farthest], state.chosen)
-        return updates[source][None], state.replace(chosen=settled, rounds=state.rounds + 1)
+        row = jnp.where(jnp.any(view.honest), updates[source], 0)
+        return row[None], state.replace(chosen=settled, rounds=state.rounds + 1)
 
     def _learn(self, updates: Array, state: MimicState, view: AttackView, key: Array) -> MimicState:
         """One step of the power method on all updates seen so far."""
@@ -123,4 +125,8 @@ class FreeRider(Attack):
             self.decay, dtype
         )
         sent = jnp.asarray(self.scale, dtype) * step[None] + std * noise
-        return sent, (view.params.astype(before.dtype), jnp.array(True))
+        return sent, self.observe(state, view)
+
+    def observe(self, state: State, view: AttackView) -> State:
+        assert view.params is not None
+        return view.params.astype(state[0].dtype), jnp.array(True)

@@ -1,5 +1,7 @@
 """Attacks made for one defence: screening by norms, sign statistics, trust in a root update."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
@@ -45,14 +47,20 @@ class TNBSStealth(InformedAttack):
         away = direction_of(self.direction, mean, std)
         away = rows.safe_ratio(away, jnp.linalg.norm(away))
         norms = rows.safe_sqrt(rows.squared_norms(updates))
-        length = _length(norms, known, self.quantile, self.high).astype(mean.dtype)
+        # Among fewer known rows, as many in proportion.
+        share = jnp.sum(known) / jnp.maximum(jnp.sum(view.honest), 1)
+        length = _length(norms, known, self.quantile, self.high, share).astype(mean.dtype)
         place = jnp.arange(view.attackers.shape[0], dtype=mean.dtype)
         shorter = 1 - 1e-3 * place / jnp.maximum(view.count, 1)
         return (length * shorter)[:, None] * away[None], state
 
 
 def _length(
-    norms: Float[Array, " n"], known: Bool[Array, " n"], quantile: Scalar, high: int | None
+    norms: Float[Array, " n"],
+    known: Bool[Array, " n"],
+    quantile: Scalar,
+    high: int | None,
+    share: Float[Array, ""],
 ) -> Float[Array, ""]:
     ordered = jnp.sort(jnp.where(known, norms, jnp.inf))
     count = jnp.sum(known)
@@ -64,7 +72,8 @@ def _length(
         length = (1 - share) * ordered[below] + share * ordered[above]
     else:
         # With at least so many honest norms above, none of the attackers is dropped.
-        place = jnp.clip(count - max(high, 1), 0, len(norms) - 1)
+        above = jnp.ceil(max(high, 1) * share - 1e-4).astype(count.dtype)
+        place = jnp.clip(count - above, 0, len(norms) - 1)
         length = ordered[place] * (1 - 1e-3)
     return jnp.where(count > 0, length, 0)
 
@@ -97,8 +106,10 @@ class SignGuardAware(InformedAttack):
             return jnp.stack([jnp.sum(block > 0, axis=1), jnp.sum(block < 0, axis=1)])
 
         signs = columns.sum_columns(counts, updates, width=rows.WIDTH)
-        total = jnp.maximum(jnp.sum(known), 1)
-        positive, negative = jnp.sum(jnp.where(known[None], signs, 0), axis=1) // total
+        shares = known / jnp.maximum(jnp.sum(known), 1)
+        # The least whole number above, but for rounding: a sum of counts could overflow.
+        average = jnp.matmul(signs.astype(shares.dtype), shares, precision="highest")
+        positive, negative = jnp.floor(average * (1 + 1e-6)).astype(jnp.int32)
         order = jnp.argsort(mean)
         rank = jnp.zeros((d,), order.dtype).at[order].set(jnp.arange(d, dtype=order.dtype))
         sign = jnp.where(rank >= d - negative, -1, jnp.where(rank < positive, 1, 0))
@@ -125,6 +136,7 @@ class FLTrustAdaptive(InformedAttack):
     """
 
     angles: int = field(default=1000, at_least=2)
+    needs_root: ClassVar[bool] = True
 
     def craft(
         self,
@@ -142,8 +154,9 @@ class FLTrustAdaptive(InformedAttack):
             )
         known = self.known(view)
         dtype = rows.accumulator(updates.dtype)
-        length = jnp.linalg.norm(root.astype(dtype))
-        trusted = rows.safe_ratio(root.astype(dtype), length)
+        root = jnp.where(jnp.isfinite(rows.squared_norms(root)), root, 0).astype(dtype)
+        length = jnp.linalg.norm(root)
+        trusted = rows.safe_ratio(root, length)
         norms = jnp.where(known, rows.safe_sqrt(rows.squared_norms(updates)), 0)
         share = rows.safe_ratio(rows.products(updates, trusted[None])[:, 0], norms)
         share = jnp.where(known, jnp.maximum(share, 0), 0)

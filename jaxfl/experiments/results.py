@@ -217,12 +217,11 @@ def refer(results: Sequence[Result]) -> list[Result]:
         labels = result.cell.labels
         return tuple((k, v) for k, v in labels.items() if k not in ("attack", "aggregator"))
 
-    plain = {
-        others(r): r.final
-        for r in results
-        if isinstance(r.cell.federation.attack, NoAttack)
-        and isinstance(r.cell.federation.aggregator, Mean)
-    }
+    plain: dict[tuple[tuple[str, str], ...], float] = {}
+    for r in results:
+        parts = r.cell.federation
+        if isinstance(parts.attack, NoAttack) and isinstance(parts.aggregator, Mean):
+            plain.setdefault(others(r), r.final if r.status == "done" else float("nan"))
     return [dataclasses.replace(r, reference=plain.get(others(r), float("nan"))) for r in results]
 
 

@@ -65,13 +65,21 @@ def run_experiment(
     experiment = folder.experiment
     check(experiment)
     datasets: dict[str, Dataset] = {}
+
+    def load(cell: Cell) -> Dataset:
+        key = repr((cell.data, cell.validation))
+        if key not in datasets:
+            datasets[key] = cell.load()
+        return datasets[key]
+
+    for cell in experiment.cells[folder.progress.cell :]:
+        if cell.federation.attack.backdoor is not None:
+            data = load(cell)
+            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
     for index, cell in enumerate(experiment.cells):
         reason = not_applicable(cell)
         if reason is None and index >= folder.progress.cell:
-            key = repr((cell.data, cell.validation))
-            if key not in datasets:
-                datasets[key] = cell.load()
-            _run_cell(folder, index, datasets[key], watch, stop)
+            _run_cell(folder, index, load(cell), watch, stop)
         elif reason is not None and index >= folder.progress.cell:
             folder.commit(index + 1, 0)
         if reason is not None:

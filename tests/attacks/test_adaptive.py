@@ -199,6 +199,15 @@ def test_stealth_that_knows_the_window_is_never_dropped(high):
         assert np.asarray(rule.inspect(attacked).info.selected)[ATTACKERS].all()
 
 
+def test_stealth_with_partial_knowledge_aims_at_the_same_share_of_norms():
+    byzantine = np.arange(50) < 10
+    x = draw(n=50)
+    own = np.sort(np.linalg.norm(x[byzantine], axis=1))
+    sent = np.asarray(TNBSStealth(high=10, knowledge="partial")(x, byzantine))[byzantine]
+    # 10 of 40 are a quarter: of 10 the third largest.
+    assert np.linalg.norm(sent[0]) == pytest.approx(own[-3] * (1 - 1e-3), rel=1e-5)
+
+
 @both_types
 @knowledge
 def test_signguard_aware_matches_signs_and_norm(knowledge, double):

@@ -266,10 +266,9 @@ def test_the_threat_model_is_stated(name):
 
 @pytest.mark.parametrize("name", sorted(n for n, a in NAMED.items() if hasattr(a, "knowledge")))
 def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
-    attack = NAMED[name].replace(knowledge="partial")
-    if name == "byz_mean":
-        attack = attack.replace(attack=ALIE(z=0.3, knowledge="partial"))
-        assert attack.knows == OWN
+    attack = ByzMean(knowledge="partial")
+    if name != "byz_mean":
+        attack = NAMED[name].replace(knowledge="partial")
     x, byzantine = draw(), mask(1, 4, 6)
     other = np.where(byzantine[:, None], x, -3 * x[::-1])
     one, two = (np.asarray(attacked(attack, u, byzantine)[0])[byzantine] for u in (x, other))
@@ -315,6 +314,11 @@ def test_an_attack_on_a_defence_wants_one(attack):
 
 
 def test_an_attack_on_the_root_update_wants_one():
+    x, known_root = draw(), Context.of(N, root_update=jnp.full(D, 0.3))
+    alone = FLTrustAdaptive()(x, mask(1), defence=FLTrust(), context=known_root)
+    np.testing.assert_allclose(alone, attacked(FLTrustAdaptive(), x, mask(1))[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="FLTrust needs the server's data: pass context="):
+        AGRTailored()(x, mask(1), defence=FLTrust())
     with pytest.raises(ValueError, match=r"FLTrustAdaptive works against .* such as FLTrust"):
         FLTrustAdaptive()(draw(), mask(1), defence=Median())
 
@@ -330,6 +334,54 @@ def test_an_attack_that_follows_the_model_wants_a_simulation():
 def test_updates_and_mask_must_fit(x, byzantine):
     with pytest.raises(ValueError, match=r"IPM: updates must be \[n, d\] and byzantine \[n\]"):
         IPM()(x, byzantine)
+
+
+def test_updates_must_be_floats():
+    with pytest.raises(ValueError, match="ALIE: updates must be floating-point numbers; got int"):
+        ALIE()(np.arange(24).reshape(8, 3), mask(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ByzMean(attack=LabelFlip()), "ByzMean is made of attacks on messages alone"),
+        (
+            lambda: ByzMean(attack=Combined(data=Backdoor(), message=Scaling(factor=2.0))),
+            "ByzMean is made of attacks on messages alone; got Combined",
+        ),
+        (
+            lambda: ByzMean(attack=ALIE(), knowledge="partial"),
+            "ByzMean with partial knowledge is made of attacks that know no more; got ALIE",
+        ),
+        (lambda: GradientAttack(starts=(NoAttack(),)), "GradientAttack is made of attacks on mess"),
+        (
+            lambda: GradientAttack(starts=(ALIE(),), knowledge="partial"),
+            "GradientAttack with partial knowledge is made of attacks that know no more",
+        ),
+        (
+            lambda: Combined(data=LabelFlip(), message=Mixed(attacks=(IPM(), LabelFlip()))),
+            "Combined: data must be an attack on data and message one on messages",
+        ),
+    ],
+)
+def test_attacks_that_do_not_fit_into_each_other(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_root_update_that_is_not_finite_is_none(bad):
+    x, byzantine = draw(), mask(1, 4)
+    rows = attacked(FLTrustAdaptive(), x, byzantine, root_update=jnp.full(D, bad))[0]
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("target", [0, None])
+def test_nobody_to_mimic(target):
+    x = draw()
+    x[0] = np.nan
+    rows = attacked(Mimic(target=target), x[:3], np.array([False, True, True]))[0]
+    np.testing.assert_array_equal(rows[1:], 0)
 
 
 @pytest.mark.parametrize(

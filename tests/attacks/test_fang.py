@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_every_attack import attacked
 from test_messages import ATTACKERS, N, draw, known, send
 
 from jaxfl.aggregators import Krum, TrimmedMean
@@ -106,6 +107,16 @@ def test_krum_with_partial_knowledge_tries_more_and_more_copies(seed):
             break
     sent = send(FangKrum(knowledge="partial"), x, byzantine, double=True)
     np.testing.assert_allclose(sent, np.tile(-factor * sign, (5, 1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("attackers", [[2], [2, 5]])
+def test_partial_knowledge_does_not_depend_on_places_without_an_attacker(attackers):
+    x, byzantine = draw(), np.isin(np.arange(N), attackers)
+    attack = FangKrum(knowledge="partial")
+    alone = send(attack, x, byzantine)
+    rows = np.asarray(attacked(attack, x, byzantine)[0])[byzantine]
+    np.testing.assert_allclose(rows, alone, rtol=1e-5)
+    assert np.abs(alone).max() > 1e-3
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -163,6 +163,13 @@ def test_the_success_of_a_backdoor_is_that_of_the_model(attack):
     assert history.final_accuracy > 0.8
 
 
+def test_a_diverged_model_has_no_success():
+    simulation = Simulation(Federation(attack=Backdoor(size=2), byzantine=1), images(), Softmax())
+    lost = jnp.full_like(simulation.state.params, jnp.nan)
+    simulation.state = simulation.state.replace(params=lost)
+    assert np.isnan(simulation.evaluate().attack_success)
+
+
 def test_without_a_backdoor_no_success_is_measured():
     history = Simulation(Federation(attack=ALIE(), byzantine=2), images(), Softmax()).run(1)
     assert history.evaluations.attack_success is None
@@ -184,8 +191,10 @@ def test_the_adaptive_attack_works_against_fltrust_in_the_round():
     attacked = Simulation(federation, split, Softmax()).run(20).records.cosine
     flipped = Simulation(federation.replace(attack=SignFlip()), split, Softmax()).run(20)
     assert attacked.mean() < flipped.records.cosine.mean()
-    with pytest.raises(ValueError, match="FLTrustAdaptive works against a defence with an update"):
-        Simulation(federation.replace(aggregator=Mean()), split, Softmax()).run(1)
+    for attack in (FLTrustAdaptive(), Onset(attack=FLTrustAdaptive(), start=3)):
+        against_mean = federation.replace(aggregator=Mean(), attack=attack)
+        with pytest.raises(ValueError, match="works against a defence with an update of the serv"):
+            against_mean.check(CLIENTS, root=20)
 
 
 def test_digits_under_the_distributed_backdoor():

@@ -93,6 +93,28 @@ def test_a_free_rider_disguises_itself_with_fading_noise(when, decay):
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Onset(attack=FreeRider(scale=1.0), start=3),
+        TimeVarying(attacks=(FreeRider(scale=1.0), SignFlip()), seed=1),
+        Combined(data=LabelFlip(), message=Onset(attack=FreeRider(scale=1.0), start=2)),
+    ],
+)
+def test_a_free_rider_watches_the_model_while_another_attack_has_its_turn(attack):
+    x, byzantine = draw(), mask(1, 4)
+    state = attack.init(Spec(N, N, D, 2, np.float32))
+    ridden = 0
+    for when in range(8):
+        params = jnp.full(D, -2.0 * when)
+        rows, state = attacked(attack, x, byzantine, when=when, state=state, params=params)
+        sent = np.asarray(rows)[1]
+        if not (sent == x[1]).all() and not (sent == -x[1]).all():
+            np.testing.assert_array_equal(sent, 2.0 if when else 0.0)
+            ridden += 1
+    assert ridden >= 2
+
+
 def batch(size=10, classes=10, shape=(6, 6, 2), valid=None):
     random = np.random.default_rng(0)
     return Batch(

@@ -158,6 +158,24 @@ def test_rules_that_need_the_servers_samples(tmp_path):
     assert reasons[1] is None
 
 
+def test_a_trigger_that_does_not_fit_the_data_is_refused_before_anything_runs(tmp_path):
+    plan = schema.parse("x", small(sweep={"attack": ["none", "backdoor"]}))
+    with (
+        RunFolder(tmp_path, plan) as folder,
+        pytest.raises(ValueError, match="Backdoor needs images; got samples of shape"),
+    ):
+        next(run_experiment(folder, lambda *_: lambda *_: None))
+    assert not (tmp_path / "rounds.jsonl").read_text()
+
+
+def test_an_attack_on_the_root_update_applies_where_there_is_one():
+    table = small(sweep={"attack": ["fltrust_adaptive"], "aggregator": ["fltrust", "median"]})
+    table["data"]["root"] = {"size": 30}
+    reasons = [not_applicable(cell) for cell in schema.parse("x", table).cells]
+    assert reasons[0] is None
+    assert "works against a defence with an update of the server's own" in str(reasons[1])
+
+
 def test_the_quickstart_is_the_grid_it_says_it_is():
     plan = schema.load("quickstart")
     assert len(plan.cells) == 4 * 6
