@@ -58,9 +58,14 @@ class AttackView(Struct):
         self, updates: Float[Array, "n d"], crafted: Float[Array, "a_or_1 d"]
     ) -> Float[Array, "n d"]:
         """The updates with the attackers' rows replaced by the crafted ones."""
+        return updates.at[self.attackers].set(self.full(updates, crafted), mode="drop")
+
+    def full(
+        self, updates: Float[Array, "n d"], crafted: Float[Array, "a_or_1 d"]
+    ) -> Float[Array, "a d"]:
+        """One row for each attacker, of the updates' type."""
         shape = (self.attackers.shape[0], updates.shape[1])
-        crafted = jnp.broadcast_to(crafted, shape).astype(updates.dtype)
-        return updates.at[self.attackers].set(crafted, mode="drop")
+        return jnp.broadcast_to(crafted, shape).astype(updates.dtype)
 
 
 class Defence(Struct):

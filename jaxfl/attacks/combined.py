@@ -86,7 +86,7 @@ class Onset(_Combination):
     ) -> tuple[Float[Array, "a d"], State]:
         def attack() -> tuple[Array, State]:
             crafted, new_state = self.attack.craft(updates, state, view, key, defence)
-            return _full(crafted, updates, view), new_state
+            return view.full(updates, crafted), new_state
 
         def wait() -> tuple[Array, State]:
             return own_rows(updates, view), self.observe(state, view)
@@ -135,22 +135,16 @@ class Combined(_Combination):
         return self.message.craft(updates, state, view, key, defence)
 
 
-class TimeVarying(_Combination):
-    """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
-
-    The schedule is that of ``seed`` and the round alone, the same for all seeds of a run. Only
-    the attack of the round is computed, but all of them where several seeds run in one program.
-    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
-    filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
-    """
+class _Several(_Combination):
+    """Several attacks, each with a memory of its own. Abstract."""
 
     attacks: tuple[Attack, ...]
-    every: int = field(default=1, at_least=1)
-    seed: int = field(default=0, at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_several(self, self.attacks)
+        if not self.attacks:
+            name = type(self).__name__
+            raise ValueError(f"{name}: attacks must name at least one attack; got []")
 
     def parts(self) -> tuple[Attack, ...]:
         return self.attacks
@@ -161,6 +155,19 @@ class TimeVarying(_Combination):
     def observe(self, state: State, view: AttackView) -> State:
         pairs = zip(self.attacks, state, strict=True)
         return tuple(attack.observe(memory, view) for attack, memory in pairs)
+
+
+class TimeVarying(_Several):
+    """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
+
+    The schedule is that of ``seed`` and the round alone, the same for all seeds of a run. Only
+    the attack of the round is computed, but all of them where several seeds run in one program.
+    Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
+    filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
+    """
+
+    every: int = field(default=1, at_least=1)
+    seed: int = field(default=0, at_least=0)
 
     def turn(self, when: Int[Array, ""] | int) -> Int[Array, ""]:
         """Which attack it is in this round."""
@@ -185,34 +192,18 @@ class TimeVarying(_Combination):
             if not attack.crafts:
                 return own_rows(updates, view), watched
             crafted, memory = attack.craft(updates, state[i], view, key, defence)
-            return _full(crafted, updates, view), (*watched[:i], memory, *watched[i + 1 :])
+            return view.full(updates, crafted), (*watched[:i], memory, *watched[i + 1 :])
 
         branches = [functools.partial(branch, i, a) for i, a in enumerate(self.attacks)]
         return jax.lax.switch(self.turn(view.round), branches)
 
 
-class Mixed(_Combination):
+class Mixed(_Several):
     """Different attackers run different attacks: attacker r the (r mod k)-th of ``attacks``.
 
     r counts the Byzantine clients of the population. Each attack believes that all attackers are
     its own. Cost: that of all its attacks.
     """
-
-    attacks: tuple[Attack, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_several(self, self.attacks)
-
-    def parts(self) -> tuple[Attack, ...]:
-        return self.attacks
-
-    def init(self, spec: Spec) -> State:
-        return tuple(attack.init(spec) for attack in self.attacks)
-
-    def observe(self, state: State, view: AttackView) -> State:
-        pairs = zip(self.attacks, state, strict=True)
-        return tuple(attack.observe(memory, view) for attack, memory in pairs)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return _one_of(self.attacks, client.rank % len(self.attacks), batch, client, key)
@@ -231,13 +222,8 @@ class Mixed(_Combination):
                 own_key = jax.random.fold_in(key, i)
                 crafted, new_state[i] = attack.craft(updates, state[i], view, own_key, defence)
                 turn = (view.ranks % len(self.attacks) == i)[:, None]
-                mine = jnp.where(turn, _full(crafted, updates, view), mine)
+                mine = jnp.where(turn, view.full(updates, crafted), mine)
         return mine, tuple(new_state)
-
-
-def _check_several(owner: Attack, attacks: tuple[Attack, ...]) -> None:
-    if not attacks:
-        raise ValueError(f"{type(owner).__name__}: attacks must name at least one attack; got []")
 
 
 def _either(condition: Array, new: Any, old: Any) -> Any:
@@ -256,11 +242,3 @@ def _one_of(
         if attack.poisons:
             result = _either(turn == i, attack.poison(batch, client, key), result)
     return result
-
-
-def _full(
-    crafted: Float[Array, "a_or_1 d"], updates: Float[Array, "n d"], view: AttackView
-) -> Float[Array, "a d"]:
-    """One row for each attacker, of the updates' type."""
-    shape = (view.attackers.shape[0], updates.shape[1])
-    return jnp.broadcast_to(crafted, shape).astype(updates.dtype)

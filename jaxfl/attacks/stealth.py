@@ -107,7 +107,7 @@ class SignGuardAware(InformedAttack):
 
         signs = columns.sum_columns(counts, updates, width=rows.WIDTH)
         shares = known / jnp.maximum(jnp.sum(known), 1)
-        # The least whole number above, but for rounding: a sum of counts could overflow.
+        # Whole numbers must not fall short by rounding; a sum of counts could overflow.
         average = jnp.matmul(signs.astype(shares.dtype), shares, precision="highest")
         positive, negative = jnp.floor(average * (1 + 1e-6)).astype(jnp.int32)
         order = jnp.argsort(mean)
