@@ -16,6 +16,7 @@ from jaxfl.data import prepare as prepare_data
 from jaxfl.data.catalog import SOURCES
 from jaxfl.experiments import schema
 from jaxfl.experiments.environment import StopSignals
+from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
@@ -24,9 +25,9 @@ from jaxfl.report.catalogue import attacks_table, catalogue, rules_table
 from jaxfl.report.compare import comparison
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
-from jaxfl.report.plots import accuracy_plot
+from jaxfl.report.plots import accuracy_plot, sweep_plot
 from jaxfl.report.progress import Watcher
-from jaxfl.report.tables import result_table, write_tables
+from jaxfl.report.tables import privacy_statements, result_table, write_tables
 
 TRACEBACK = "JAXFL_TRACEBACK"
 """Environment variable that asks for the traceback behind a one-line error."""
@@ -50,6 +51,9 @@ def run(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
+    ] = False,
 ) -> None:
     """Run an experiment and show what survived.
 
@@ -57,12 +61,15 @@ def run(
     """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    plan = schema.load(experiment, settings or [])
+    plan = schema.load(experiment, settings or [], reduced=reduced)
     check(plan)
     use_compilation_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    if not quiet:
+        for said in privacy_statements(plan):
+            console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
     results: list[Result] = []
-    path = out or Path("runs") / plan.name
+    path = out or Path("runs") / (f"{plan.name}_reduced" if reduced else plan.name)
     with (
         RunFolder(path, plan, resume=resume) as folder,
         StopSignals() as signals,
@@ -78,8 +85,12 @@ def run(
         results = conclude(results)
         write_tables(path, plan, results)
         accuracy_plot(path / "accuracy.png", plan, results)
+        swept = sweep_plot(path / "sweep.png", plan, results)
     console.print(result_table(plan, results))
-    for what, name in (("Plot", "accuracy.png"), ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
+    for verdict in verdicts(plan, results):
+        console.print(f"Stated: {verdict}", highlight=False, soft_wrap=True)
+    shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
+    for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
         console.print(f"{what + ':':6} {path / name}", highlight=False, soft_wrap=True)
 
 

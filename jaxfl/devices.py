@@ -11,6 +11,7 @@ updates are gathered, and each device aggregates the whole matrix.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,17 @@ def map_clients(
         mine = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, share), padded)
         result = jax.lax.all_gather(local(shared, mine), AXIS, tiled=True)
     return jax.tree.map(lambda x: x[:n], result)
+
+
+def memory_of_device() -> int | None:
+    """Bytes of the first device's memory, or the machine's where that is the CPU; None: unknown."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def by_columns(matrix: Array) -> Array:

@@ -11,7 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxfl.data.dataset import FederatedData
-from jaxfl.federation import FederationState, Plan, RoundRecord
+from jaxfl.fairness import FairnessMetrics, fairness_metrics
+from jaxfl.federation import FederationState, Plan
+from jaxfl.record import RoundRecord
 from jaxfl.types import Struct
 
 EVALUATION_BATCH = 500
@@ -28,7 +30,10 @@ class Evaluation(Struct):
     validation_accuracy: Float[Array, ""] | None
     """On the samples held out for choices; None where there are none."""
     client_accuracy: Float[Array, " K"] | None
-    """On each client's own training samples; None unless asked for."""
+    """On the samples that each client holds out, or on its training samples where clients hold
+    out none; None unless asked for."""
+    fairness: FairnessMetrics | None
+    """How even ``client_accuracy`` is over the honest clients."""
     attack_success: Float[Array, ""] | None = None
     """Share of the test samples of other classes that the model takes for the backdoor's target
     when they carry its trigger; NaN of a model that has diverged; None without a backdoor."""
@@ -56,14 +61,18 @@ def evaluate(
         return jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
 
     losses, correct = over(data.test_inputs, data.test_labels)
-    validation = per_client = success = None
+    validation = per_client = metrics = success = None
     if data.validation_inputs is not None:
         assert data.validation_labels is not None
         validation = jnp.mean(over(data.validation_inputs, data.validation_labels)[1])
     if client_accuracy:
-        _, own = over(data.inputs, data.labels)
-        total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(own[data.order])])
-        per_client = (total[data.start + data.count] - total[data.start]) / data.count
+        index, sizes = data.held_index(), data.test_count
+        if sizes is None:
+            index, sizes = data.order[: data.order.shape[0] - data.root], data.count
+        _, correct_own = over(data.inputs[index], data.labels[index])
+        total, ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(correct_own)]), jnp.cumsum(sizes)
+        per_client = (total[ends] - total[ends - sizes]) / sizes
+        metrics = fairness_metrics(per_client, ~state.byzantine)
     if backdoor is not None:
         target = jnp.full_like(data.test_labels, backdoor.target)
         other = data.test_labels != target
@@ -77,6 +86,7 @@ def evaluate(
         loss=jnp.mean(losses),
         validation_accuracy=validation,
         client_accuracy=per_client,
+        fairness=metrics,
         attack_success=success,
     )
 

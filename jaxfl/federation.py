@@ -1,13 +1,13 @@
 """THE round: one pure function of the federation's state, with all clients as a leading axis.
 
-    cohort -> data poisoning and local work -> clip and noise -> attack -> aggregate -> server step
+    cohort -> data poisoning and local work -> clip and noise -> fairness weights -> attack
+        -> aggregate -> server step
 
 Everything in it is traced into one program. ``Federation`` holds the parts (a pytree, so any
 number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shape the program.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,107 +15,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.attacks import Attack, NoAttack
+from jaxfl.aggregators import Mean
 from jaxfl.attacks.base import ClientView, Defence, attack_rows
-from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
-from jaxfl.component import Component, field
+from jaxfl.clients import Broadcast, Message, Samples
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import by_columns, map_clients, replicate
+from jaxfl.fairness import Weighed, minority
 from jaxfl.models.objective import Objective, Statistics
 from jaxfl.numerics import rows
-from jaxfl.optimizers import SGD, Optimizer
-from jaxfl.participation import Full, Participation, Uniform
-from jaxfl.privacy import MessagePrivacy
-from jaxfl.types import Batch, Context, Info, PyTree, Spec, State, Struct, present_mask
-
-NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
-
-
-class Federation(Component):
-    """The parts of a federation. Each is replaceable; numbers in them are leaves."""
-
-    algorithm: ClientAlgorithm = FedSGD(batch_size=32)
-    attack: Attack = NoAttack()
-    aggregator: Aggregator = Mean()
-    optimizer: Optimizer = SGD(learning_rate=0.1)
-    participation: Participation = Full()
-    privacy: MessagePrivacy | None = None
-    byzantine: int = field(default=0, at_least=0)
-    """How many clients of the population are Byzantine; which ones, the seed decides."""
-    byzantine_per_round: int | None = field(default=None, at_least=0)
-    """How many of them are in every cohort of ``Uniform`` participation; None: as it happens.
-    Fixing it changes what subsampling adds to privacy."""
-    noise: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
-    """``noise_then_attack``: all follow the privacy mechanism, attackers then rewrite their
-    messages; what they craft is neither clipped nor noised. ``attack_then_noise``: the attack
-    works on clean updates, and every message, also a crafted one, is clipped and noised."""
-
-    def check(self, population: int, root: int = 0) -> None:
-        """Raises ValueError where the parts do not fit together.
-
-        Args:
-          population: how many clients there are.
-          root: how many samples the server has of its own.
-        """
-        if self.byzantine > population:
-            raise ValueError(
-                f"byzantine must be at most the number of clients, {population}; "
-                f"got {self.byzantine}"
-            )
-        self._check_fixed(population)
-        self.aggregator.check(self.participation.cohort(population))
-        if self.aggregator.needs_root and not root:
-            raise ValueError(
-                f"{self.aggregator} needs samples of the server's own: set root of the data, such "
-                "as dataset.split(partition, clients, root=RootData(size=100)) or, in a file, "
-                "data.root = {size = 100}"
-            )
-        if self.attack.needs_root and "update" not in self.aggregator.needs_root:
-            raise ValueError(
-                f"{self.attack} works against a defence with an update of the server's own, such "
-                f"as FLTrust; got {self.aggregator}"
-            )
-        sample = functools.partial(self.participation.sample, population)
-        _, present = jax.eval_shape(sample, jax.random.key(0))
-        if present is not None and not self.aggregator.accepts_absent:
-            raise ValueError(
-                f"{self.aggregator} cannot leave out absent clients, so it does not go with "
-                f"{type(self.participation).__name__} participation; use Full or Uniform"
-            )
-
-    def _check_fixed(self, population: int) -> None:
-        fixed, cohort = self.byzantine_per_round, self.participation.cohort(population)
-        if fixed is None:
-            return
-        if not isinstance(self.participation, Uniform):
-            raise ValueError(
-                "byzantine_per_round goes with Uniform participation; got "
-                f"{type(self.participation).__name__}"
-            )
-        least = max(0, cohort - (population - self.byzantine))
-        if not least <= fixed <= min(self.byzantine, cohort):
-            raise ValueError(
-                f"byzantine_per_round must be from {least} to {min(self.byzantine, cohort)} with "
-                f"{self.byzantine} Byzantine of {population} clients and a cohort of {cohort}; "
-                f"got {fixed}"
-            )
-
-    def cohort(
-        self, byzantine: Bool[Array, " K"], key: Key[Array, ""]
-    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
-        """The clients of a round: ids, and which slots hold a client."""
-        population = byzantine.shape[0]
-        if self.byzantine_per_round is None:
-            return self.participation.sample(population, key)
-        draw_key, order_key = jax.random.split(key)
-        drawn = jax.random.permutation(draw_key, population)
-        # Byzantine clients first, each kind in a random order.
-        kinds = drawn[jnp.argsort(~byzantine[drawn], stable=True)]
-        cohort, fixed = self.participation.cohort(population), self.byzantine_per_round
-        first = jnp.arange(cohort)
-        place = jnp.where(first < fixed, first, first - fixed + self.byzantine)
-        return jax.random.permutation(order_key, kinds[place]).astype(jnp.int32), None
+from jaxfl.parts import ATTACK_FIRST, NOISE_FIRST, Federation
+from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, MessagePrivacy
+from jaxfl.record import RoundRecord, record_of
+from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct, present_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +48,26 @@ class FederationState(Struct):
     """Memory of every client of the population, leading axis K."""
     attack: State
     aggregator: State
+    server: State
+    """Memory of the clients' algorithm at the server."""
+    privacy: State
+    """The clip, where it adapts, and earlier noise, where it is correlated."""
+    fairness: State
     root: State
     """Memory of the server as a client of its own; () where the rule needs no root update."""
     byzantine: Bool[Array, " K"]
+    participations: Int[Array, " K"]
+    """Rounds that each client has taken part in."""
     round: Int[Array, ""]
     key: Key[Array, ""]
+
+
+class Standing(Struct):
+    """What clients say about themselves to be weighed fairly; of their clean update."""
+
+    loss: Float[Array, " n"]
+    """Training loss of the model they received."""
+    squared_norm: Float[Array, " n"]
 
 
 class Exchange(Struct):
@@ -156,62 +82,55 @@ class Exchange(Struct):
     """What the server receives."""
 
 
-class RoundRecord(Struct):
-    """What is written down about a round."""
-
-    loss: Float[Array, ""]
-    """Training loss, mean over the honest clients of the cohort."""
-    honest_norm: Float[Array, ""]
-    """Mean norm of the honest messages received; here and below, of those that are finite."""
-    byzantine_norm: Float[Array, ""]
-    """Mean norm of the Byzantine messages received (NaN where there are none)."""
-    aggregate_norm: Float[Array, ""]
-    distance: Float[Array, ""]
-    """From the aggregate to the mean of the honest messages."""
-    cosine: Float[Array, ""]
-    """Between the aggregate and the mean of the honest messages."""
-    honest_selected: Float[Array, ""]
-    """Share of the honest clients that the rule selected (NaN where a rule selects nobody)."""
-    malicious_selected: Float[Array, ""]
-    """Share of the Byzantine clients that the rule selected."""
-    malicious_weight: Float[Array, ""]
-    """Share of the aggregate's weight that Byzantine clients got (NaN for coordinatewise rules)."""
-    cohort: Int[Array, ""]
-    """Clients that took part."""
-
-
 def init_state(federation: Federation, plan: Plan, seed: Int[Array, ""] | int) -> FederationState:
     """The state before the first round; the seed decides parameters and who is Byzantine."""
     spec = plan.spec
     model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params, statistics = plan.objective.init(model_key)
+    wide = dataclasses.replace(spec, dim=spec.dim * federation.algorithm.width)
     one_client = federation.algorithm.init(spec)
     return FederationState(
         params=params,
         statistics=statistics,
         optimizer=federation.optimizer.transform().init(params),
         clients=jax.tree.map(lambda x: jnp.tile(x, (spec.population, *[1] * x.ndim)), one_client),
-        attack=federation.attack.init(spec),
-        aggregator=federation.aggregator.init(spec),
+        attack=federation.attack.init(wide),
+        aggregator=federation.aggregator.init(wide),
+        server=federation.algorithm.init_server(spec),
+        privacy=() if federation.privacy is None else federation.privacy.init(wide.dim),
+        fairness=() if federation.fairness is None else federation.fairness.init(spec),
         root=one_client if "update" in federation.aggregator.needs_root else (),
         byzantine=jax.random.permutation(byzantine_key, spec.population) < federation.byzantine,
+        participations=jnp.zeros((spec.population,), jnp.int32),
         round=jnp.zeros((), jnp.int32),
         key=run_key,
     )
 
 
 def run_round(
-    federation: Federation, plan: Plan, data: FederatedData, state: FederationState
+    federation: Federation,
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    unusual: Bool[Array, " K"] | None = None,
 ) -> tuple[FederationState, RoundRecord]:
-    """One round: pure, and one program."""
-    context, messages, clients = _client_phase(federation, plan, data, state)
+    """One round: pure, and one program. ``unusual`` are ``unusual_clients``, if known already."""
+    context, messages, standing, clients = _client_phase(federation, plan, data, state)
     context, root = _root_phase(federation, plan, data, state, context)
-    sent, attack_state = _attack_phase(federation, plan, state, context, messages.update)
+    sent, weighed, attack_state = _attack_phase(
+        federation, plan, state, context, messages.update, standing
+    )
+    sent, norms = _bound(federation, state, sent)
     result = federation.aggregator.aggregate(sent, state.aggregator, context)
+    update, privacy_state = _release(federation, plan, state, context, norms, result.update)
+    update = update if weighed is None else update * weighed.scale.astype(update.dtype)
+    update, server = federation.algorithm.finish(
+        state.server, update, messages, context, _share(federation, plan, context)
+    )
 
     change: Any
     change, optimizer = federation.optimizer.transform().update(
-        result.update, state.optimizer, state.params
+        update, state.optimizer, state.params
     )
     params: Any = optax.apply_updates(state.params, change)
     present = present_mask(context, sent.shape[0])
@@ -222,20 +141,40 @@ def run_round(
         clients=clients,
         attack=attack_state,
         aggregator=result.state,
+        server=server,
+        privacy=privacy_state,
+        fairness=() if weighed is None else weighed.state,
         root=root,
+        participations=state.participations.at[context.client_ids].add(1, mode="drop"),
         round=state.round + 1,
     )
-    return new_state, _record(context, messages.loss, sent, result.update, result.info)
+    clip = jnp.full((), jnp.nan)
+    if isinstance(federation.privacy, CentralPrivacy):
+        clip = federation.privacy.threshold(state.privacy)
+    unusual = unusual_clients(data, state) if unusual is None else unusual
+    record = record_of(
+        *(context, messages.loss, sent, result.update, result.info),
+        minority=unusual.at[context.client_ids].get(mode="fill", fill_value=False),
+        clip=clip,
+        participations=new_state.participations,
+    )
+    return new_state, record
+
+
+def unusual_clients(data: FederatedData, state: FederationState) -> Bool[Array, " K"]:
+    """The honest clients whose labels are most unlike the others'. The same in every round."""
+    return minority(data.label_counts, ~state.byzantine)
 
 
 def exchange(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState
 ) -> Exchange:
     """The messages of the next round, which is not taken."""
-    context, messages, _ = _client_phase(federation, plan, data, state)
+    context, messages, standing, _ = _client_phase(federation, plan, data, state)
     context, _ = _root_phase(federation, plan, data, state, context)
     own = messages.update
-    sent, _ = _attack_phase(federation, plan, state, context, own)
+    sent, _, _ = _attack_phase(federation, plan, state, context, own, standing)
+    sent, _ = _bound(federation, state, sent)
     assert context.byzantine is not None
     return Exchange(
         ids=context.client_ids,
@@ -253,15 +192,14 @@ def _round_keys(state: FederationState) -> Key[Array, " roles"]:
 
 def _client_phase(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState
-) -> tuple[Context, Message, State]:
-    """Draws the cohort and computes every client's message and new memory."""
+) -> tuple[Context, Message, Standing | None, State]:
+    """Draws the cohort and computes every client's message, standing and new memory."""
     cohort_key, client_key, noise_key, _, _, server_key, _ = _round_keys(state)
     population = plan.spec.population
-    ids, present = federation.cohort(state.byzantine, cohort_key)
-    broadcast = Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics)
-    noise_first = federation.privacy is not None and federation.noise == NOISE_FIRST
+    ids, present = federation.cohort(state.byzantine, cohort_key, state.round)
+    broadcast = _broadcast(plan, state)
 
-    def one_client(shared: PyTree, arguments: PyTree) -> tuple[Message, State]:
+    def one_client(shared: PyTree, arguments: PyTree) -> tuple[Message, PyTree, State]:
         federation, data, broadcast, client_key, noise_key = shared
         client, start, count, memory = arguments
         key = jax.random.fold_in(client_key, client.id)
@@ -278,13 +216,20 @@ def _client_phase(
             poisoned = federation.attack.poison(batch, view, key)
             return jax.tree.map(lambda a, b: jnp.where(client.byzantine, a, b), poisoned, batch)
 
-        samples = Samples(count=count, load=load, capacity=data.capacity)
-        message, memory = federation.algorithm.step(plan.objective, broadcast, samples, memory, key)
-        if noise_first:
-            assert federation.privacy is not None
+        objective, privacy = plan.objective, federation.privacy
+        samples = Samples(count=count, load=load, capacity=data.capacity, client=client.id)
+        if isinstance(privacy, ExamplePrivacy):
+            objective = privacy.private(objective, count, federation.algorithm.batch_size)
+            samples = privacy.samples(samples)
+        message, memory = federation.algorithm.step(objective, broadcast, samples, memory, key)
+        standing = None
+        if federation.fairness is not None:
+            loss = federation.algorithm.starting_loss(plan.objective, broadcast, samples, message)
+            standing = Standing(loss=loss, squared_norm=rows.squared_norms(message.update[None])[0])
+        if isinstance(privacy, MessagePrivacy) and federation.noise == NOISE_FIRST:
             noise = jax.random.fold_in(noise_key, client.id)
-            message = message.replace(update=federation.privacy.privatise(message.update, noise))
-        return message, memory
+            message = message.replace(update=privacy.privatise(message.update, noise))
+        return message, standing, memory
 
     taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
     byzantine = state.byzantine[taken] & (ids < population)
@@ -297,7 +242,7 @@ def _client_phase(
         peak=data.peak,
     )
     memory = jax.tree.map(lambda x: x[taken], state.clients)
-    messages, memory = map_clients(
+    messages, standing, memory = map_clients(
         one_client,
         (federation, data, broadcast, client_key, noise_key),
         (views, data.start[taken], data.count[taken], memory),
@@ -315,7 +260,16 @@ def _client_phase(
         params=state.params,
         byzantine=byzantine,
     )
-    return context, messages.replace(update=by_columns(messages.update)), clients
+    return context, messages.replace(update=by_columns(messages.update)), standing, clients
+
+
+def _broadcast(plan: Plan, state: FederationState) -> Broadcast:
+    return Broadcast(
+        params=plan.objective.unravel(state.params),
+        statistics=state.statistics,
+        round=state.round,
+        server=state.server,
+    )
 
 
 def _root_phase(
@@ -341,7 +295,7 @@ def _root_phase(
 
         message, memory = federation.algorithm.step(
             plan.objective,
-            Broadcast(params=plan.objective.unravel(state.params), statistics=state.statistics),
+            _broadcast(plan, state),
             Samples(count=jnp.int32(data.root), load=load, capacity=data.root),
             memory,
             _round_keys(state)[-1],
@@ -356,10 +310,19 @@ def _attack_phase(
     state: FederationState,
     context: Context,
     own: Float[Array, "n d"],
-) -> tuple[Float[Array, "n d"], State]:
-    """What the clients send, and the attack's new memory."""
+    standing: Standing | None,
+) -> tuple[Float[Array, "n d"], Weighed | None, State]:
+    """What the server receives, how fairness weighs it, and the attack's new memory.
+
+    Fairness weighs what the mechanism has made of an update, and attackers rewrite what would be
+    received: with noise after the attack, the weights come last.
+    """
     _, _, noise_key, attack_key, probe_key, _, _ = _round_keys(state)
     assert context.byzantine is not None
+    privacy, weighed = federation.privacy, None
+    noise_last = isinstance(privacy, MessagePrivacy) and federation.noise == ATTACK_FIRST
+    if not noise_last:
+        own, weighed = _weigh(federation, state, context, own, standing)
     defence = Defence(
         aggregator=federation.aggregator,
         state=state.aggregator,
@@ -376,10 +339,76 @@ def _attack_phase(
         plan.spec.max_byzantine,
         _ranks(state).at[context.client_ids].get(mode="clip"),
     )
-    if federation.privacy is not None and federation.noise == ATTACK_FIRST:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, context.client_ids)
-        sent = by_columns(jax.vmap(federation.privacy.privatise)(sent, keys))
-    return sent, attack_state
+    if isinstance(privacy, MessagePrivacy):
+        crafted = context.byzantine[:, None]
+        if noise_last:
+            bounded = jax.vmap(privacy.bound)(sent)
+            if privacy.clip_byzantine is False:
+                bounded = jnp.where(crafted, sent.astype(bounded.dtype), bounded)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, context.client_ids)
+            sent = by_columns(jax.vmap(privacy.cover)(bounded, keys).astype(sent.dtype))
+        elif privacy.clip_byzantine and federation.attack.crafts:
+            sent = jnp.where(crafted, jax.vmap(privacy.bound)(sent).astype(sent.dtype), sent)
+    if noise_last:
+        sent, weighed = _weigh(federation, state, context, sent, standing)
+    return sent, weighed, attack_state
+
+
+def _weigh(
+    federation: Federation,
+    state: FederationState,
+    context: Context,
+    updates: Float[Array, "n d"],
+    standing: Standing | None,
+) -> tuple[Float[Array, "n d"], Weighed | None]:
+    """The updates times the factors of fairness; as they are without it."""
+    if federation.fairness is None or standing is None:
+        return updates, None
+    gradients = federation.algorithm.gradients
+    weighed = federation.fairness.weigh(
+        standing.loss, standing.squared_norm, gradients, state.fairness, context
+    )
+    return updates * weighed.factors[:, None].astype(updates.dtype), weighed
+
+
+def _bound(
+    federation: Federation, state: FederationState, sent: Float[Array, "n d"]
+) -> tuple[Float[Array, "n d"], Float[Array, " n"] | None]:
+    """What is received as the central mechanism clips it, and the norms before."""
+    if not isinstance(federation.privacy, CentralPrivacy):
+        return sent, None
+    return federation.privacy.bound(sent, state.privacy)
+
+
+def _release(
+    federation: Federation,
+    plan: Plan,
+    state: FederationState,
+    context: Context,
+    norms: Float[Array, " n"] | None,
+    aggregate: Float[Array, " d"],
+) -> tuple[Float[Array, " d"], State]:
+    """The aggregate as the central mechanism releases it, and its new memory."""
+    privacy = federation.privacy
+    if not isinstance(privacy, CentralPrivacy) or norms is None:
+        return aggregate, ()
+    expected = federation.participation.expected(plan.spec.population)
+    present = present_mask(context, norms.shape[0]).astype(norms.dtype)
+    if isinstance(federation.aggregator, Mean):
+        # The divisor must not tell how many took part.
+        aggregate = aggregate * (jnp.sum(present) / expected).astype(aggregate.dtype)
+    # No client has the number of the population: its noise is the server's.
+    key = jax.random.fold_in(_round_keys(state)[2], plan.spec.population)
+    separation = federation.participation.separation
+    return privacy.release(aggregate, norms, present, expected, separation, state.privacy, key)
+
+
+def _share(federation: Federation, plan: Plan, context: Context) -> Float[Array, ""]:
+    """The share of the population that takes part; the expected one where that is private."""
+    population = plan.spec.population
+    if isinstance(federation.privacy, CentralPrivacy):
+        return jnp.asarray(federation.participation.expected(population) / population)
+    return jnp.sum(present_mask(context, plan.spec.cohort)) / population
 
 
 def _ranks(state: FederationState) -> Int[Array, " K"]:
@@ -399,50 +428,3 @@ def _mean_statistics(
         return jnp.tensordot(weights, new, axes=1).astype(old.dtype)
 
     return jax.tree.map(mean, messages, before)
-
-
-def _record(
-    context: Context,
-    losses: Float[Array, " n"],
-    sent: Float[Array, "n d"],
-    aggregate: Float[Array, " d"],
-    info: Info,
-) -> RoundRecord:
-    assert context.byzantine is not None
-    squares = rows.squared_norms(sent)
-    # A message that is not finite has no distance: it is left out here as rules leave it out.
-    present = present_mask(context, sent.shape[0])
-    finite = present & jnp.isfinite(squares)
-    byzantine, honest = context.byzantine & present, ~context.byzantine & present
-
-    def mean_over(mask: Array, values: Array | None) -> Array:
-        if values is None:
-            return jnp.full((), jnp.nan)
-        count = jnp.sum(mask)
-        total = jnp.sum(jnp.where(mask, values, 0))
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
-
-    measured = honest & finite
-    weights = measured / jnp.maximum(jnp.sum(measured), 1)
-    target = rows.combine(weights, sent, jnp.zeros((0, sent.shape[1]), sent.dtype))
-    norms = rows.safe_sqrt(squares)
-    products = rows.squared_norms(jnp.stack([aggregate, target, aggregate - target]))
-    aggregate_norm, target_norm, distance = rows.safe_sqrt(products)
-    inner = jnp.dot(aggregate, target, precision="highest")
-    if info.weights is None:
-        malicious_weight = jnp.full((), jnp.nan)
-    else:
-        mass = jnp.sum(jnp.where(byzantine, info.weights, 0))
-        malicious_weight = rows.safe_ratio(mass, jnp.sum(info.weights))
-    return RoundRecord(
-        loss=mean_over(honest, losses),
-        honest_norm=mean_over(measured, norms),
-        byzantine_norm=mean_over(byzantine & finite, norms),
-        aggregate_norm=aggregate_norm,
-        distance=distance,
-        cosine=rows.safe_ratio(inner, aggregate_norm * target_norm),
-        honest_selected=mean_over(honest, info.selected),
-        malicious_selected=mean_over(byzantine, info.selected),
-        malicious_weight=malicious_weight,
-        cohort=jnp.sum(present, dtype=jnp.int32),
-    )

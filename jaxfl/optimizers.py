@@ -51,13 +51,17 @@ class Optimizer(Component):
         """Everything but the learning rate, as an optax transformation of gradients."""
         raise NotImplementedError
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, *, at: Array | None = None) -> optax.GradientTransformation:
         """The optax transformation: ``optax.apply_updates`` takes the step.
 
-        Its memory and its arithmetic are float32 or better, whatever the parameters' type.
+        Its memory and its arithmetic are float32 or better, whatever the parameters' type. A
+        schedule is read at the number of steps taken or, for an optimiser that starts afresh
+        every round, at the round ``at``.
         """
         rate = self.learning_rate
-        step = rate.rate if isinstance(rate, Schedule) else rate
+        step = (
+            rate if not isinstance(rate, Schedule) else rate.rate if at is None else rate.rate(at)
+        )
         inner = optax.chain(self.rule(), optax.scale_by_learning_rate(step))  # pyright: ignore
 
         def init(params: PyTree) -> PyTree:
@@ -74,7 +78,10 @@ def _widened(tree: PyTree) -> PyTree:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: ``v <- momentum v + g + weight_decay w; w <- w - rate v``."""
+    """Stochastic gradient descent: ``v <- momentum v + g + weight_decay w; w <- w - rate v``.
+
+    On the server with momentum: FedAvgM (Hsu, Qi, Brown, 2019).
+    """
 
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
     weight_decay: Scalar | None = field(default=None, at_least=0)
@@ -108,3 +115,16 @@ class Yogi(Optimizer):
 
     def rule(self) -> optax.GradientTransformation:
         return optax.scale_by_yogi(self.b1, self.b2, self.eps)  # pyright: ignore
+
+
+class Adagrad(Optimizer):
+    """Adagrad: ``v <- v + g^2; w <- w - rate g / sqrt(v + eps)``; on the server, FedAdagrad.
+
+    Reddi et al., "Adaptive federated optimization", ICLR 2021, add eps outside of the root.
+    """
+
+    initial: Scalar = field(default=0.0, at_least=0)
+    eps: Scalar = field(default=1e-6, above=0)
+
+    def rule(self) -> optax.GradientTransformation:
+        return optax.scale_by_rss(self.initial, self.eps)  # pyright: ignore

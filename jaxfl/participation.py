@@ -10,6 +10,11 @@ from jaxfl.component import Component, field
 class Participation(Component):
     """Draws the cohort of a round. Abstract."""
 
+    @property
+    def separation(self) -> int:
+        """After how many rounds a client is back at the earliest."""
+        return 1
+
     def cohort(self, population: int) -> int:
         """The number of slots in a round's program."""
         raise NotImplementedError
@@ -19,9 +24,9 @@ class Participation(Component):
         return self.cohort(population)
 
     def sample(
-        self, population: int, key: Key[Array, ""]
+        self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
-        """The clients' ids and which slots hold a client; an empty slot has id ``population``."""
+        """The clients of round ``turn``: ids (``population`` in an empty slot), who is there."""
         raise NotImplementedError
 
 
@@ -32,7 +37,7 @@ class Full(Participation):
         return population
 
     def sample(
-        self, population: int, key: Key[Array, ""]
+        self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
         return jnp.arange(population, dtype=jnp.int32), None
 
@@ -46,7 +51,7 @@ class Uniform(Participation):
         return max(int(self.fraction * population + 1e-9), 1)
 
     def sample(
-        self, population: int, key: Key[Array, ""]
+        self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
         drawn = jax.random.permutation(key, population)[: self.cohort(population)]
         return drawn.astype(jnp.int32), None
@@ -72,7 +77,7 @@ class Poisson(Participation):
         return max(round(self.rate * population), 1)
 
     def sample(
-        self, population: int, key: Key[Array, ""]
+        self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
         slots = self.cohort(population)
         draw_key, order_key = jax.random.split(key)
@@ -81,3 +86,33 @@ class Poisson(Participation):
         place = jnp.nonzero(drawn[order], size=slots, fill_value=population)[0]
         ids = jnp.append(order, population)[place].astype(jnp.int32)
         return ids, ids < population
+
+
+class Cyclic(Participation):
+    """The clients in ``groups`` groups that take turns: a client is back after ``groups`` rounds.
+
+    The groups are formed by client number, the last one smaller where they do not come out even;
+    partitions are random, so numbers mean nothing. What correlated noise (DP-FTRL) asks for.
+    """
+
+    groups: int = field(at_least=1)
+
+    @property
+    def separation(self) -> int:
+        return self.groups
+
+    def cohort(self, population: int) -> int:
+        size = -(-population // self.groups)
+        if size * (self.groups - 1) >= population:
+            raise ValueError(
+                f"Cyclic: {population} clients do not fill groups = {self.groups} of {size}"
+            )
+        return size
+
+    def sample(
+        self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        size = self.cohort(population)
+        ids = jnp.asarray(turn) % self.groups * size + jnp.arange(size, dtype=jnp.int32)
+        ids = jnp.minimum(ids, population).astype(jnp.int32)
+        return ids, ids < population if population % self.groups else None

@@ -11,10 +11,19 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxfl import aggregators, attacks, clients, models, optimizers, participation, preaggregators
+from jaxfl import (
+    aggregators,
+    attacks,
+    clients,
+    fairness,
+    models,
+    optimizers,
+    participation,
+    preaggregators,
+    privacy,
+)
 from jaxfl.component import Component
 from jaxfl.data import RootData, partitions
-from jaxfl.privacy import MessagePrivacy
 
 AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
     "oracle": aggregators.Oracle,
@@ -96,11 +105,20 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     aggregators.Aggregator: AGGREGATORS,
     aggregators.PreAggregator: PREAGGREGATORS,
     attacks.Attack: ATTACKS,
-    clients.ClientAlgorithm: {"fedsgd": clients.FedSGD, "fedavg": clients.FedAvg},
+    clients.ClientAlgorithm: {
+        "fedsgd": clients.FedSGD,
+        "fedavg": clients.FedAvg,
+        "fedprox": clients.FedProx,
+        "fednova": clients.FedNova,
+        "scaffold": clients.SCAFFOLD,
+        "feddyn": clients.FedDyn,
+        "mime_lite": clients.MimeLite,
+    },
     optimizers.Optimizer: {
         "sgd": optimizers.SGD,
         "adam": optimizers.Adam,
         "yogi": optimizers.Yogi,
+        "adagrad": optimizers.Adagrad,
     },
     optimizers.Schedule: {
         "step_decay": optimizers.StepDecay,
@@ -110,12 +128,21 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "full": participation.Full,
         "uniform": participation.Uniform,
         "poisson": participation.Poisson,
+        "cyclic": participation.Cyclic,
     },
-    MessagePrivacy: {"message": MessagePrivacy},
+    privacy.Privacy: {
+        "message": privacy.MessagePrivacy,
+        "example": privacy.ExamplePrivacy,
+        "central": privacy.CentralPrivacy,
+    },
+    privacy.QuantileClip: {"quantile": privacy.QuantileClip},
+    privacy.BandedNoise: {"banded": privacy.BandedNoise},
+    fairness.Fairness: {"qffl": fairness.QFFL, "afl": fairness.AFL, "term": fairness.TERM},
     models.Model: {
         "softmax": models.Softmax,
         "mlp": models.MLP,
         "signguard_cnn": models.SignGuardCNN,
+        "cnn": models.CNN,
     },
     partitions.Partition: {
         "iid": partitions.IID,

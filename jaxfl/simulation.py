@@ -14,24 +14,34 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
 from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import Device, check_way, choose_chunk, compile_for, copy_to, working_set
+from jaxfl.devices import (
+    Device,
+    check_way,
+    choose_chunk,
+    compile_for,
+    copy_to,
+    memory_of_device,
+    working_set,
+)
 from jaxfl.evaluation import Evaluation, History, evaluate
+from jaxfl.fairness import Fairness
 from jaxfl.federation import (
-    NOISE_FIRST,
     Exchange,
-    Federation,
     FederationState,
     Plan,
-    RoundRecord,
     exchange,
     init_state,
     run_round,
+    unusual_clients,
 )
 from jaxfl.models.objective import Factory, Loss, Objective
+from jaxfl.models.per_example import check_per_example
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.privacy import MessagePrivacy
+from jaxfl.parts import NOISE_FIRST, Federation
+from jaxfl.privacy import ExamplePrivacy, Privacy, calibrate
+from jaxfl.record import RoundRecord
 from jaxfl.types import Batch, PyTree, Spec
 
 
@@ -50,7 +60,8 @@ def make_plan(
 
     Raises:
       ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
-        cannot leave out absent clients or lacks the server's own samples, a chunk below 1.
+        cannot leave out absent clients or lacks the server's own samples, a chunk below 1, privacy
+        that is not calibrated or a model it cannot cover, memory of clients that does not fit.
     """
     population = data.clients
     federation.check(population, data.root)
@@ -67,8 +78,29 @@ def make_plan(
         dtype=objective.dtype,
         max_byzantine=_most_byzantine(federation, cohort),
     )
+    if federation.privacy is not None and not federation.privacy.calibrated:
+        raise ValueError(
+            f"{type(federation.privacy).__name__}: epsilon is a target; "
+            "jaxfl.privacy.calibrate finds the noise"
+        )
+    if federation.privacy is not None:
+        check_per_example(objective)
+    _check_memory(federation, spec, runs)
     chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
     return Plan(objective=objective, spec=spec, chunk=chunk)
+
+
+def _check_memory(federation: Federation, spec: Spec, runs: int) -> None:
+    """Refuses memories of clients that would not fit the device."""
+    one = jax.tree.leaves(jax.eval_shape(lambda: federation.algorithm.init(spec)))
+    needed = runs * spec.population * sum(x.size * x.dtype.itemsize for x in one)
+    available = memory_of_device()
+    if available is not None and needed > available / 2:
+        raise ValueError(
+            f"{type(federation.algorithm).__name__} keeps memory for every client: "
+            f"{spec.population} clients times {runs} need {needed / 2**30:.1f} GiB, more than "
+            f"half of the device's {available / 2**30:.1f} GiB"
+        )
 
 
 def _most_byzantine(federation: Federation, cohort: int) -> int:
@@ -86,9 +118,13 @@ def _automatic_chunk(
             return Batch(inputs, labels, mask)
 
         samples = Samples(jnp.int32(1), load, data.capacity)
-        broadcast = Broadcast(objective.unravel(params), statistics)
-        memory = federation.algorithm.init(spec)
-        return federation.algorithm.step(objective, broadcast, samples, memory, key)
+        server = federation.algorithm.init_server(spec)
+        broadcast = Broadcast(objective.unravel(params), statistics, jnp.int32(0), server)
+        memory, work, privacy = federation.algorithm.init(spec), objective, federation.privacy
+        if isinstance(privacy, ExamplePrivacy):
+            work = privacy.private(objective, samples.count, federation.algorithm.batch_size)
+            samples = privacy.samples(samples)
+        return federation.algorithm.step(work, broadcast, samples, memory, key)
 
     key = jax.random.key(0)
     params, statistics = jax.eval_shape(objective.init, key)
@@ -114,9 +150,10 @@ def run_rounds(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState, *, rounds: int
 ) -> tuple[FederationState, RoundRecord]:
     """``rounds`` rounds in one ``scan``: one program, compiled once. Pure."""
+    unusual = unusual_clients(data, state)
 
     def body(state: FederationState, _: None) -> tuple[FederationState, RoundRecord]:
-        return run_round(federation, plan, data, state)
+        return run_round(federation, plan, data, state, unusual)
 
     return jax.lax.scan(body, state, None, length=rounds)
 
@@ -274,7 +311,8 @@ class Simulation:
     def evaluate(self) -> Evaluation:
         """How good the model is now."""
         # Without what evaluation does not read, all rules and attacks share one program.
-        state = self.state.replace(optimizer=(), clients=(), attack=(), aggregator=(), root=())
+        unread = ("optimizer", "clients", "attack", "aggregator", "server", "privacy", "fairness")
+        state = self.state.replace(**dict.fromkeys((*unread, "root"), ()))
         program = self._program(
             _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor
         )
@@ -337,7 +375,8 @@ def simulate(
     algorithm: ClientAlgorithm = FedSGD(batch_size=32),
     optimizer: Optimizer = SGD(learning_rate=0.1),
     participation: Participation = Full(),
-    privacy: MessagePrivacy | None = None,
+    privacy: Privacy | None = None,
+    fairness: Fairness | None = None,
     noise: str = NOISE_FIRST,
     seed: int = 0,
     evaluate_every: int = 10,
@@ -365,9 +404,11 @@ def simulate(
         optimizer=optimizer,
         participation=participation,
         privacy=privacy,
+        fairness=fairness,
         byzantine=byzantine,
         noise=noise,
     )
+    federation = calibrate(federation, np.asarray(data.count), rounds)
     simulation = Simulation(
         federation, data, model, seeds=(seed,), evaluate_every=evaluate_every, **settings
     )

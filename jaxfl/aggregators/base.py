@@ -40,6 +40,8 @@ class Aggregator(Component):
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
     needs_root: ClassVar[frozenset[str]] = frozenset()
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
+    follows_model: ClassVar[bool] = False
+    """Reads the model's parameters: an update must be a vector of their size."""
 
     def check(self, n: int) -> None:
         """Raises ValueError where the rule is not defined for n updates."""

@@ -112,6 +112,7 @@ class ByzantineSGD(Aggregator):
     horizon: Scalar = field(default=1000.0, at_least=1)
     delta: Scalar = field(default=0.01, above=0, below=1)
     by_client: ClassVar[bool] = True
+    follows_model: ClassVar[bool] = True
 
     def init(self, spec: Spec) -> State:
         return ByzantineSGDState(

@@ -47,6 +47,7 @@ class LossRejection(Aggregator):
     tolerates: ClassVar[bool] = False
     accepts_absent: ClassVar[bool] = True
     needs_root: ClassVar[frozenset[str]] = frozenset({"batch"})
+    follows_model: ClassVar[bool] = True
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -38,6 +38,10 @@ class Pipeline(Aggregator):
     def needs_root(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rule.needs_root
 
+    @property
+    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rule.follows_model
+
     def check(self, n: int) -> None:
         rows = n
         for stage in self.pre:

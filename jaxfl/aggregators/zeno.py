@@ -48,6 +48,7 @@ class Zeno(Aggregator):
 
     accepts_absent: ClassVar[bool] = True
     needs_root: ClassVar[frozenset[str]] = frozenset({"batch"})
+    follows_model: ClassVar[bool] = True
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, self.f + 1, "n > f")

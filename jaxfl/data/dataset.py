@@ -144,10 +144,12 @@ class Dataset:
         seed: int = 0,
         *,
         root: "RootData | None" = None,
+        client_test: float = 0.0,
     ) -> "FederatedData":
         """Divides the training samples among clients: a new assignment for each seed.
 
         ``root`` are the server's own, for rules that need some: taken first, by the same seed.
+        Every client holds out a random ``client_test`` of its samples, to be tested on.
         """
         random = np.random.default_rng(seed)
         rest, kept = self, np.arange(len(self.labels))
@@ -163,7 +165,35 @@ class Dataset:
             )
         owners = np.full(len(self.labels), clients)
         owners[kept] = partition.divide(rest, clients, random)
-        return self.federate(owners, clients)
+        return self.federate(owners, clients, self._client_test(owners, client_test, clients, seed))
+
+    def _client_test(
+        self, owners: np.ndarray, share: float, clients: int, seed: int
+    ) -> np.ndarray | None:
+        """Which samples their owners hold out: in all, the same number for every partition."""
+        if not share:
+            return None
+        if not 0 < share < 1:
+            raise ValueError(
+                f"{self.name}: client_test must be at least 0 and below 1; got {share!r}"
+            )
+        random = np.random.default_rng([seed, 1])
+        shuffled = np.lexsort((random.random(len(owners)), owners))
+        count = np.bincount(owners, minlength=clients + 1)[:clients]
+        ends = np.floor(np.cumsum(count) * share + 0.5).astype(int)
+        own = np.diff(ends, prepend=0)
+        if np.any(own >= count):
+            raise ValueError(
+                f"{self.name}: client_test = {share} leaves client {int(np.argmax(own >= count))} "
+                "no sample to train on"
+            )
+        start = np.cumsum(count) - count
+        held = np.zeros(len(owners), bool)
+        # The first of each client's samples in the random order.
+        owner = owners[shuffled]
+        rank = np.arange(len(owners)) - np.append(start, count.sum())[owner]
+        held[shuffled[rank < np.append(own, 0)[owner]]] = True
+        return held
 
     def by_client(self) -> "FederatedData":
         """Divides the samples as ``client_ids`` says."""
@@ -172,47 +202,64 @@ class Dataset:
         unique, owners = np.unique(self.client_ids, return_inverse=True)
         return self.federate(owners, len(unique))
 
-    def federate(self, owners: np.ndarray, clients: int) -> "FederatedData":
+    def federate(
+        self, owners: np.ndarray, clients: int, held: np.ndarray | None = None
+    ) -> "FederatedData":
         """The federated data set in which sample i belongs to client ``owners[i]``.
 
         The server owns what would be the share of one more client, of the number ``clients``.
+        Samples that are ``held`` are not trained on: their owner's accuracy is measured on them.
         """
         if len(owners) != len(self.labels):
             raise ValueError(
                 f"{self.name}: need one client id per training sample; "
                 f"got {len(owners)} for {len(self.labels)}"
             )
-        count = np.bincount(owners, minlength=clients + 1)
-        root, count = int(count[clients]), count[:clients]
+        tested = np.zeros(len(owners), bool) if held is None else held
+        # Training samples of all clients, then what they hold out, then the server's.
+        place = np.where(owners == clients, 2 * clients, owners + clients * tested)
+        sizes = np.bincount(place, minlength=2 * clients + 1)
+        count, root = sizes[:clients], int(sizes[2 * clients])
         if count.min() == 0:
             raise ValueError(f"{self.name}: client {int(count.argmin())} has no sample")
         start = np.concatenate([[0], np.cumsum(count)[:-1]])
-        held = self.validation_labels is not None
+        labels = np.zeros((clients, self.classes), np.int64)
+        own = place < clients
+        np.add.at(labels, (place[own], np.asarray(self.labels)[own]), 1)
+        validated = self.validation_labels is not None
         return FederatedData(
             inputs=jnp.asarray(self.inputs),
             labels=jnp.asarray(self.labels, jnp.int32),
             test_inputs=jnp.asarray(self.test_inputs),
             test_labels=jnp.asarray(self.test_labels, jnp.int32),
-            order=jnp.asarray(np.argsort(owners, kind="stable"), jnp.int32),
+            order=jnp.asarray(np.argsort(place, kind="stable"), jnp.int32),
             start=jnp.asarray(start, jnp.int32),
             count=jnp.asarray(count, jnp.int32),
+            label_counts=jnp.asarray(labels, jnp.int32),
+            test_count=None if held is None else jnp.asarray(sizes[clients:-1], jnp.int32),
             classes=self.classes,
             capacity=int(count.max()),
             root=root,
+            held=int(tested.sum()),
             mean=self.mean,
             std=self.std,
             peak=self._peak(),
             name=self.name,
-            validation_inputs=jnp.asarray(self.validation_inputs) if held else None,
-            validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if held else None,
+            validation_inputs=jnp.asarray(self.validation_inputs) if validated else None,
+            validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if validated else None,
         )
+
+
+PARTITIONED = ("order", "start", "count", "label_counts", "test_count")
+"""What differs between partitions of the same samples."""
 
 
 class FederatedData(Struct):
     """All samples on the device, and whose they are.
 
-    Client k owns samples ``order[start[k] : start[k] + count[k]]``, the server the last ``root``
-    of ``order``: ragged clients need no padding, and different partitions have the same shapes.
+    Client k trains on samples ``order[start[k] : start[k] + count[k]]``. After all of these come
+    the ``test_count[k]`` that each client holds out, and last the ``root`` samples of the server:
+    ragged clients need no padding, and different partitions have the same shapes.
     """
 
     inputs: Array
@@ -222,11 +269,15 @@ class FederatedData(Struct):
     order: Int[Array, " N"]
     start: Int[Array, " K"]
     count: Int[Array, " K"]
+    label_counts: Int[Array, "K classes"]
+    """Training samples of each class."""
     classes: int = struct.field(pytree_node=False)
     capacity: int = struct.field(pytree_node=False)
     """Samples of the largest client: bounds the steps of a local epoch."""
     root: int = struct.field(pytree_node=False, default=0)
     """Samples of the server."""
+    held: int = struct.field(pytree_node=False, default=0)
+    """Samples that clients hold out, in all."""
     mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
     std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
     peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
@@ -234,6 +285,8 @@ class FederatedData(Struct):
     name: str = struct.field(pytree_node=False, default="data")
     validation_inputs: Array | None = None
     validation_labels: Int[Array, " V"] | None = None
+    test_count: Int[Array, " K"] | None = None
+    """Samples that each client holds out; None: nothing is held out."""
 
     @property
     def clients(self) -> int:
@@ -249,11 +302,7 @@ class FederatedData(Struct):
         """How many samples of each class each client has: ``[clients, classes]``."""
         if self.count.ndim != 1:
             raise ValueError("class_counts wants one partition; these are several, stacked")
-        owners = np.repeat(np.arange(self.clients), np.asarray(self.count))
-        counts = np.zeros((self.clients, self.classes), np.int64)
-        owned = np.asarray(self.order)[: len(owners)]
-        np.add.at(counts, (owners, np.asarray(self.labels)[owned]), 1)
-        return counts
+        return np.asarray(self.label_counts)
 
     def prepare(self, inputs: Array) -> Array:
         """Inputs as the model sees them: float32, images scaled and normalised."""
@@ -276,22 +325,29 @@ class FederatedData(Struct):
         """Which samples are the server's."""
         return self.order[self.order.shape[0] - self.root :]
 
+    def held_index(self) -> Int[Array, " h"]:
+        """Which samples clients hold out, one client after the other."""
+        end = self.order.shape[0] - self.root
+        return self.order[end - self.held : end]
+
     def stack(self, others: Sequence["FederatedData"]) -> "FederatedData":
         """Several partitions of the same samples, along a new axis of order, start, count."""
         parts = [self, *others]
-        sizes = sorted({part.root for part in parts})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"partitions to stack must have equally many root samples; got {sizes}"
-            )
-        mapped = ("order", "start", "count")
+        for what in ("root", "held"):
+            sizes = sorted({getattr(part, what) for part in parts})
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"partitions to stack must have equally many {what} samples; got {sizes}"
+                )
+        mapped = [name for name in PARTITIONED if getattr(self, name) is not None]
         stacked = {name: jnp.stack([getattr(p, name) for p in parts]) for name in mapped}
         return self.replace(capacity=max(p.capacity for p in parts), **stacked)
 
     def axes(self) -> "FederatedData":
         """The ``in_axes`` of a stacked data set: partitions are mapped, samples shared."""
         shared = jax.tree.map(lambda _: None, self)
-        return shared.replace(order=0, start=0, count=0)
+        mapped = [name for name in PARTITIONED if getattr(self, name) is not None]
+        return shared.replace(**dict.fromkeys(mapped, 0))
 
 
 def _channels(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,14 @@ from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.schema import Cell
-from jaxfl.federation import RoundRecord
+from jaxfl.fairness import FairnessMetrics
+from jaxfl.parts import Federation
+from jaxfl.privacy import Meter, guarantee
+from jaxfl.record import RoundRecord
 
 Line = dict[str, Any]
+FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
+"""What is measured of clients' accuracies at every evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Result:
     seconds: float
     success: np.ndarray | None = None
     """Share of triggered test samples taken for the backdoor's target, [c, s, e]; None without."""
+    epsilon: float = float("nan")
+    """Guaranteed after the last round, the largest of the seeds; NaN without a mechanism."""
+    clients: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Each of ``FAIRNESS`` of the clients' accuracies, [c, s, e]; empty where not measured."""
+    minority_selected: float = float("nan")
     reference: float = float("nan")
     """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
     chosen: int = 0
@@ -76,6 +87,12 @@ class Result:
         if self.success is None or not self.success.size:
             return float("nan")
         return float(np.mean(self.success[self.chosen][:, -1]))
+
+    def of_clients(self, name: str) -> float:
+        """One of ``FAIRNESS`` after the last round, mean over seeds; NaN where not measured."""
+        if name not in self.clients or not self.clients[name].size:
+            return float("nan")
+        return float(np.mean(self.clients[name][self.chosen][:, -1]))
 
     @property
     def best(self) -> float:
@@ -117,12 +134,11 @@ def lines_of(
     done: int,
     record: RoundRecord,
     evaluation: Evaluation,
-    params: np.ndarray | None,
 ) -> list[Line]:
     """The log lines of one block of rounds after ``done``: one per run and round.
 
-    The last round of the block carries the evaluation, and if ``params`` ([runs, d]) are given
-    their SHA-256. Nothing in a line depends on when or how fast it was computed.
+    The last round of the block carries the evaluation. Nothing in a line depends on when or how
+    fast it was computed.
     """
     fields = [f.name for f in dataclasses.fields(record)]  # pyright: ignore[reportArgumentType]
     columns = {name: np.atleast_2d(np.asarray(getattr(record, name))) for name in fields}
@@ -132,6 +148,8 @@ def lines_of(
         "validation_accuracy": evaluation.validation_accuracy,
         "attack_success": evaluation.attack_success,
     }
+    if evaluation.fairness is not None:
+        ends |= {f"client_{name}": getattr(evaluation.fairness, name) for name in FAIRNESS}
     ends = {name: np.atleast_1d(v) for name, v in ends.items() if v is not None}
     length = columns["loss"].shape[1]
     lines = []
@@ -142,11 +160,41 @@ def lines_of(
             line |= {name: column[run, i].item() for name, column in columns.items()}
             if i == length - 1:
                 line |= {name: value[run].item() for name, value in ends.items()}
-                if params is not None:
-                    row = np.ascontiguousarray(np.atleast_2d(params)[run])
-                    line["params_sha256"] = hashlib.sha256(row.tobytes()).hexdigest()
             lines.append(line)
     return lines
+
+
+def add_privacy(lines: Sequence[Line], meters: Sequence[Meter]) -> None:
+    """Adds to the lines of a block what each round has cost in privacy; one meter per run."""
+    for run, meter in enumerate(meters):
+        for line in _of_run(lines, run, len(meters)):
+            line["epsilon"] = meter(line["round"], line["participations"])
+
+
+def add_end(lines: Sequence[Line], params: np.ndarray) -> None:
+    """Adds to the last line of every run the SHA-256 of its parameters, [runs, d]."""
+    params = np.atleast_2d(params)
+    for run, row in enumerate(params):
+        digest = hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
+        _of_run(lines, run, len(params))[-1]["params_sha256"] = digest
+
+
+def add_guarantee(
+    lines: Sequence[Line], federations: Sequence[Federation], sizes: Sequence[np.ndarray]
+) -> None:
+    """Adds to the last line of every run what its mechanism guarantees, tightly accounted."""
+    for run, (federation, own) in enumerate(zip(federations, sizes, strict=True)):
+        line = _of_run(lines, run, len(federations))[-1]
+        end = guarantee(federation, own, line["round"], participations=line["participations"])
+        if end is not None:
+            line["guaranteed_epsilon"] = end.epsilon
+            line["guaranteed_delta"] = end.delta
+            line["noise_multiplier"] = end.noise_multiplier
+
+
+def _of_run(lines: Sequence[Line], run: int, runs: int) -> Sequence[Line]:
+    length = len(lines) // runs
+    return lines[run * length : (run + 1) * length]
 
 
 def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
@@ -154,6 +202,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
     ends = [line for line in lines if "test_accuracy" in line]
     rounds = sorted({line["round"] for line in ends})
     shape = (len(cell.federations), len(cell.seeds), len(rounds))
+    last = [line for line in ends if "guaranteed_epsilon" in line]
 
     def table(name: str) -> np.ndarray:
         values = np.full(shape, np.nan)
@@ -173,6 +222,11 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         malicious_selected=_mean(lines, "malicious_selected"),
         seconds=seconds,
         success=table("attack_success") if "attack_success" in ends[-1] else None,
+        epsilon=max((_infinite(line["guaranteed_epsilon"]) for line in last), default=math.nan),
+        clients={
+            name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
+        },
+        minority_selected=_mean(lines, "minority_selected"),
     )
 
 
@@ -229,7 +283,12 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
+def _infinite(value: float | None) -> float:
+    """JSON has no infinity: the log holds null where there is no epsilon."""
+    return math.inf if value is None else value
+
+
 def _mean(lines: Sequence[Line], name: str) -> float:
-    values = np.array([_number(line[name]) for line in lines])
+    values = np.array([_number(line.get(name)) for line in lines])
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")

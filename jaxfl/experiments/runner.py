@@ -11,9 +11,19 @@ import numpy as np
 
 from jaxfl.data import Dataset
 from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.results import Result, lines_of, not_run, result_of
+from jaxfl.experiments.results import (
+    Result,
+    add_end,
+    add_guarantee,
+    add_privacy,
+    lines_of,
+    not_run,
+    result_of,
+)
 from jaxfl.experiments.schema import Cell, Experiment
+from jaxfl.privacy import Meter, calibrate
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
@@ -39,6 +49,7 @@ def check(experiment: Experiment) -> None:
     Raises:
       ValueError: with the first cell's reason.
     """
+    findings(experiment)
     reasons = [not_applicable(cell) for cell in experiment.cells]
     if all(reasons):
         raise ValueError(reasons[0])
@@ -101,13 +112,21 @@ def _run_cell(
     done = folder.progress.round
     tick = watch(index, cell, done)
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
+    sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
+    federations = [
+        calibrate(cell.federations[candidate], own, cell.rounds)
+        for (candidate, _), own in zip(cell.runs, sizes, strict=True)
+    ]
+    private = cell.federation.privacy is not None
+    meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
     simulation = Simulation(
-        [cell.federations[candidate] for candidate, _ in cell.runs],
+        federations,
         [parts[seed] for _, seed in cell.runs],
         cell.model,
         seeds=[seed for _, seed in cell.runs],
         evaluate_every=cell.evaluate_every,
         client_chunk=cell.client_chunk,
+        client_accuracy=cell.client_accuracy,
     )
     if done:
         simulation.state = folder.restore(simulation.state)
@@ -116,8 +135,12 @@ def _run_cell(
         length = min(cell.evaluate_every, cell.rounds - done)
         record, evaluation = simulation.advance(length)
         last = done + length >= cell.rounds
-        params = np.asarray(simulation.state.params) if last else None
-        folder.append(index, lines_of(index, cell, done, record, evaluation, params))
+        lines = lines_of(index, cell, done, record, evaluation)
+        add_privacy(lines, meters)
+        if last:
+            add_end(lines, np.asarray(simulation.state.params))
+            add_guarantee(lines, federations, sizes)
+        folder.append(index, lines)
         done += length
         tick(done, evaluation)
         folder.progress.seconds[str(index)] = before + time.perf_counter() - started

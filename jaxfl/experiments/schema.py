@@ -18,18 +18,20 @@ from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.experiments.labels import brief, describe
-from jaxfl.federation import Federation
+from jaxfl.fairness import Fairness
 from jaxfl.models import Model
 from jaxfl.optimizers import Optimizer
 from jaxfl.participation import Participation
-from jaxfl.privacy import MessagePrivacy
+from jaxfl.parts import Federation
+from jaxfl.privacy import Privacy
 from jaxfl.registry import build, unknown
 
 PARTS: dict[str, type[Component]] = {
     "algorithm": ClientAlgorithm,
     "optimizer": Optimizer,
     "participation": Participation,
-    "privacy": MessagePrivacy,
+    "privacy": Privacy,
+    "fairness": Fairness,
     "attack": Attack,
     "aggregator": Aggregator,
 }
@@ -37,7 +39,12 @@ NUMBERS = (
     *("rounds", "evaluate_every", "checkpoint_every", "seed", "client_chunk"),
     *("byzantine", "byzantine_per_round"),
 )
-KNOWN = ("title", *NUMBERS, "noise", "validation", *PARTS, "data", "model", "sweep", "tune")
+DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
+"""Parts that tables call by their class and the numbers that are not its defaults."""
+KNOWN = (
+    *("title", *NUMBERS, "noise", "validation", *PARTS),
+    *("data", "model", "sweep", "tune", "findings"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Cell:
     partition: Partition
     root: RootData | None
     """The server's own samples."""
+    client_test: float
+    """Share of its samples that each client holds out, to be tested on."""
     rounds: int
     evaluate_every: int
     checkpoint_every: int
@@ -61,6 +70,9 @@ class Cell:
     """Share of the training samples held out for choosing."""
     seeds: tuple[int, ...]
     client_chunk: int | None
+    client_accuracy: bool
+    """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
+    weighs them."""
 
     @property
     def federation(self) -> Federation:
@@ -81,7 +93,10 @@ class Cell:
     def divide(self, dataset: Dataset) -> list[FederatedData]:
         """The data divided anew for every seed."""
         return [
-            dataset.split(self.partition, self.clients, seed, root=self.root) for seed in self.seeds
+            dataset.split(
+                self.partition, self.clients, seed, root=self.root, client_test=self.client_test
+            )
+            for seed in self.seeds
         ]
 
 
@@ -105,8 +120,11 @@ def packaged() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
-def load(name_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
+def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = False) -> Experiment:
     """The experiment of this name or file, after ``key.path=value`` overrides.
+
+    ``reduced`` first makes the changes that the file's own table ``[reduced]`` lists, which cut
+    it down to minutes on a laptop.
 
     Raises:
       ValueError: no such experiment, no TOML, an unknown key, a wrong type or value.
@@ -117,6 +135,16 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Experiment:
     elif not path.is_file():
         raise ValueError(f"no experiment and no file: {unknown(name_or_file, packaged())}")
     table = read(path)
+    changes = table.pop("reduced", {})
+    if not isinstance(changes, dict):
+        raise ValueError(f"reduced must be a table of keys and values; got {changes!r}")
+    if reduced and not changes:
+        raise ValueError(f"{name_or_file} has no reduced version")
+    for key, value in changes.items() if reduced else ():
+        if key.startswith("sweep."):
+            table.setdefault("sweep", {})[key.removeprefix("sweep.")] = value
+        else:
+            _assign(table, key, value)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
@@ -219,7 +247,7 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(f"data.name: {unknown(source, SOURCES)}")
     parameters = inspect.signature(SOURCES[source]).parameters
-    _known(data, ("name", "clients", "partition", "root", *parameters), "data.")
+    _known(data, ("name", "clients", "partition", "root", "client_test", *parameters), "data.")
     arguments = {
         key: convert("data", key, parameters[key].annotation, value)
         for key, value in data.items()
@@ -239,7 +267,8 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     f = -(-byzantine * participation.expected(clients) // clients)
     fixed = {}
     if "byzantine_per_round" in table:
-        f = _integer(table["byzantine_per_round"], "byzantine_per_round", 0)
+        if table["byzantine_per_round"] != "expected":
+            f = _integer(table["byzantine_per_round"], "byzantine_per_round", 0)
         fixed = {"byzantine_per_round": f}
     parts |= {
         key: build(PARTS[key], table[key], key, f=f)
@@ -247,11 +276,6 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         if key in table
     }
     rounds = _integer(table["rounds"], "rounds", 1)
-    validation = table.get("validation", 0)
-    if isinstance(validation, bool) or not isinstance(validation, int | float):
-        raise ValueError(f"validation must be a number; got {validation!r}")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation must be at least 0 and below 1; got {validation!r}")
     chunk = table.get("client_chunk")
     noise = {"noise": table["noise"]} if "noise" in table else {}
     return Cell(
@@ -265,9 +289,11 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         rounds=rounds,
         evaluate_every=_integer(table.get("evaluate_every", 10), "evaluate_every", 1),
         checkpoint_every=_integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),
-        validation=float(validation),
+        client_test=_share(data.get("client_test", 0), "data.client_test"),
+        validation=_share(table.get("validation", 0), "validation"),
         seeds=seeds,
         client_chunk=None if chunk is None else _integer(chunk, "client_chunk", 1),
+        client_accuracy="client_test" in data or "fairness" in table,
     )
 
 
@@ -277,8 +303,8 @@ def _labelled(
     """The cells with their names in tables and plots; ``f`` is shown where it tells them apart."""
 
     def label(cell: Cell, axis: str, value: Any, with_f: bool) -> str:
-        parts = {"attack": cell.federation.attack, "aggregator": cell.federation.aggregator}
-        return describe(parts[axis], with_f=with_f) if axis in parts else brief(value)
+        part = getattr(cell.federation, axis) if axis in DESCRIBED else None
+        return brief(value) if part is None else describe(part, with_f=with_f)
 
     double = ""
     for with_f in (False, True):
@@ -317,6 +343,14 @@ def _known(table: dict[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
             raise ValueError(f"{where}{key}: {unknown(key, known)}")
+
+
+def _share(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
+    return float(value)
 
 
 def _integer(value: Any, name: str, least: int) -> int:

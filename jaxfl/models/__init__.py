@@ -3,6 +3,7 @@
 from jaxfl.models.convolution import max_pool as max_pool
 from jaxfl.models.convolution import patches_convolution as patches_convolution
 from jaxfl.models.objective import Objective as Objective
+from jaxfl.models.zoo import CNN as CNN
 from jaxfl.models.zoo import MLP as MLP
 from jaxfl.models.zoo import Model as Model
 from jaxfl.models.zoo import SignGuardCNN as SignGuardCNN

@@ -110,6 +110,12 @@ class Objective:
         _, _, updated = nnx.split(module, nnx.Param, ...)
         return total / jnp.maximum(jnp.sum(batch.mask), 1), updated
 
+    def value_and_grad(
+        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], Statistics], PyTree]:
+        """``loss``, and its gradient by the parameters: all that algorithms ask of samples."""
+        return jax.value_and_grad(self.loss, has_aux=True)(params, statistics, batch, key)
+
     def logits(self, params: PyTree, statistics: Statistics, inputs: Array) -> Array:
         """What the model answers to inputs, in evaluation mode."""
         module: Any = nnx.merge(self.eval_graph, params, statistics, copy=True)

@@ -1,36 +1,54 @@
-"""Privacy of a client's whole message."""
+"""Local privacy: of a client's whole message, against the server."""
 
-import jax
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxfl.component import Component, Scalar, field
-from jaxfl.numerics.rows import accumulator, safe_ratio
+from jaxfl.component import Scalar, field
+from jaxfl.numerics.rows import accumulator
+from jaxfl.privacy.base import GAUSSIAN, LAPLACE, Privacy, clipped, draw
 
 
-class MessagePrivacy(Component):
-    """Clips a message to norm ``clip`` and adds ``N(0, (noise_multiplier * clip)^2)`` to it.
+class MessagePrivacy(Privacy):
+    """Clips a message to norm ``clip`` and adds noise of scale ``noise_multiplier * clip`` to it.
 
-    ``x min(1, clip / |x|) + noise``, once per message, on the client. With ``clip = None``
-    nothing is clipped and the noise has standard deviation ``noise_multiplier``: there is then
-    no privacy guarantee at any epsilon, because a message may be arbitrarily large.
+    ``x min(1, clip / |x|) + noise``, once per message, on the client: Gaussian noise of that
+    standard deviation with the Euclidean norm, or Laplacian noise of that parameter with the sum
+    of magnitudes. A message that is not finite counts as zero. With ``clip = None`` nothing is
+    clipped and the noise has scale ``noise_multiplier``: there is then no privacy guarantee at
+    any epsilon, because a message may be arbitrarily large.
 
-    The whole message is protected: adding or removing a client has sensitivity ``clip``,
-    replacing one ``2 clip``.
-    Abadi et al., "Deep learning with differential privacy", CCS 2016, on the message instead of
-    the example.
+    The whole message is protected, also from the server: replacing it by nothing has sensitivity
+    ``clip``, by another ``2 clip``; clipping a mean gives no 1 / batch for an example.
+    ``clip_byzantine`` says whether what attackers craft is clipped to ``clip`` as well; None: as
+    the order of noise and attack implies (see ``Federation.noise``).
+    Dwork et al., "Calibrating noise to sensitivity in private data analysis", TCC 2006; Abadi et
+    al., "Deep learning with differential privacy", CCS 2016, on the message instead of the example.
     """
 
     clip: Scalar | None = field(default=None, above=0)
-    noise_multiplier: Scalar = field(default=0.0, at_least=0)
+    mechanism: str = field(default=GAUSSIAN, choices=(GAUSSIAN, LAPLACE))
+    clip_byzantine: bool | None = None
+
+    protects: ClassVar[str] = "a client's whole message"
+
+    def bound(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
+        """The message clipped, where there is a clip; float32 or better."""
+        value = message.astype(accumulator(message.dtype))
+        if self.clip is None:
+            return value
+        order = 1 if self.mechanism == LAPLACE else 2
+        return clipped(value, jnp.asarray(self.clip, value.dtype), order)
+
+    def cover(self, message: Float[Array, " d"], key: Key[Array, ""]) -> Float[Array, " d"]:
+        """The message noised; float32 or better."""
+        value = message.astype(accumulator(message.dtype))
+        scale = jnp.asarray(self.multiplier(), value.dtype)
+        if self.clip is not None:
+            scale = scale * jnp.asarray(self.clip, value.dtype)
+        return value + scale * draw(self.mechanism, key, value)
 
     def privatise(self, message: Float[Array, " d"], key: Key[Array, ""]) -> Float[Array, " d"]:
         """One message, clipped and noised."""
-        dtype = accumulator(message.dtype)
-        value, std = message.astype(dtype), jnp.asarray(self.noise_multiplier, dtype)
-        if self.clip is not None:
-            clip = jnp.asarray(self.clip, dtype)
-            norm = jnp.sqrt(jnp.sum(jnp.square(value)))
-            value = value * jnp.where(norm > clip, safe_ratio(clip, norm), 1)
-            std = std * clip
-        return (value + std * jax.random.normal(key, value.shape, dtype)).astype(message.dtype)
+        return self.cover(self.bound(message), key).astype(message.dtype)

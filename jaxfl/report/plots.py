@@ -1,8 +1,10 @@
 """Pictures of a run."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,6 @@ from jaxfl.report.tables import pivot
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:
     """Test accuracy over rounds: a panel per attack, a line per defence, a band over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, columns, cells = pivot(experiment, results)
@@ -42,6 +43,69 @@ def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result])
     figure.suptitle(experiment.title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 3))
+    _write(path, figure)
+
+
+def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> bool:
+    """What a swept number does at the end of the run; False where no number is swept.
+
+    Panels: accuracy, where measured the accuracies of clients (their mean and worst tenth), and
+    where noise is swept accuracy against epsilon.
+    """
+    from matplotlib.figure import Figure
+
+    axis = next((a for a in reversed(experiment.axes) if _numbers(experiment, a)), None)
+    done = [r for r in results if r.reason is None and axis is not None]
+    if axis is None or not done:
+        return False
+    panels = [("test accuracy (%)", lambda r: 100 * r.final)]
+    if any(math.isfinite(r.of_clients("worst_tenth")) for r in done):
+        panels.append(("worst tenth of clients (%)", lambda r: 100 * r.of_clients("worst_tenth")))
+        panels.append(
+            ("deviation over clients (%)", lambda r: 100 * r.of_clients("variance") ** 0.5)
+        )
+    private = axis.startswith("privacy.") and any(math.isfinite(r.epsilon) for r in done)
+    figure = Figure(figsize=(4.6 * (len(panels) + private), 3.8), layout="constrained")
+    shown = figure.subplots(1, len(panels) + private, squeeze=False)[0]
+    lines: dict[str, list[Result]] = {}
+    for r in done:
+        rest = " / ".join(v for k, v in r.cell.labels.items() if k != axis)
+        lines.setdefault(rest or experiment.name, []).append(r)
+    for number, (label, line) in enumerate(lines.items()):
+        style = {"color": f"C{number % 10}", "marker": "o", "markersize": 4, "linewidth": 1.6}
+        style["linestyle"] = ("-", "--", ":", "-.")[number // 10 % 4]
+        x = [float(r.cell.labels[axis]) for r in line]
+        for panel, (name, value) in zip(shown, panels, strict=False):
+            panel.plot(x, [value(r) for r in line], label=label, **style)
+            panel.set(xlabel=axis, ylabel=name)
+            if len(x) > 2 and max(x) > 20 * min((v for v in x if v > 0), default=math.inf):
+                panel.set_xscale("symlog", linthresh=min(v for v in x if v > 0))
+        if private:
+            known = [r for r in line if math.isfinite(r.epsilon)]
+            shown[-1].plot([r.epsilon for r in known], [100 * r.final for r in known], **style)
+            shown[-1].set(xlabel="epsilon", ylabel="test accuracy (%)", xscale="log")
+    for panel in shown:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(experiment.title)
+    handles, labels = shown[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
+    _write(path, figure)
+    return True
+
+
+def _numbers(experiment: Experiment, axis: str) -> bool:
+    """Whether an axis of the sweep goes over at least three numbers."""
+    labels = {cell.labels[axis] for cell in experiment.cells if axis in cell.labels}
+    try:
+        return len({float(label) for label in labels}) > 2
+    except ValueError:
+        return False
+
+
+def _write(path: Path, figure: Any) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.attacks import NoAttack
+from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.results import FAIRNESS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
+from jaxfl.privacy import statement
 
 
 def pivot(
@@ -84,7 +86,21 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
             threats[describe(attack)] = "controls {}, knows {}".format(*attack.threat_model)
     known = "".join(f"\n- {name}: {threat}" for name, threat in threats.items())
     model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
-    return f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n{model}"
+    found = "".join(f"\n- {verdict}" for verdict in verdicts(experiment, results))
+    stated = f"\nWhat was stated, and what came out:\n{found}\n" if found else ""
+    private = "".join(f"\n- {text}" for text in privacy_statements(experiment))
+    covered = f"\nPrivacy:\n{private}\n" if private else ""
+    text = f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
+    return text + model + covered + stated
+
+
+def privacy_statements(experiment: Experiment) -> list[str]:
+    """Whose data the mechanisms of the experiment protect, against whom, and what does not hold."""
+    said: dict[str, None] = {}
+    for cell in experiment.cells:
+        if cell.federation.privacy is not None:
+            said |= dict.fromkeys([statement(cell.federation, cell.rounds)])
+    return list(said)
 
 
 def latex(experiment: Experiment, results: Sequence[Result]) -> str:
@@ -108,7 +124,8 @@ def latex(experiment: Experiment, results: Sequence[Result]) -> str:
 SUMMARY = (
     *("status", "chosen", "final_accuracy", "deviation", "ci95", "best_accuracy"),
     *("validation_chosen_accuracy", "impact", "attack_success"),
-    *("honest_selected", "malicious_selected"),
+    *("honest_selected", "malicious_selected", "minority_selected"),
+    *("epsilon", *(f"client_{name}" for name in FAIRNESS)),
     *("attacker_controls", "attacker_knows"),
     *("seeds", "rounds", "seconds"),
 )
@@ -122,7 +139,8 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
     for result in results:
         accuracies = (result.final, result.spread, result.interval, result.best, result.selected)
         rates = (result.impact, result.attack_success)
-        rates += (result.honest_selected, result.malicious_selected)
+        rates += (result.honest_selected, result.malicious_selected, result.minority_selected)
+        rates += (result.epsilon, *(result.of_clients(name) for name in FAIRNESS))
         writer.writerow(
             [
                 *(result.cell.labels[axis] for axis in experiment.axes),

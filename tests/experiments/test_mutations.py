@@ -21,7 +21,7 @@ TABLE = {
     "algorithm": {"name": "fedavg", "batch_size": 8, "epochs": 1},
     "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
     "participation": {"name": "uniform", "fraction": 0.9},
-    "privacy": {"clip": 1.0, "noise_multiplier": 0.1},
+    "privacy": {"name": "message", "clip": 1.0, "noise_multiplier": 0.1},
     "attack": {"name": "onset", "start": 1, "attack": {"name": "ipm", "scale": 0.5}},
     "aggregator": {
         "name": "pipeline",

@@ -1,0 +1,187 @@
+"""Several local steps a round: FedAvg and what differs from it on the client alone."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
+from jaxfl.component import Scalar, field
+from jaxfl.models.objective import Objective
+from jaxfl.optimizers import SGD, Optimizer, Schedule
+from jaxfl.types import Context, PyTree, State
+
+
+def descend(
+    objective: Objective,
+    broadcast: Broadcast,
+    samples: Samples,
+    key: Key[Array, ""],
+    optimizer: Optimizer,
+    *,
+    size: int,
+    epochs: int = 1,
+    steps: int | None = None,
+    change: Callable[[PyTree, PyTree], PyTree] = lambda gradient, params: gradient,
+) -> Message:
+    """Local training from the model received: the difference of models, the loss, the steps.
+
+    ``epochs`` passes over the data, each in a new random order, the last batch of a pass smaller;
+    or, if given, exactly ``steps`` steps, over as many passes as they need. ``change`` turns the
+    gradient at some parameters into the direction that the optimiser is given. A learning rate
+    that is a schedule is read at the number of the round.
+    """
+    per_epoch = -(-samples.capacity // size)
+    own = jnp.maximum(-(-samples.count // size), 1)
+    transform = optimizer.transform(at=broadcast.round)
+
+    def local_step(carry: PyTree, t: Array) -> tuple[PyTree, Array]:
+        params, statistics, memory = carry
+        in_pass = per_epoch if steps is None else own
+        epoch, step = t // in_pass, t % in_pass
+        # By epoch and step in it: draws must not depend on the size of the largest client.
+        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
+        load_key, model_key = jax.random.split(jax.random.fold_in(step_key, step))
+        batch = samples.batch(step, size, order_key, load_key)
+        (loss, new_statistics), gradient = objective.value_and_grad(
+            params, statistics, batch, model_key
+        )
+        move, new_memory = transform.update(change(gradient, params), memory, params)
+        new = (optax.apply_updates(params, move), new_statistics, new_memory)
+        active = step * size < samples.count
+        carry = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, carry)
+        return carry, jnp.where(active, loss, 0)
+
+    start = (broadcast.params, broadcast.statistics, transform.init(broadcast.params))
+    total = epochs * per_epoch if steps is None else steps
+    (params, statistics, _), losses = jax.lax.scan(local_step, start, jnp.arange(total))
+    taken = epochs * -(-samples.count // size) if steps is None else jnp.asarray(steps)
+    return Message(
+        update=ravel_pytree(jax.tree.map(jnp.subtract, broadcast.params, params))[0],
+        loss=jnp.sum(losses) / jnp.maximum(taken, 1),
+        statistics=statistics,
+        steps=taken.astype(jnp.float32),
+    )
+
+
+class FedAvg(ClientAlgorithm):
+    """Sends ``w_before - w_after`` of ``epochs`` passes over the client's data.
+
+    Each pass is in a new random order; the last batch of a pass may be smaller. A client with
+    less data than the largest takes fewer steps; with ``steps`` set, every client takes that many
+    instead. The optimiser starts afresh each round; a learning-rate schedule counts rounds.
+    McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+    AISTATS 2017.
+    """
+
+    epochs: int = field(default=1, at_least=1)
+    steps: int | None = field(default=None, at_least=1)
+    optimizer: Optimizer = SGD(learning_rate=0.1)
+
+    def step(
+        self,
+        objective: Objective,
+        broadcast: Broadcast,
+        samples: Samples,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Message, State]:
+        message = descend(
+            *(objective, broadcast, samples, key, self.optimizer),
+            size=self._size(samples),
+            epochs=self.epochs,
+            steps=self.steps,
+        )
+        return message, state
+
+
+class FedProx(ClientAlgorithm):
+    """FedAvg that minimises ``F_k(w) + mu / 2 |w - w_before|^2`` instead.
+
+    mu = 0 is FedAvg. Large mu keeps clients near the model they received.
+    Li et al., "Federated optimization in heterogeneous networks", MLSys 2020.
+    """
+
+    mu: Scalar = field(default=0.01, at_least=0)
+    epochs: int = field(default=1, at_least=1)
+    steps: int | None = field(default=None, at_least=1)
+    optimizer: Optimizer = SGD(learning_rate=0.1)
+
+    def step(
+        self,
+        objective: Objective,
+        broadcast: Broadcast,
+        samples: Samples,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Message, State]:
+        def proximal(gradient: PyTree, params: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda g, w, start: g + jnp.asarray(self.mu, g.dtype) * (w - start),
+                gradient,
+                params,
+                broadcast.params,
+            )
+
+        message = descend(
+            *(objective, broadcast, samples, key, self.optimizer),
+            size=self._size(samples),
+            epochs=self.epochs,
+            steps=self.steps,
+            change=proximal,
+        )
+        return message, state
+
+
+class FedNova(ClientAlgorithm):
+    """FedAvg whose clients divide their update by their own number of steps.
+
+    Client k sends ``(w_before - w_k) / a_k`` and the server takes the step ``sum_k p_k a_k``
+    times the aggregate, so that clients with more steps do not pull the model to their optimum.
+    a_k counts steps; with momentum b, ``(t - b (1 - b^t) / (1 - b)) / (1 - b)`` for t steps. The
+    server knows a_k from the clients' numbers of samples. Equal steps for all give FedAvg.
+    Wang et al., "Tackling the objective inconsistency problem in heterogeneous federated
+    optimization", NeurIPS 2020.
+    """
+
+    epochs: int = field(default=1, at_least=1)
+    learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    momentum: Scalar | None = field(default=None, at_least=0, below=1)
+
+    post_processes: ClassVar[bool] = False
+
+    def step(
+        self,
+        objective: Objective,
+        broadcast: Broadcast,
+        samples: Samples,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Message, State]:
+        message = descend(
+            *(objective, broadcast, samples, key),
+            SGD(learning_rate=self.learning_rate, momentum=self.momentum),
+            size=self._size(samples),
+            epochs=self.epochs,
+        )
+        effort = jnp.maximum(jnp.asarray(message.steps), 1)
+        if self.momentum is not None:
+            beta = jnp.asarray(self.momentum, effort.dtype)
+            effort = (effort - beta * (1 - beta**effort) / (1 - beta)) / (1 - beta)
+        update = message.update / effort.astype(message.update.dtype)
+        return message.replace(update=update, steps=effort), state
+
+    def finish(
+        self,
+        server: State,
+        aggregate: Float[Array, " m"],
+        messages: Message,
+        context: Context,
+        share: Float[Array, ""],
+    ) -> tuple[Float[Array, " d"], State]:
+        effective = jnp.sum(context.weights * messages.steps)
+        return aggregate * effective.astype(aggregate.dtype), server

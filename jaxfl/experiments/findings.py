@@ -1,0 +1,114 @@
+"""What a paper states, beside what came out.
+
+    [[findings]]
+    claim = "TNBS is above NBS"
+    better = { aggregator = "TNBS" }
+    than = { aggregator = "NBS" }
+    why = "why it need not come out so"
+
+compares every two cells whose labels are those, and that differ in nothing else.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxfl.experiments.results import FAIRNESS, Result
+from jaxfl.experiments.schema import Experiment
+from jaxfl.registry import unknown
+
+KEYS = ("claim", "better", "than", "metric", "where", "by", "why")
+METRICS = ("accuracy", *(f"client_{name}" for name in FAIRNESS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One claim: cells labelled ``better`` have more of ``metric`` than those labelled ``than``."""
+
+    claim: str
+    better: dict[str, str]
+    than: dict[str, str]
+    metric: str = "accuracy"
+    where: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Labels that both cells have."""
+    by: float = 0.0
+    """How much more, in percentage points."""
+    why: str = ""
+    """What explains it if it does not come out."""
+
+
+def findings(experiment: Experiment) -> list[Finding]:
+    """The claims of an experiment's file.
+
+    Raises:
+      ValueError: a claim that is not written as it should be, or that names no cells.
+    """
+    found = []
+    for number, table in enumerate(experiment.table.get("findings", [])):
+        place = f"findings[{number}]"
+        for key in table:
+            if key not in KEYS:
+                raise ValueError(f"{place}.{key}: {unknown(key, KEYS)}")
+        for key in ("claim", "better", "than"):
+            if key not in table:
+                raise ValueError(f"{place}.{key} is missing")
+        if table.get("metric", "accuracy") not in METRICS:
+            raise ValueError(f"{place}.metric: {unknown(table['metric'], METRICS)}")
+        for key in ("better", "than", "where"):
+            for axis, label in table.get(key, {}).items():
+                known = sorted({cell.labels.get(axis, "") for cell in experiment.cells})
+                if label not in known:
+                    raise ValueError(f"{place}.{key}.{axis}: {unknown(label, known)}")
+        found.append(Finding(**table))
+    return found
+
+
+def pairs(
+    finding: Finding, results: Sequence[Result], metric: str
+) -> list[tuple[str, float, float]]:
+    """What the compared cells have in common, and the metric of the better and of the other."""
+
+    def rest(result: Result, labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        return tuple((k, v) for k, v in result.cell.labels.items() if k not in labels)
+
+    def among(labels: dict[str, str]) -> dict[tuple[tuple[str, str], ...], float]:
+        wanted = finding.where | labels
+        return {
+            rest(r, labels): value_of(r, metric)
+            for r in results
+            if all(r.cell.labels.get(k) == v for k, v in wanted.items())
+        }
+
+    better, than = among(finding.better), among(finding.than)
+    return [
+        (", ".join(value for _, value in key) or "the run", better[key], than[key])
+        for key in better
+        if key in than
+    ]
+
+
+def value_of(result: Result, metric: str) -> float:
+    """The metric of a cell; 0 accuracy where it diverged."""
+    value = result.final if metric == "accuracy" else result.of_clients(metric[len("client_") :])
+    return 0.0 if result.status == "diverged" and math.isnan(value) else value
+
+
+def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
+    """One line per claim: whether it is reproduced, the numbers, and why if it is not."""
+    lines = []
+    for finding in findings(experiment):
+        compared = pairs(finding, results, finding.metric)
+        compared = [p for p in compared if not (math.isnan(p[1]) or math.isnan(p[2]))]
+        holds = [100 * (more - less) > finding.by for _, more, less in compared]
+        word = "reproduced" if all(holds) and holds else "not reproduced"
+        if any(holds) and not all(holds):
+            word = f"reproduced in {sum(holds)} of {len(holds)} settings"
+        numbers = "; ".join(f"{n}: {_show(a)} against {_show(b)}" for n, a, b in compared)
+        explained = f" {finding.why}" if finding.why and not all(holds) else ""
+        lines.append(f"{finding.claim}: **{word}** ({numbers or 'no cells'}).{explained}")
+    return lines
+
+
+def _show(value: Any) -> str:
+    return f"{100 * value:.3g}"

@@ -1,0 +1,291 @@
+"""Fairness between clients: weights by their losses, and how evenly accuracy is spread."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfl.component import Component, Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.types import Context, Spec, State, Struct, present_mask
+
+FLOOR = 1e-10
+"""Added to losses that a logarithm or a negative power is taken of."""
+
+
+class Weighed(Struct):
+    """What a fair method makes of a round's losses."""
+
+    factors: Float[Array, " n"]
+    """Multiply the clients' updates before the aggregator sees them."""
+    scale: Float[Array, ""]
+    """Multiplies the aggregate."""
+    state: State
+
+
+class Fairness(Component):
+    """Weighs clients by their losses, so that those served badly count for more. Abstract.
+
+    The formulas are the papers' for a mean that weights all clients the same; sample weights
+    multiply the factors. A client whose loss or update is not finite counts as having the largest
+    loss of the other clients. Empty slots change nothing.
+    """
+
+    def init(self, spec: Spec) -> State:
+        """The memory at the start of a run."""
+        return ()
+
+    def weigh(
+        self,
+        losses: Float[Array, " n"],
+        squared_norms: Float[Array, " n"],
+        gradients: bool,
+        state: State,
+        context: Context,
+    ) -> Weighed:
+        """The factors of one round.
+
+        Args:
+          losses: F_k, each client's training loss at the start of the round.
+          squared_norms: |u_k|^2 of each client's update.
+          gradients: whether updates are gradients, rather than differences of models.
+          state: what ``init`` or the last round returned.
+          context: who is present.
+        """
+        raise NotImplementedError
+
+
+class QFFL(Fairness):
+    """q-FedSGD and q-FedAvg: steps on ``sum_k F_k^(q+1) / (q + 1)``.
+
+    Updates are multiplied by F_k^q and their mean divided by the mean of
+
+        h_k = F_k^q (1 + c q |u_k|^2 / F_k),  c = 1/L for gradients, L for differences of models,
+
+    an estimate of the local Lipschitz constant over L. Powers are in units of the largest: with
+    q = 0 all is 1. A server's learning rate of 1/L for gradients and 1 for differences makes the
+    paper's step; its L is 1 over the clients' learning rate. With ``cap``, h_k is at most so many
+    times its median, for robust rules; what is not finite has no h.
+
+    Takes losses at their word: without a robust rule a client that overstates its own leads the
+    step, and where it does so by more than 10^(38/q), no update but its own is left in float32.
+    Robust rules see honest updates spread by F_k^q, so a large q looks like an attack to them.
+    Li, Sanjabi, Beirami, Smith, "Fair resource allocation in federated learning", ICLR 2020.
+    """
+
+    q: Scalar = field(at_least=0)
+    lipschitz: Scalar = field(above=0)
+    cap: Scalar | None = field(default=None, at_least=1)
+
+    def weigh(
+        self,
+        losses: Float[Array, " n"],
+        squared_norms: Float[Array, " n"],
+        gradients: bool,
+        state: State,
+        context: Context,
+    ) -> Weighed:
+        losses, usable = _completed(losses, squared_norms, context)
+        dtype = losses.dtype
+        q, log_l = jnp.asarray(self.q, dtype), jnp.log(jnp.asarray(self.lipschitz, dtype))
+        logs = jnp.log(jnp.maximum(losses, 0) + FLOOR)
+        powers = q * (logs - jnp.max(logs))
+        # F^(q-1) |u|^2 may overflow, and is 0 without q: only its logarithm is formed.
+        curvature = jnp.log(q) + (-log_l if gradients else log_l)
+        curvature += jnp.log(jnp.where(usable, squared_norms, 0).astype(dtype))
+        log_h = powers + jax.nn.softplus(curvature - logs)
+        if self.cap is not None:
+            most = jnp.log(jnp.asarray(self.cap, dtype)) + _log_median(log_h, usable)
+            log_h = jnp.minimum(log_h, most)
+        scale = _inverse_mean(log_h, usable)
+        return Weighed(factors=jnp.exp(powers), scale=scale, state=state)
+
+
+class AFL(Fairness):
+    """Agnostic learning: the worst mixture of clients, ``max_lambda sum_k lambda_k F_k``.
+
+    Clients are weighted by lambda, scaled to a mean of 1 over those present; then the lambda of
+    those present takes a step up along their losses, of size ``rate``, and lambda goes to the
+    nearest point of the simplex. The memory is lambda of the whole population.
+
+    Ends at the clients of largest loss, be they hard, noisy or lying; of a cohort without any
+    weight all count the same. Slow where cohorts are small, and absent clients lose weight to
+    those present.
+    Mohri, Sivek, Suresh, "Agnostic federated learning", ICML 2019.
+    """
+
+    rate: Scalar = field(at_least=0)
+
+    def init(self, spec: Spec) -> State:
+        dtype = rows.accumulator(jnp.dtype(spec.dtype))
+        return jnp.full((spec.population,), 1 / spec.population, dtype)
+
+    def weigh(
+        self,
+        losses: Float[Array, " n"],
+        squared_norms: Float[Array, " n"],
+        gradients: bool,
+        state: State,
+        context: Context,
+    ) -> Weighed:
+        losses, _ = _completed(losses, squared_norms, context)
+        present = present_mask(context, losses.shape[0])
+        own = state.at[context.client_ids].get(mode="clip")
+        factors = _shares(jnp.where(present, own, 0), present)
+
+        gain = jnp.where(present, _product(self.rate, losses), 0).astype(state.dtype)
+        risen = state.at[context.client_ids].add(gain, mode="drop")
+        # A constant does not move the projection, nor does how far below the largest a number
+        # is past 1: without them its sums stay small.
+        risen = jnp.maximum(risen - jnp.max(risen), -2)
+        risen = optax.projections.projection_simplex(risen).astype(state.dtype)
+        one = jnp.ones((), factors.dtype)
+        return Weighed(factors=factors, scale=one, state=risen)
+
+
+class TERM(Fairness):
+    """Tilted losses: steps on ``log(mean_k exp(tilt F_k)) / tilt``.
+
+    Factors are the softmax of tilt F_k over the clients present, times their number. A positive
+    tilt goes towards the worst client, a negative one towards the best, which leaves outliers
+    aside.
+
+    With a positive tilt one client that overstates its loss takes the whole step. Depends on the
+    unit of the losses.
+    Li, Beirami, Sanjabi, Smith, "Tilted empirical risk minimization", ICLR 2021.
+    """
+
+    tilt: Scalar
+
+    def weigh(
+        self,
+        losses: Float[Array, " n"],
+        squared_norms: Float[Array, " n"],
+        gradients: bool,
+        state: State,
+        context: Context,
+    ) -> Weighed:
+        losses, _ = _completed(losses, squared_norms, context)
+        present = present_mask(context, losses.shape[0])
+        exponents = _product(self.tilt, losses)
+        tilted = jnp.where(present, jnp.exp(exponents - jnp.max(exponents)), 0)
+        one = jnp.ones((), losses.dtype)
+        return Weighed(factors=_shares(tilted, present), scale=one, state=state)
+
+
+def _completed(
+    losses: Float[Array, " n"], squared_norms: Float[Array, " n"], context: Context
+) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
+    """Losses with the largest usable one, or 0 of none, for all others; which are usable."""
+    losses = losses.astype(rows.accumulator(losses.dtype))
+    usable = jnp.isfinite(losses) & jnp.isfinite(squared_norms)
+    usable &= present_mask(context, losses.shape[0])
+    largest = jnp.max(jnp.where(usable, losses, -jnp.inf))
+    return jnp.where(usable, losses, jnp.where(jnp.any(usable), largest, 0)), usable
+
+
+def _product(factor: Scalar, losses: Float[Array, " n"]) -> Float[Array, " n"]:
+    """``factor * losses``, kept finite."""
+    limit = jnp.finfo(losses.dtype).max
+    return jnp.clip(jnp.asarray(factor, losses.dtype) * losses, -limit, limit)
+
+
+def _shares(weights: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, " n"]:
+    """Weights over their mean under the mask, outside of which they are 0; all 0 count as 1."""
+    largest = jnp.max(weights)
+    # In units of the largest, equal weights give exactly 1.
+    weights = jnp.where(largest > 0, rows.safe_ratio(weights, largest), mask)
+    return jnp.sum(mask) * weights / jnp.maximum(jnp.sum(weights), 1)
+
+
+def _log_median(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Logarithm of the median of ``exp(logs)`` under the mask."""
+    ordered = jnp.sort(jnp.where(mask, logs, jnp.inf))
+    count = jnp.sum(mask)
+    lower, upper = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
+    return upper + jnp.log((1 + jnp.exp(lower - upper)) / 2)
+
+
+def _inverse_mean(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    """1 over the mean of ``exp(logs)`` under the mask, at most the largest number; 1 of none."""
+    count = jnp.sum(mask)
+    largest = jnp.where(count > 0, jnp.max(jnp.where(mask, logs, -jnp.inf)), 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(logs - largest), 0))
+    inverse = count / jnp.maximum(total, 1) * jnp.exp(-largest)
+    return jnp.where(count > 0, jnp.minimum(inverse, jnp.finfo(logs.dtype).max), 1)
+
+
+class FairnessMetrics(Struct):
+    """How evenly accuracy is spread over clients."""
+
+    mean: Float[Array, ""]
+    variance: Float[Array, ""]
+    """Mean squared distance from the mean, in squared units of accuracy."""
+    worst_tenth: Float[Array, ""]
+    """Mean accuracy of the ``ceil(K / 10)`` clients served worst."""
+    best_tenth: Float[Array, ""]
+    entropy: Float[Array, ""]
+    """Of the clients' shares of the total accuracy, over ``log K``: 1 where all are equal."""
+    gini: Float[Array, ""]
+    """Mean difference of two clients over twice the mean: 0 where all are equal."""
+    jain: Float[Array, ""]
+    """``(sum x)^2 / (K sum x^2)``, from 1/K to 1 where all are equal."""
+
+
+def fairness_metrics(accuracy: Float[Array, " K"], counted: Bool[Array, " K"]) -> FairnessMetrics:
+    """Metrics over the clients counted whose accuracy is not NaN; NaN where there are none."""
+    accuracy = accuracy.astype(rows.accumulator(accuracy.dtype))
+    counted = counted & ~jnp.isnan(accuracy)
+    count = jnp.sum(counted)
+    ordered = jnp.sort(jnp.where(counted, accuracy, jnp.inf))
+    place = jnp.arange(accuracy.shape[0])
+    tenth = (count + 9) // 10
+
+    def mean(values: Array, mask: Array) -> Array:
+        return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+    counted = place < count
+    centre = mean(ordered, counted)
+    # In units of the mean; all zero is all equal.
+    ratios = jnp.where(counted & (centre > 0), rows.safe_ratio(ordered, centre), 1)
+    divergence = mean(-jax.scipy.special.entr(ratios), counted)
+    uneven = rows.safe_ratio(divergence, jnp.log(jnp.maximum(count, 1)))
+    metrics = FairnessMetrics(
+        mean=centre,
+        variance=mean(jnp.square(ordered - centre), counted),
+        worst_tenth=mean(ordered, place < tenth),
+        best_tenth=mean(ordered, counted & (place >= count - tenth)),
+        entropy=jnp.clip(1 - uneven, 0, 1),
+        gini=jnp.clip(mean((2 * place + 1 - count) * ratios, counted) / count, 0, 1),
+        jain=jnp.minimum(1 / mean(jnp.square(ratios), counted), 1),
+    )
+    return jax.tree.map(lambda metric: jnp.where(count > 0, metric, jnp.nan), metrics)
+
+
+def minority(
+    labels_histogram: Int[Array, "K C"] | Float[Array, "K C"],
+    counted: Bool[Array, " K"],
+    share: float = 0.2,
+) -> Bool[Array, " K"]:
+    """The ``ceil(share K)`` of the K clients counted whose labels are most unlike the others'.
+
+    That is, the distribution of their labels is farthest in total variation from the mean of
+    those distributions. A client without samples is not counted. Of clients equally far, up to
+    rounding, those of lower number come first.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be at least 0 and at most 1; got {share}")
+    totals = jnp.sum(labels_histogram, axis=1)
+    counted = counted & (totals > 0)
+    count = jnp.sum(counted)
+    shares = jnp.where(counted[:, None], rows.safe_ratio(labels_histogram, totals[:, None]), 0)
+    centre = jnp.sum(shares, axis=0) / jnp.maximum(count, 1)
+    distances = jnp.sum(jnp.abs(shares - centre[None, :]), axis=1) / 2
+    # Clients of one class each are all as far, but their sums are rounded differently.
+    distances = jnp.round(distances, 5)
+    order = jnp.argsort(jnp.where(counted, -distances, jnp.inf), stable=True)
+    clients = labels_histogram.shape[0]
+    sizes = np.ceil(np.arange(clients + 1) * share - 1e-9).astype(np.int32)
+    chosen = jnp.arange(clients) < jnp.asarray(sizes)[count]
+    return jnp.zeros((clients,), bool).at[order].set(chosen) & counted

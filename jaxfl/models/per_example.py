@@ -1,0 +1,336 @@
+"""Sums of clipped per-example gradients, at nearly the price of one plain gradient."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax.extend.core import Literal
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxfl.component import Scalar
+from jaxfl.models.convolution import patches_convolution
+from jaxfl.models.objective import Objective, Statistics, _reseed
+from jaxfl.numerics.rows import accumulator
+from jaxfl.types import Batch, PyTree
+
+
+def clipped_sum(
+    objective: Objective,
+    params: PyTree,
+    statistics: Statistics,
+    batch: Batch,
+    key: Key[Array, ""],
+    clip: Scalar,
+    microbatch: int | None = None,
+) -> tuple[Float[Array, ""], Statistics, PyTree]:
+    """The batch's mean loss, the new statistics, and ``sum_i g_i min(1, clip / |g_i|)``.
+
+    ``g_i`` is the gradient of example i's own loss: the model, in training mode, sees that
+    example alone and draws its own dropout. Its norm is over all parameters, in float32 or
+    better. An example that is masked, or whose gradient or squared norm is not finite, adds
+    nothing: one example more or less changes the sum by at most ``clip``.
+
+    Statistics change as in ``Objective.loss``, from the whole batch.
+
+    Where ``uses_ghost_norms`` holds, this takes one forward and one backward pass over the
+    batch; memory is that of a plain gradient and, for convolutions and other layers applied at
+    several positions, one gradient of that layer per example. Elsewhere whole gradients of
+    ``microbatch`` examples at a time (None: of all) are made, clipped and added.
+    Abadi et al., "Deep learning with differential privacy", CCS 2016.
+    """
+    # By position: what an example draws must not depend on which others there are.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch.mask.shape[0]))
+    sample = jax.ShapeDtypeStruct(batch.inputs.shape[1:], batch.inputs.dtype)
+    shapes = _ghost_shapes(objective, sample)
+
+    def loss_of_one(
+        params: PyTree, inputs: Array, labels: Array, key: Array, zeros: Sequence[Array] = ()
+    ) -> tuple[Array, list[Array]]:
+        module: Any = nnx.merge(objective.train_graph, params, _reseed(statistics, key), copy=True)
+        taps = [_Tap(layer, zero) for layer, zero in zip(_layers(module), zeros, strict=False)]
+        value = objective.loss_function(module(inputs[None]), labels[None])[0]
+        return value, [tap.inputs for tap in taps]
+
+    if shapes is None:
+        losses, gradient = _materialised(loss_of_one, params, batch, keys, clip, microbatch)
+    else:
+        module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+        losses, gradient = _ghost(loss_of_one, module, shapes, params, batch, keys, clip)
+    loss = jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
+    gradient = jax.tree.map(lambda g, param: g.astype(param.dtype), gradient, params)
+    # Where only counters of random streams change, the compiler drops this forward pass.
+    _, statistics = objective.loss(params, statistics, batch, key)
+    return loss, statistics, gradient
+
+
+def uses_ghost_norms(objective: Objective, sample: jax.ShapeDtypeStruct | None = None) -> bool:
+    """Whether ``clipped_sum`` never makes the examples' whole gradients.
+
+    It does not if every parameter is the kernel or bias of an ``nnx.Linear`` or an undilated,
+    ungrouped ``nnx.Conv`` that is called once, and is used nowhere else.
+
+    Args:
+      objective: whose model is traced, without computing anything.
+      sample: shape and type of one input; None: what a ``jaxfl.models`` configuration is for.
+    """
+    if sample is None:
+        shape = getattr(objective.factory, "sample_shape", None)
+        if shape is None:
+            raise ValueError("for a module of your own, give the shape and type of one sample")
+        sample = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return _ghost_shapes(objective, sample) is not None
+
+
+def check_per_example(objective: Objective) -> None:
+    """Raises ``ValueError`` for a model with batch statistics."""
+    _, rest = objective._template
+    if jax.tree.leaves(nnx.filter_state(rest, nnx.BatchStat)):
+        raise ValueError(
+            "a model with batch normalisation cannot be private: its statistics mix the examples "
+            "of a batch, and travel as they are; use nnx.GroupNorm instead"
+        )
+
+
+class _Gradients(NamedTuple):
+    """One parameter's gradients of all examples."""
+
+    factors: tuple[Array, ...]
+    """``[b, ...]``; or ``[b, k]`` and ``[b, o]``, whose outer products they are."""
+    precision: Any = None
+
+
+def _ghost(
+    loss_of_one: Callable[..., tuple[Array, list[Array]]],
+    module: Any,
+    shapes: Sequence[tuple[int, int]],
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    clip: Scalar,
+) -> tuple[Float[Array, " b"], PyTree]:
+    """Losses and the clipped sum, from each layer's inputs and back-propagated errors.
+
+    A dense layer with input a and error e has the gradient ``a eᵀ``, of norm ``|a| |e|``, and
+    the sum of gradients weighted by c is ``Aᵀ diag(c) E``: no gradient need exist. Goodfellow,
+    "Efficient per-example gradient computations", arXiv:1510.01799, 2015. Both are kept from one
+    backward pass: Bu et al., "Differentially private optimization on large model at small cost",
+    ICML 2023.
+    """
+    dtype = accumulator(jnp.result_type(*jax.tree.leaves(params)))
+    zeros = [jnp.zeros(shape, dtype) for shape in shapes]
+    # Parameters are constants here: the only backward pass is the errors'. Mapping over single
+    # examples, rather than handing the model the batch, keeps them apart whatever it does.
+    errors_of_one = jax.value_and_grad(loss_of_one, argnums=4, has_aux=True)
+    (losses, inputs), errors = jax.vmap(errors_of_one, (None, 0, 0, 0, None))(
+        params, batch.inputs, batch.labels, keys, zeros
+    )
+    own: list[nnx.Param] = []
+    gradients: list[_Gradients] = []
+    for layer, a, e in zip(_layers(module), inputs, errors, strict=True):
+        own.append(layer.kernel)
+        gradients.append(_of_kernel(a.astype(dtype), e, layer.precision))
+        if layer.bias is not None:
+            own.append(layer.bias)
+            gradients.append(_Gradients((jnp.sum(e, axis=1),)))
+    for param, total in zip(own, _clip_and_add(gradients, batch.mask, clip), strict=True):
+        param.set_raw_value(total.reshape(param.shape))
+    return losses, nnx.split(module, nnx.Param, ...)[1]
+
+
+def _of_kernel(a: Float[Array, "b p k"], e: Float[Array, "b p o"], precision: Any) -> _Gradients:
+    """Of every example the sum over positions of ``a eᵀ``, left unmade for one position.
+
+    For more, norms from inner products of positions (Bu et al.) would not need it either, but
+    take p² (k + o) operations, and their rounding error can hide a norm above ``clip``.
+    """
+    if a.shape[1] == 1:
+        return _Gradients((a[:, 0], e[:, 0]), precision)
+    return _Gradients((jnp.einsum("bpk,bpo->bko", a, e, precision=precision),))
+
+
+def _materialised(
+    loss_of_one: Callable[..., tuple[Array, list[Array]]],
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    clip: Scalar,
+    microbatch: int | None,
+) -> tuple[Float[Array, " b"], PyTree]:
+    """Losses and the clipped sum, from whole gradients of a microbatch at a time."""
+    leaves, treedef = jax.tree.flatten(params)
+    dtype = accumulator(jnp.result_type(*leaves))
+    gradient_of_one = jax.value_and_grad(loss_of_one, has_aux=True)
+
+    def add(totals: list[Array], part: tuple[Array, ...]) -> tuple[list[Array], Array]:
+        *examples, mask = part
+        (losses, _), gradients = jax.vmap(gradient_of_one, (None, 0, 0, 0))(params, *examples)
+        rows = [_Gradients((g.astype(dtype),)) for g in jax.tree.leaves(gradients)]
+        return list(map(jnp.add, totals, _clip_and_add(rows, mask, clip))), losses
+
+    size = batch.mask.shape[0]
+    step = min(microbatch or size, size)
+    place = jnp.arange(-(-size // step) * step).reshape(-1, step)
+    mask = batch.mask[place % size] & (place < size)
+    parts = (*(x[place % size] for x in (batch.inputs, batch.labels, keys)), mask)
+    totals, losses = jax.lax.scan(add, [jnp.zeros(p.size, dtype) for p in leaves], parts)
+    shaped = [t.reshape(p.shape) for t, p in zip(totals, leaves, strict=True)]
+    return losses.reshape(-1)[:size], jax.tree.unflatten(treedef, shaped)
+
+
+def _clip_and_add(
+    gradients: Sequence[_Gradients], mask: Bool[Array, " b"], clip: Scalar
+) -> list[Array]:
+    """The weighted sum over examples of each parameter's gradients."""
+    squares = sum(math.prod(map(_squares, g.factors)) for g in gradients)
+    norms = jnp.sqrt(squares)
+    kept = mask & jnp.isfinite(squares)
+    weights = jnp.where(kept, jnp.where(norms <= clip, 1, clip / norms), 0).astype(norms.dtype)
+
+    def total(factors: Sequence[Array], precision: Any) -> Array:
+        # What is not kept may be NaN: a weight of zero would not remove it.
+        x, *rest = (jnp.where(kept[:, None], x.reshape(x.shape[0], -1), 0) for x in factors[::-1])
+        x = weights[:, None] * x
+        if not rest:
+            return jnp.sum(x, axis=0)
+        return jnp.einsum("bk,bo->ko", *rest, x, precision=precision)
+
+    return [total(*g) for g in gradients]
+
+
+def _squares(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Squared norms. Squares too small to represent vanish, so they get an upper bound."""
+    rows = x.reshape(x.shape[0], -1)
+    return jnp.sum(jnp.square(rows), axis=1) + rows.shape[1] * jnp.finfo(x.dtype).tiny
+
+
+class _Tap:
+    """Takes the place of a layer's product: keeps its input, adds ``zero`` to its output.
+
+    The gradient with respect to ``zero`` is the error that reaches the layer. Inputs and errors
+    are ``[positions, features]``: pixels for convolutions, 1 for dense layers on vectors.
+    """
+
+    inputs: Array
+    shape: tuple[int, int]
+
+    def __init__(self, layer: Any, zero: Float[Array, "p o"] | None = None) -> None:
+        self.zero = zero
+        if isinstance(layer, nnx.Conv):
+            layer.conv_general_dilated = self.convolution
+        else:
+            layer.dot_general = self.product
+
+    def product(self, x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+        self.inputs = x.reshape(-1, x.shape[-1])
+        return self._output(jax.lax.dot_general(x, kernel, dimensions, **options))
+
+    def convolution(
+        self,
+        x: Array,
+        kernel: Array,
+        strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        **options: Any,
+    ) -> Array:
+        """As patches times a matrix (see ``jaxfl.models.convolution``), in any dimension."""
+        *window, _, out = kernel.shape
+        if isinstance(padding, str):
+            padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+        margins = ((0, 0, 0), *((int(a), int(b), 0) for a, b in padding), (0, 0, 0))
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), margins)
+        axes = list(zip(x.shape[1:-1], window, strides, strict=True))
+        slices = [[slice(i, n - w + i + 1, s) for i in range(w)] for n, w, s in axes]
+        patches = jnp.concatenate([x[:, *at] for at in itertools.product(*slices)], axis=-1)
+        self.inputs = patches.reshape(-1, patches.shape[-1])
+        how = {k: options.get(k) for k in ("precision", "preferred_element_type")}
+        return self._output(jnp.matmul(patches, kernel.reshape(-1, out), **how))
+
+    def _output(self, y: Array) -> Array:
+        self.shape = (math.prod(y.shape[:-1]), y.shape[-1])
+        return y if self.zero is None else y + self.zero.astype(y.dtype).reshape(y.shape)
+
+
+def _layers(module: nnx.Module) -> list[Any]:
+    """The layers that can be tapped, in a fixed order."""
+    return [layer for _, layer in nnx.iter_modules(module) if _tappable(layer)]
+
+
+def _tappable(layer: Any) -> bool:
+    # Not isinstance: a subclass may do anything with its kernel.
+    if type(layer) is nnx.Linear:
+        simple = layer.dot_general is jax.lax.dot_general
+    elif type(layer) is nnx.Conv:
+        simple = (
+            layer.conv_general_dilated in (jax.lax.conv_general_dilated, patches_convolution)
+            and all(d == 1 for d in jax.tree.leaves((layer.input_dilation, layer.kernel_dilation)))
+            and layer.feature_group_count == 1
+            and layer.mask is None
+        )
+    else:
+        return False
+    return simple and layer.promote_dtype is promote_dtype
+
+
+@functools.lru_cache(maxsize=64)
+def _ghost_shapes(
+    objective: Objective, sample: jax.ShapeDtypeStruct
+) -> tuple[tuple[int, int], ...] | None:
+    """``[positions, features]`` of each layer's output for one example; None: no ghost norms.
+
+    The model is traced with the kernels and biases that its layers see replaced by zeros: if
+    its answer still depends on a parameter, that one is used outside a layer.
+    """
+    params, statistics = objective._template
+    module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+    owned = [p for layer in _layers(module) for p in (layer.kernel, layer.bias) if p is not None]
+    everything = [p for _, p in nnx.iter_graph(module) if isinstance(p, nnx.Param)]
+    if sorted(map(id, owned)) != sorted(map(id, everything)):
+        return None
+    calls: list[list[bool]] = []
+    taps: list[_Tap] = []
+
+    def forward(params: PyTree, statistics: Statistics, inputs: Array) -> tuple[Array, Any]:
+        module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+        layers = _layers(module)
+        taps[:] = [_Tap(layer) for layer in layers]
+        calls[:] = [_blind(layer) for layer in layers]
+        answer = module(inputs)
+        return answer, [tap.inputs for tap, called in zip(taps, calls, strict=True) if called]
+
+    try:
+        jaxpr = jax.make_jaxpr(forward)(
+            params, statistics, jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
+        ).jaxpr
+    except jax.errors.UnexpectedTracerError:
+        return None  # Called inside a transformation (scan, checkpoint): inputs cannot leave it.
+    if any(called != [True] for called in calls):
+        return None
+    reached = set(jaxpr.invars[: len(owned)])
+    for equation in jaxpr.eqns:
+        if any(v in reached for v in equation.invars if not isinstance(v, Literal)):
+            reached.update(equation.outvars)
+    if any(v in reached for v in jaxpr.outvars if not isinstance(v, Literal)):
+        return None
+    return tuple(tap.shape for tap in taps)
+
+
+def _blind(layer: Any) -> list[bool]:
+    """Makes a layer compute with zeros; answers, per call, whether it was with its parameters."""
+    calls: list[bool] = []
+    own = [p.get_raw_value() for p in (layer.kernel, layer.bias) if p is not None]
+
+    def promote(arrays: Sequence[Any], **options: Any) -> Any:
+        inputs, *used = arrays
+        used = [x for x in used if x is not None]
+        calls.append(all(x is y for x, y in zip(used, own, strict=True)))
+        blank = [None if x is None else jnp.zeros(x.shape, x.dtype) for x in arrays[1:]]
+        return promote_dtype((inputs, *blank), **options)
+
+    layer.promote_dtype = promote
+    return calls

@@ -1,0 +1,130 @@
+"""The parts of a federation, and whether they fit together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxfl.aggregators import Aggregator, Mean
+from jaxfl.attacks import Attack, NoAttack
+from jaxfl.clients import ClientAlgorithm, FedSGD
+from jaxfl.component import Component, field
+from jaxfl.fairness import Fairness
+from jaxfl.optimizers import SGD, Optimizer
+from jaxfl.participation import Full, Participation, Uniform
+from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, Privacy
+from jaxfl.privacy.accounting import caution
+
+NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
+
+
+class Federation(Component):
+    """The parts of a federation. Each is replaceable; numbers in them are leaves."""
+
+    algorithm: ClientAlgorithm = FedSGD(batch_size=32)
+    attack: Attack = NoAttack()
+    aggregator: Aggregator = Mean()
+    optimizer: Optimizer = SGD(learning_rate=0.1)
+    participation: Participation = Full()
+    privacy: Privacy | None = None
+    fairness: Fairness | None = None
+    byzantine: int = field(default=0, at_least=0)
+    """How many clients of the population are Byzantine; which ones, the seed decides."""
+    byzantine_per_round: int | None = field(default=None, at_least=0)
+    """How many of them are in every cohort of ``Uniform`` participation; None: as it happens.
+    Fixing it changes what subsampling adds to privacy."""
+    noise: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
+    """The order of ``MessagePrivacy`` and the attack. ``noise_then_attack``: all follow the
+    mechanism, attackers then rewrite their messages; what they craft is neither clipped nor
+    noised. ``attack_then_noise``: the attack works on clean updates, and every message, also a
+    crafted one, is clipped and noised. ``privacy.clip_byzantine`` overrides the clip."""
+
+    def check(self, population: int, root: int = 0) -> None:
+        """Raises ValueError where the parts do not fit together.
+
+        Args:
+          population: how many clients there are.
+          root: how many samples the server has of its own.
+        """
+        if self.byzantine > population:
+            raise ValueError(
+                f"byzantine must be at most the number of clients, {population}; "
+                f"got {self.byzantine}"
+            )
+        self._check_fixed(population)
+        self._check_messages(population)
+        self.aggregator.check(self.participation.cohort(population))
+        if self.aggregator.needs_root and not root:
+            raise ValueError(
+                f"{self.aggregator} needs samples of the server's own: set root of the data, such "
+                "as dataset.split(partition, clients, root=RootData(size=100)) or, in a file, "
+                "data.root = {size = 100}"
+            )
+        if self.attack.needs_root and "update" not in self.aggregator.needs_root:
+            raise ValueError(
+                f"{self.attack} works against a defence with an update of the server's own, such "
+                f"as FLTrust; got {self.aggregator}"
+            )
+        sample = functools.partial(self.participation.sample, population)
+        _, present = jax.eval_shape(sample, jax.random.key(0))
+        if present is not None and not self.aggregator.accepts_absent:
+            raise ValueError(
+                f"{self.aggregator} cannot leave out absent clients, so it does not go with "
+                f"{type(self.participation).__name__} participation; use Full or Uniform"
+            )
+
+    def _check_messages(self, population: int) -> None:
+        algorithm, privacy = self.algorithm, self.privacy
+        name = type(algorithm).__name__
+        follower = next((p for p in (self.aggregator, self.attack) if p.follows_model), None)
+        if algorithm.width > 1 and follower is not None:
+            raise ValueError(
+                f"{name} sends more than a model, which {follower} compares messages with"
+            )
+        if isinstance(privacy, ExamplePrivacy) and not algorithm.private:
+            raise ValueError(
+                f"{name} sends more than gradients of samples, which ExamplePrivacy does not cover"
+            )
+        if isinstance(privacy, CentralPrivacy) and not algorithm.post_processes:
+            raise ValueError(
+                f"{name} multiplies the aggregate by numbers of the cohort, which CentralPrivacy "
+                "does not cover"
+            )
+        if self.fairness is not None and algorithm.width > 1:
+            raise ValueError(f"{name} sends more than an update, which fairness cannot weigh")
+        if privacy is not None:
+            caution(privacy, self.participation.expected(population))
+
+    def _check_fixed(self, population: int) -> None:
+        fixed, cohort = self.byzantine_per_round, self.participation.cohort(population)
+        if fixed is None:
+            return
+        if not isinstance(self.participation, Uniform):
+            raise ValueError(
+                "byzantine_per_round goes with Uniform participation; got "
+                f"{type(self.participation).__name__}"
+            )
+        least = max(0, cohort - (population - self.byzantine))
+        if not least <= fixed <= min(self.byzantine, cohort):
+            raise ValueError(
+                f"byzantine_per_round must be from {least} to {min(self.byzantine, cohort)} with "
+                f"{self.byzantine} Byzantine of {population} clients and a cohort of {cohort}; "
+                f"got {fixed}"
+            )
+
+    def cohort(
+        self, byzantine: Bool[Array, " K"], key: Key[Array, ""], turn: Int[Array, ""] | int = 0
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
+        """The clients of a round: ids, and which slots hold a client."""
+        population = byzantine.shape[0]
+        if self.byzantine_per_round is None:
+            return self.participation.sample(population, key, turn)
+        draw_key, order_key = jax.random.split(key)
+        drawn = jax.random.permutation(draw_key, population)
+        # Byzantine clients first, each kind in a random order.
+        kinds = drawn[jnp.argsort(~byzantine[drawn], stable=True)]
+        cohort, fixed = self.participation.cohort(population), self.byzantine_per_round
+        first = jnp.arange(cohort)
+        place = jnp.where(first < fixed, first, first - fixed + self.byzantine)
+        return jax.random.permutation(order_key, kinds[place]).astype(jnp.int32), None

@@ -1,0 +1,249 @@
+"""What an adversary learns from one real run: a lower bound on epsilon beside the accountant's.
+
+Fair coins plant canaries, the federation runs as it is, and the coins are guessed from what the
+mechanism's adversary sees. Guesses better than (epsilon, delta) allows refute that epsilon.
+Steinke, Nasr, Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023; Andrew et
+al., "One-shot empirical privacy estimation for federated learning", ICLR 2024.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from jaxfl.aggregators.mean import Mean
+from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
+from jaxfl.data.dataset import FederatedData
+from jaxfl.federation import Federation, Plan, exchange, init_state, run_round, unusual_clients
+from jaxfl.models.objective import Objective
+from jaxfl.privacy.accounting import calibrate, guarantee, statement
+from jaxfl.privacy.base import LAPLACE, clipped
+from jaxfl.privacy.central import CentralPrivacy
+from jaxfl.privacy.example import ExamplePrivacy
+from jaxfl.simulation import make_plan
+from jaxfl.types import Batch, State
+
+GUESSED = (1.0, 0.5, 0.25, 0.125)
+"""Shares of the canaries that are guessed: those that are surest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What one run says about epsilon at the mechanism's delta."""
+
+    lower: float
+    """Epsilon is at least this with probability ``confidence``."""
+    upper: float
+    """What the accountant says; infinite where nothing is guaranteed."""
+    confidence: float
+    canaries: int
+    scores_in: np.ndarray
+    """Of the canaries that were there."""
+    scores_out: np.ndarray
+
+    @property
+    def refuted(self) -> bool:
+        """Whether more leaked than the accountant allows."""
+        return self.lower > self.upper
+
+
+class Canaries(ClientAlgorithm):
+    """Another algorithm within a round, with canaries among its clients.
+
+    A canary sends ``sign * what``. Or, where there are labels, it has ``sign * what`` with its
+    label in place of its last sample, nothing if the sign is 0. The sign is 1 where the coin says
+    that the canary is there, else ``absent``. The server remembers what was released last.
+    """
+
+    inner: ClientAlgorithm
+    slot: Array
+    """Of a canary its number; of other clients, how many canaries there are."""
+    coins: Array
+    absent: float
+    what: Array
+    labels: Array | None
+
+    def step(
+        self, objective: Objective, broadcast: Broadcast, samples: Samples, state: State, key: Array
+    ) -> tuple[Message, State]:
+        broadcast = broadcast.replace(server=broadcast.server[0])
+        slot = len(self.coins) if samples.client is None else self.slot[samples.client]
+        canary, slot = jnp.asarray(slot < len(self.coins)), jnp.minimum(slot, len(self.coins) - 1)
+        sign = jnp.where(self.coins[slot], 1.0, self.absent)
+        what = sign * self.what[slot]
+        if self.labels is None:
+            message, state = self.inner.step(objective, broadcast, samples, state, key)
+            update = jnp.where(canary, what.astype(message.update.dtype), message.update)
+            return message.replace(update=update), state
+        label = self.labels[slot]
+
+        def load(place: Array, mask: Array, key: Array) -> Batch:
+            batch, here = samples.load(place, mask, key), canary & (place == samples.count - 1)
+            inputs = jnp.where(here.reshape(-1, *[1] * what.ndim), what[None], batch.inputs)
+            labels, gone = jnp.where(here, label, batch.labels), here & (sign == 0)
+            return Batch(inputs=inputs, labels=labels, mask=batch.mask & ~gone)
+
+        return self.inner.step(objective, broadcast, samples.replace(load=load), state, key)
+
+    def finish(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, server: State, aggregate: Array, *rest: Any
+    ) -> tuple[Array, State]:
+        change, inner = self.inner.finish(server[0], aggregate, *rest)
+        return change, (inner, aggregate)
+
+
+def audit(
+    federation: Federation,
+    data: FederatedData,
+    model: Any,
+    *,
+    rounds: int,
+    canaries: int | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Audit:
+    """Runs the federation once, as ``Simulation`` would, with canaries among honest clients.
+
+    ``MessagePrivacy``: a canary is a client that sends a vector of ten times the clip or nothing;
+    the adversary is the server, which sees what clients send. ``CentralPrivacy``: the same; the
+    adversary sees what the server releases. ``ExamplePrivacy``: a canary is an example of noise
+    in place of a client's last one, or nothing there; the adversary is the server, which knows
+    how many samples a client has. Where the guarantee is about replacing, nothing is the opposite.
+
+    With ``canaries=None`` all honest clients are, in ``CentralPrivacy`` no more than the model
+    has parameters, because canaries beyond that hide one another.
+
+    Raises:
+      ValueError: no privacy, fairness weights, ``CentralPrivacy`` without Mean(weighted=False),
+        ``ExamplePrivacy`` without FedSGD, or too many canaries.
+    """
+    if federation.privacy is None or federation.fairness is not None:
+        raise ValueError("audit: needs a federation with privacy and without fairness weights")
+    sizes, rule = np.asarray(data.count), federation.aggregator
+    federation = calibrate(federation, sizes, rounds)
+    privacy: Any = federation.privacy
+    central, by_example = isinstance(privacy, CentralPrivacy), isinstance(privacy, ExamplePrivacy)
+    if central and not (isinstance(rule, Mean) and not rule.weighted):
+        raise ValueError(f"audit: CentralPrivacy goes with Mean(weighted=False); got {rule}")
+    if by_example and not isinstance(federation.algorithm, FedSGD):
+        raise ValueError(f"audit: ExamplePrivacy goes with FedSGD; got {federation.algorithm}")
+    plan = make_plan(federation, data, model)
+    state, wide = init_state(federation, plan, seed), plan.spec.dim * federation.algorithm.width
+    honest = np.flatnonzero(~np.asarray(state.byzantine))
+    m = min(len(honest), wide if central else len(honest)) if canaries is None else canaries
+    if not 2 <= m <= len(honest):
+        raise ValueError(f"audit: canaries must be from 2 to {len(honest)} (honest); got {m}")
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), 3)
+    slot = np.full(data.clients, m, np.int32)
+    slot[honest[:m]] = np.arange(m)
+    what = jax.random.normal(keys[0], (m, *data.sample_shape) if by_example else (m, wide))
+    if not by_example:
+        what = what / jnp.linalg.norm(what, axis=1, keepdims=True)
+        what = jnp.linalg.qr(what.T)[0].T if m <= wide else what  # orthogonal, where they can be
+        if getattr(privacy, "mechanism", None) == LAPLACE:
+            what = jax.nn.one_hot(jnp.arange(m) % wide, wide)  # longest where norms are sums
+        clip = getattr(privacy.clip, "initial", privacy.clip)
+        what = what * (10.0 if clip is None else 10 * float(np.max(clip)))
+    planted = Canaries(
+        inner=federation.algorithm,
+        batch_size=federation.algorithm.batch_size,
+        slot=jnp.asarray(slot),
+        coins=jax.random.bernoulli(keys[2], shape=(m,)),
+        absent=-1.0 if "replaced by another" in statement(federation, rounds) else 0.0,
+        what=what,
+        labels=jax.random.randint(keys[1], (m,), 0, data.classes) if by_example else None,
+    )
+    state = state.replace(server=(state.server, jnp.zeros((wide,), plan.spec.dtype)))
+    found = _run(federation.replace(algorithm=planted), plan, data, state, rounds)
+
+    scores, participations, coins = jax.device_get((*found, planted.coins))
+    scores = np.nan_to_num(scores.astype(np.float64))
+    taken = None if central else int(np.max(participations))
+    upper: Any = guarantee(federation, sizes, rounds, participations=taken)
+    lower = _lower(scores, coins, upper.delta, confidence)
+    return Audit(lower, upper.epsilon, confidence, m, scores[coins], scores[~coins])
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "rounds"))
+def _run(
+    federation: Federation, plan: Plan, data: FederatedData, state: State, rounds: int
+) -> tuple[Float[Array, " m"], Int[Array, " K"]]:
+    """The whole run: every canary's score, and how often each client took part."""
+    planted: Any = federation.algorithm
+    privacy, unusual = federation.privacy, unusual_clients(data, state)
+
+    def body(carry: Any, _: None) -> tuple[Any, None]:
+        before, scores = carry
+        state, _record = run_round(federation, plan, data, before, unusual)
+        if isinstance(privacy, CentralPrivacy):
+            # A round of a larger clip has more noise.
+            released = state.server[1] / privacy.threshold(before.privacy)
+            seen = jnp.matmul(planted.what, released, precision="highest")
+        else:
+            seen = _excess(federation, plan, data, before)
+        return (state, scores + seen), None
+
+    (state, scores), _ = jax.lax.scan(body, (state, jnp.zeros(len(planted.coins))), None, rounds)
+    return scores, state.participations
+
+
+def _excess(federation: Federation, plan: Plan, data: FederatedData, state: State) -> Array:
+    """How far each canary's message, less the others' mean, goes its way; 0 of the absent.
+
+    The others' mean takes out what all have in common: noise, too, if clients share it.
+    """
+    planted: Any = federation.algorithm
+    # Same state, same keys: the messages of the very round that is taken.
+    messages = exchange(federation, plan, data, state)
+    ids, sent, along, m = messages.ids, messages.sent, planted.what, len(planted.coins)
+    if planted.labels is not None:
+        along = _gradients(planted, federation.privacy, plan, state)
+        size = planted.batch_size or data.capacity
+        size = jnp.minimum(size, data.count.at[ids].get(mode="clip"))
+        sent = sent * size.astype(sent.dtype)[:, None]
+    place = planted.slot.at[ids].get(mode="fill", fill_value=m)
+    here = jnp.zeros((m,), bool).at[place].set(True, mode="drop")
+    received = jnp.zeros_like(along).at[place].set(sent.astype(along.dtype), mode="drop")
+    others = (jnp.sum(received, axis=0)[None] - received) / jnp.maximum(jnp.sum(here) - 1, 1)
+    return jnp.where(here, jnp.sum(along * (received - others), axis=1), 0)
+
+
+def _gradients(planted: Any, privacy: Any, plan: Plan, state: State) -> Float[Array, "m d"]:
+    """What each canary example adds to a sum of clipped gradients, less what its absence does."""
+    params, loss = plan.objective.unravel(state.params), plan.objective.loss
+
+    def gradient(inputs: Array, label: Array) -> Array:
+        batch = Batch(inputs[None], label[None], jnp.ones((1,), bool))
+        whole = jax.grad(loss, has_aux=True)(params, state.statistics, batch, jax.random.key(0))
+        flat = ravel_pytree(whole[0])[0].astype(jnp.float32)
+        return clipped(flat, jnp.asarray(privacy.clip, jnp.float32))
+
+    there = jax.vmap(gradient)(planted.what, planted.labels)
+    return there - jax.vmap(gradient)(-planted.what, planted.labels) if planted.absent else there
+
+
+def _lower(scores: np.ndarray, coins: np.ndarray, delta: float, confidence: float) -> float:
+    """The lower bound: canaries above a middle are guessed in, below it out, the surest first.
+
+    Or the other way round: attackers may turn a sum around. The best of these ways counts, and
+    the confidence pays for the choice; none of them depends on the coins.
+    """
+    from jax_privacy.auditing import CanaryScoreAuditor, Explicit
+
+    excess = scores - np.mean(np.quantile(scores, (0.1, 0.9)))  # between two heaps, if there are
+    sure, above = np.abs(excess), excess > 0
+    surest, each = np.sort(sure)[::-1], (1 - confidence) / (2 * len(GUESSED))
+    bounds = []
+    for right in (above == coins, above != coins):
+        # Guesses on both sides as one-sided ones: "in" are those that are right. The library
+        # wants some of each kind: -1 is never guessed.
+        auditor = CanaryScoreAuditor(np.append(sure[right], -1), np.append(sure[~right], -1))
+        for share in GUESSED:
+            threshold = Explicit(float(surest[max(round(share * len(sure)), 1) - 1]))
+            bounds.append(auditor.epsilon_one_run(each, delta, threshold_strategy=threshold))
+    return float(max(bounds))

@@ -1,0 +1,155 @@
+"""Central privacy: of a client, against all who see the model, by a server that is trusted."""
+
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxfl.component import Component, Scalar, field
+from jaxfl.numerics import rows
+from jaxfl.privacy.base import GAUSSIAN, Privacy, draw
+from jaxfl.types import State
+
+
+class QuantileClip(Component):
+    """A clip that follows a quantile of the norms: ``C <- C exp(-rate (b - quantile))``.
+
+    b is the share of the cohort whose norm is at most C, noised with standard deviation
+    ``noise`` in units of clients (None: a twentieth of the expected cohort). The whole mechanism
+    still has the noise multiplier z that it is given: updates get ``(z^-2 - (2 noise)^-2)^-1/2``,
+    which needs ``2 noise > z``.
+    Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021.
+    """
+
+    initial: Scalar = field(default=0.1, above=0)
+    quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
+    rate: Scalar = field(default=0.2, above=0)
+    noise: Scalar | None = field(default=None, above=0)
+
+    def bits_noise(self, expected: int) -> Scalar:
+        """Standard deviation of the noise on the number of clients below the clip."""
+        return expected / 20 if self.noise is None else self.noise
+
+
+class BandedNoise(Component):
+    """Noise that is correlated over ``rounds`` rounds: DP-FTRL, banded matrix factorisation.
+
+    Round t adds ``(C^-1 z)_t`` with C a lower-triangular Toeplitz matrix of so many ``bands``,
+    optimised for the error of prefix sums, so that noise of later rounds takes back some of
+    earlier ones. One release of the whole run has the sensitivity of C for a client that comes
+    back after ``participation.separation`` rounds at the earliest; sampling adds nothing.
+    Kairouz et al., "Practical and private (deep) learning without sampling or shuffling", ICML
+    2021; Choquette-Choo et al., "(Amplified) banded matrix factorization", NeurIPS 2023.
+    """
+
+    rounds: int = field(at_least=1)
+    bands: int = field(default=16, at_least=1)
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """The first column of C, of norm 1."""
+        return _coefficients(self.rounds, min(self.bands, self.rounds))
+
+    def sensitivity(self, separation: int) -> float:
+        """The norm of what one client of unit norm contributes to ``C x`` in the worst case."""
+        from jax_privacy.matrix_factorization import toeplitz
+
+        with jax.ensure_compile_time_eval():
+            squared = toeplitz.minsep_sensitivity_squared(
+                jnp.asarray(self.coefficients), min(separation, self.rounds), n=self.rounds
+            )
+            return float(np.sqrt(squared))
+
+    def stream(self) -> Any:
+        """C^-1 as jax-privacy's streaming matrix."""
+        from jax_privacy.matrix_factorization import toeplitz
+
+        return toeplitz.inverse_as_streaming_matrix(jnp.asarray(self.coefficients))
+
+
+@functools.lru_cache
+def _coefficients(rounds: int, bands: int) -> np.ndarray:
+    from jax_privacy.matrix_factorization import toeplitz
+
+    with jax.ensure_compile_time_eval():
+        best = np.asarray(toeplitz.optimize_banded_toeplitz(rounds, bands), np.float64)
+    # Sensitivity is known for coefficients that do not increase; rounding may break that.
+    return np.minimum.accumulate(np.maximum(best, 0)).astype(np.float32)
+
+
+class CentralPrivacy(Privacy):
+    """The server clips every update to ``clip``, aggregates, and adds noise to the aggregate.
+
+    With ``Mean(weighted=False)``: ``(sum_k u_k min(1, clip / |u_k|) + noise) / expected cohort``,
+    noise N(0, (noise_multiplier clip)^2). Protects all data of one client from everybody but the
+    server; Poisson participation adds privacy. What attackers send is clipped as well. Under any
+    other rule the aggregate is noised alike but has no sensitivity of clip / cohort: there is no
+    guarantee then, and the run says so.
+    McMahan et al., "Learning differentially private recurrent language models", ICLR 2018.
+    """
+
+    clip: Scalar | QuantileClip = field(default=1.0, above=0)
+    correlated: BandedNoise | None = None
+
+    protects: ClassVar[str] = "all data of one client"
+
+    def init(self, dim: int) -> State:
+        """The clip, where it adapts, and the noise of earlier rounds, where it is correlated."""
+        clip: Any = ()
+        if isinstance(self.clip, QuantileClip):
+            clip = jnp.asarray(self.clip.initial, jnp.float32)
+        if self.correlated is None:
+            return clip, ()
+        return clip, self.correlated.stream().init_multiply(jnp.zeros((dim,), jnp.float32))
+
+    def threshold(self, state: State) -> Float[Array, ""]:
+        """The clip of this round."""
+        if isinstance(self.clip, QuantileClip):
+            return state[0]
+        return jnp.asarray(self.clip, jnp.float32)
+
+    def bound(
+        self, sent: Float[Array, "n d"], state: State
+    ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+        """Every row clipped (a row that is not finite is nothing), and the norms before."""
+        norms = rows.safe_sqrt(rows.squared_norms(sent))
+        clip = self.threshold(state).astype(norms.dtype)
+        usable = jnp.isfinite(norms)
+        factors = jnp.where(norms > clip, rows.safe_ratio(clip, norms), 1)
+        factors = jnp.where(usable, factors, 0).astype(sent.dtype)
+        return jnp.where(usable[:, None], sent, 0) * factors[:, None], norms
+
+    def release(
+        self,
+        aggregate: Float[Array, " d"],
+        norms: Float[Array, " n"],
+        present: Float[Array, " n"],
+        expected: int,
+        separation: int,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Float[Array, " d"], State]:
+        """The aggregate noised, and the new state.
+
+        ``aggregate`` is in units of one client's update; ``expected`` the expected cohort.
+        """
+        noise_key, bits_key = jax.random.split(key)
+        clip, memory = self.threshold(state), state[1]
+        multiplier = jnp.asarray(self.multiplier(), jnp.float32)
+        new_clip: Any = ()
+        if isinstance(self.clip, QuantileClip):
+            bits = jnp.asarray(self.clip.bits_noise(expected), jnp.float32)
+            below = jnp.sum(present * (norms <= clip))
+            noised = below + jnp.where(multiplier > 0, bits, 0) * jax.random.normal(bits_key)
+            excess = noised / expected - jnp.asarray(self.clip.quantile, jnp.float32)
+            new_clip = clip * jnp.exp(-jnp.asarray(self.clip.rate, jnp.float32) * excess)
+            multiplier = multiplier / jnp.sqrt(1 - jnp.square(multiplier / (2 * bits)))
+        noise = draw(GAUSSIAN, noise_key, aggregate.astype(jnp.float32))
+        if self.correlated is not None:
+            noise, memory = self.correlated.stream().multiply_next(noise, memory)
+            multiplier = multiplier * self.correlated.sensitivity(separation)
+        scale = (multiplier * clip / expected).astype(jnp.float32)
+        return aggregate + (scale * noise).astype(aggregate.dtype), (new_clip, memory)

@@ -1,0 +1,83 @@
+"""Privacy of one example of one client: DP-SGD inside the client's steps."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, Key
+
+from jaxfl.clients import Samples
+from jaxfl.component import Scalar, field
+from jaxfl.models.objective import Objective, Statistics
+from jaxfl.models.per_example import clipped_sum
+from jaxfl.numerics.rows import accumulator
+from jaxfl.privacy.base import GAUSSIAN, Privacy, draw
+from jaxfl.types import Batch, PyTree
+
+POISSON, FIXED = "poisson", "fixed"
+
+
+class ExamplePrivacy(Privacy):
+    """DP-SGD on every client: ``(sum_i g_i min(1, clip / |g_i|) + noise) / expected batch``.
+
+    g_i is the gradient of one example, the noise N(0, (noise_multiplier clip)^2) is drawn once
+    per step, and the divisor is the expected size of the batch, which does not tell who is in it.
+    ``sampling`` is ``"poisson"`` (every sample independently with probability batch / samples;
+    the program has as many slots as are exceeded with probability ``overflow``, which is added to
+    delta) or ``"fixed"`` (batches of one size, as without privacy).
+
+    Protects one example of one client, also from the server, which sees noisy sums only. Works in
+    every algorithm whose clients use their samples through gradients alone, and with every model
+    without batch normalisation, ``microbatch`` examples at a time where the model's layers do not
+    allow norms without gradients.
+    Abadi et al., "Deep learning with differential privacy", CCS 2016.
+    """
+
+    clip: Scalar = field(default=1.0, above=0)
+    sampling: str = field(default=POISSON, choices=(POISSON, FIXED))
+    overflow: float = field(default=1e-9, above=0, below=1)
+    microbatch: int = field(default=16, at_least=1)
+
+    protects: ClassVar[str] = "one example of one client"
+
+    def samples(self, samples: Samples) -> Samples:
+        """The client's samples, drawn as this mechanism draws them."""
+        return samples.replace(overflow=self.overflow if self.sampling == POISSON else None)
+
+    def private(
+        self, objective: Objective, count: Int[Array, ""], batch_size: int | None
+    ) -> "PrivateObjective":
+        """The objective of a client with so many samples, whose gradients are private."""
+        expected = count if batch_size is None else jnp.minimum(batch_size, count)
+        return PrivateObjective(**vars(objective), privacy=self, expected=jnp.maximum(expected, 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrivateObjective(Objective):
+    """An objective whose gradient is clipped by example and noised. Lives within one round."""
+
+    privacy: ExamplePrivacy
+    expected: Array
+    """Expected size of a batch."""
+
+    def value_and_grad(
+        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], Statistics], PyTree]:
+        plain: Any = Objective(**{f.name: getattr(self, f.name) for f in _plain_fields()})
+        model_key, noise_key = jax.random.split(key)
+        loss, statistics, total = clipped_sum(
+            *(plain, params, statistics, batch, model_key, self.privacy.clip),
+            microbatch=self.privacy.microbatch,
+        )
+        flat, unravel = ravel_pytree(total)
+        value = flat.astype(accumulator(flat.dtype))
+        scale = jnp.asarray(self.privacy.multiplier(), value.dtype)
+        scale = scale * jnp.asarray(self.privacy.clip, value.dtype)
+        noisy = value + scale * draw(GAUSSIAN, noise_key, value)
+        return (loss, statistics), unravel((noisy / self.expected).astype(flat.dtype))
+
+
+def _plain_fields() -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(Objective)

@@ -1,0 +1,296 @@
+"""Epsilon, against dp-accounting called directly, known values, and plain composition."""
+
+import dataclasses
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting import pld, rdp
+
+from jaxfl import FedAvg, Federation, FedSGD, Krum, Mean, MessagePrivacy, Poisson, Uniform
+from jaxfl.clients import SCAFFOLD
+from jaxfl.fairness import QFFL
+from jaxfl.participation import Cyclic
+from jaxfl.privacy import (
+    BandedNoise,
+    CentralPrivacy,
+    ExamplePrivacy,
+    Meter,
+    QuantileClip,
+    calibrate,
+    guarantee,
+)
+
+DELTA = 1e-5
+EQUAL = np.full(20, 1_000)
+
+
+def renyi(event, count, delta=DELTA):
+    return rdp.RdpAccountant().compose(event, count).get_epsilon(delta)
+
+
+def tight(event, count, delta=DELTA):
+    return pld.PLDAccountant().compose(event, count).get_epsilon(delta)
+
+
+def sampled(rate, sigma):
+    return dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
+
+
+def example(batch, sigma, algorithm=FedSGD, **settings):
+    privacy = ExamplePrivacy(clip=1.0, noise_multiplier=sigma, **settings)
+    return Federation(algorithm=algorithm(batch_size=batch), privacy=privacy)
+
+
+def epsilon(federation, sizes, rounds, accountant="pld", **more):
+    return guarantee(federation, sizes, rounds, accountant=accountant, **more).epsilon
+
+
+@pytest.mark.parametrize(
+    ("sigma", "batch", "size", "rounds", "expected"),
+    [
+        (1.1, 256, 60_000, 14_063, 2.597),
+        (1.0, 10, 1_000, 1_000, 2.101),
+        (4.0, 10, 1_000, 10_000, 1.035),
+        (1.0, 1_000, 1_000, 100, 96.1),
+        (5.0, 1_000, 1_000, 50, 7.08),
+    ],
+)
+def test_renyi_epsilon_has_the_known_values(sigma, batch, size, rounds, expected):
+    federation = example(batch, sigma, overflow=1e-18)
+    found = epsilon(federation, [size] * 3, rounds, "rdp")
+    digits = 1 if expected > 50 else 2 if expected > 5 else 3
+    if batch < size:
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert found == pytest.approx(renyi(sampled(batch / size, sigma), rounds), rel=1e-6)
+    else:
+        # Full batches are Gaussian releases; the tables say so many digits of them, of an
+        # accountant with fewer orders: ours may only be lower.
+        assert found == pytest.approx(renyi(dp_accounting.GaussianDpEvent(sigma), rounds))
+        assert found <= expected + 10.0**-digits
+
+
+@pytest.mark.parametrize(
+    ("sigma", "batch", "size", "rounds", "expected"),
+    [
+        (1.1, 256, 60_000, 14_063, 2.391),
+        (1.0, 10, 1_000, 1_000, 1.828),
+        (4.0, 10, 1_000, 10_000, 0.960),
+    ],
+)
+def test_tight_epsilon_of_sampled_noise(sigma, batch, size, rounds, expected):
+    """The known values are of loss distributions in steps of 1e-3; ours are of 1e-4, and lower."""
+    event = sampled(batch / size, sigma)
+    coarse = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event, rounds)
+    assert coarse.get_epsilon(DELTA) == pytest.approx(expected, abs=1e-3)
+    found = epsilon(example(batch, sigma, overflow=1e-18), [size] * 3, rounds)
+    assert found == pytest.approx(tight(event, rounds), abs=1e-3)
+    assert found <= expected + 1e-3
+
+
+@pytest.mark.parametrize(("sigma", "rounds", "expected"), [(1.0, 100, 91.8), (5.0, 50, 6.57)])
+def test_tight_epsilon_of_full_batches(sigma, rounds, expected):
+    found = epsilon(example(1_000, sigma), [1_000] * 3, rounds)
+    assert found == pytest.approx(expected, abs=0.02 if expected > 10 else 0.004)
+
+
+def test_unsampled_gaussian_noise_is_exact():
+    """So many releases are one of less noise; its delta as a function of epsilon is known."""
+    from scipy.stats import norm
+
+    found = epsilon(Federation(privacy=MessagePrivacy(clip=2.0, noise_multiplier=5.0)), EQUAL, 50)
+    mu = math.sqrt(50) / 5
+    delta = norm.cdf(mu / 2 - found / mu) - math.exp(found) * norm.cdf(-mu / 2 - found / mu)
+    assert delta == pytest.approx(DELTA, rel=1e-4)
+
+
+def test_the_client_with_fewest_samples_counts():
+    sizes, rounds = [500, 4_000, 50, 900], 100
+    found = epsilon(example(25, 2.0), sizes, rounds, "rdp")
+    assert found == pytest.approx(renyi(sampled(0.5, 2.0), rounds, DELTA - rounds * 1e-9))
+
+
+def test_local_passes_count_every_step_and_the_worst_size_is_not_always_the_smallest():
+    federation = example(50, 3.0, FedAvg)
+    # 51 samples take two steps at rate 50 / 51, 50 take one of rate 1.
+    expected = renyi(sampled(50 / 51, 3.0), 2 * 40, DELTA - 80 * 1e-9)
+    assert epsilon(federation, [50, 51, 500], 40, "rdp") == pytest.approx(expected)
+    assert expected > renyi(dp_accounting.GaussianDpEvent(3.0), 40)
+
+
+def test_batches_of_one_size_protect_a_replaced_example_at_half_the_noise():
+    fixed = example(50, 2.0, sampling="fixed")
+    found = guarantee(fixed, EQUAL, 100, accountant="rdp")
+    assert found.epsilon == pytest.approx(renyi(sampled(0.05, 1.0), 100))
+    assert found.neighbours == "one example replaced by another"
+    # A pass has every example once, in one batch: no sampling to gain from.
+    passes = example(50, 2.0, FedAvg, sampling="fixed")
+    assert epsilon(passes, EQUAL, 30, "rdp") == pytest.approx(
+        renyi(dp_accounting.GaussianDpEvent(1.0), 30)
+    )
+    steps = Federation(algorithm=SCAFFOLD(steps=30, batch_size=50), privacy=fixed.privacy)
+    assert epsilon(steps, EQUAL, 10, "rdp") == pytest.approx(
+        renyi(dp_accounting.GaussianDpEvent(1.0), 20)
+    )
+
+
+def test_laplacian_noise_is_no_worse_than_plain_composition():
+    privacy = MessagePrivacy(clip=3.0, noise_multiplier=4.0, mechanism="laplace")
+    found = epsilon(Federation(privacy=privacy), EQUAL, 40)
+    assert found <= 10.0
+    assert found == pytest.approx(tight(dp_accounting.LaplaceDpEvent(4.0), 40), abs=1e-6)
+    # At very small delta, the pure guarantee.
+    pure = Federation(privacy=privacy.replace(delta=1e-300))
+    assert epsilon(pure, EQUAL, 2, "rdp") == pytest.approx(0.5)
+
+
+def central(**settings):
+    rule = settings.pop("aggregator", Mean(weighted=False))
+    participation = settings.pop("participation", Federation().participation)
+    privacy = CentralPrivacy(**({"clip": 1.0, "noise_multiplier": 2.0} | settings))
+    return Federation(privacy=privacy, aggregator=rule, participation=participation)
+
+
+@pytest.mark.parametrize(
+    ("federation", "event", "count", "delta"),
+    [
+        (central(), dp_accounting.GaussianDpEvent(2.0), 30, DELTA),
+        (central(clip=QuantileClip(noise=5.0)), dp_accounting.GaussianDpEvent(2.0), 30, DELTA),
+        (
+            central(participation=Poisson(rate=0.1)),
+            sampled(0.1, 2.0),
+            30,
+            DELTA - 30 * 1e-9,
+        ),
+        (central(participation=Uniform(fraction=0.1)), sampled(0.1, 1.0), 30, DELTA),
+        (central(participation=Cyclic(groups=4)), dp_accounting.GaussianDpEvent(2.0), 8, DELTA),
+        (
+            central(correlated=BandedNoise(rounds=30), participation=Cyclic(groups=4)),
+            dp_accounting.GaussianDpEvent(2.0),
+            1,
+            DELTA,
+        ),
+    ],
+)
+def test_central_noise_is_accounted_by_participation(federation, event, count, delta):
+    found = guarantee(federation, EQUAL, 30, accountant="rdp")
+    assert found.epsilon == pytest.approx(renyi(event, count, delta), rel=1e-6)
+    assert found.holds
+    assert "trusts the server" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("federation", "caveat"),
+    [
+        (Federation(privacy=MessagePrivacy(noise_multiplier=0.447)), "without a clip"),
+        (central(aggregator=Krum(f=2)), "no sensitivity of clip / cohort"),
+        (central(aggregator=Mean()), "no sensitivity of clip / cohort"),
+        (central(correlated=BandedNoise(rounds=29)), "over 29 rounds only"),
+        (
+            central().replace(fairness=QFFL(q=1.0, lipschitz=1.0)),
+            "fairness weights depend",
+        ),
+    ],
+)
+def test_where_nothing_is_guaranteed_there_is_no_epsilon_and_the_words_say_why(federation, caveat):
+    found = guarantee(federation, EQUAL, 30)
+    assert math.isinf(found.epsilon)
+    assert not found.holds
+    assert caveat in str(found)
+
+
+def test_losses_in_the_clear_are_a_caveat():
+    fair = example(50, 2.0).replace(fairness=QFFL(q=1.0, lipschitz=1.0))
+    found = guarantee(fair, EQUAL, 10, accountant="rdp")
+    assert math.isfinite(found.epsilon)
+    assert not found.holds
+    assert "losses and norms" in str(found)
+
+
+def test_no_noise_is_no_privacy_and_no_round_costs_nothing():
+    assert math.isinf(epsilon(example(50, 0.0), EQUAL, 10))
+    assert epsilon(example(50, 1.0), EQUAL, 10, participations=0) == 0
+    assert guarantee(Federation(), EQUAL, 10) is None
+    # Truncated samples have used up delta.
+    assert math.isinf(epsilon(example(50, 1.0, overflow=1e-5), EQUAL, 10))
+
+
+def test_epsilon_grows_with_rounds_and_falls_with_noise_and_delta():
+    def of(sigma=2.0, rounds=100, delta=DELTA):
+        privacy = ExamplePrivacy(clip=1.0, noise_multiplier=sigma, delta=delta)
+        federation = Federation(algorithm=FedSGD(batch_size=50), privacy=privacy)
+        return epsilon(federation, EQUAL, rounds, "rdp")
+
+    assert of(rounds=50) < of() < of(rounds=200)
+    assert of(sigma=3.0) < of() < of(sigma=1.0)
+    assert of(delta=1e-4) < of() < of(delta=1e-6)
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        ExamplePrivacy(clip=1.0, epsilon=3.0),
+        MessagePrivacy(clip=1.0, epsilon=8.0),
+        CentralPrivacy(clip=1.0, epsilon=1.5),
+    ],
+)
+def test_calibrated_noise_reaches_the_target_and_not_much_more(privacy):
+    federation = Federation(
+        privacy=privacy, algorithm=FedSGD(batch_size=50), aggregator=Mean(weighted=False)
+    )
+    noisy = calibrate(federation, EQUAL, 60)
+    found = epsilon(noisy, EQUAL, 60)
+    assert 0.99 * privacy.epsilon < found <= privacy.epsilon
+    less = noisy.privacy.replace(noise_multiplier=float(noisy.privacy.noise_multiplier) * 0.99)
+    assert epsilon(noisy.replace(privacy=less), EQUAL, 60) > privacy.epsilon
+    assert calibrate(noisy, EQUAL, 60) is noisy
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        (MessagePrivacy(epsilon=1.0), "cannot be reached: without a clip"),
+        (ExamplePrivacy(clip=1.0, epsilon=1.0, overflow=1e-5), "delta = 1e-05 is too small"),
+    ],
+)
+def test_targets_that_no_noise_reaches(privacy, message):
+    federation = Federation(privacy=privacy, algorithm=FedSGD(batch_size=50))
+    with pytest.raises(ValueError, match=message):
+        calibrate(federation, EQUAL, 60)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_multiplier": -1.0}, "noise_multiplier must be at least 0; got -1"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier must be finite"),
+        ({"clip": 0.0}, "clip must be above 0"),
+        ({"clip": math.inf}, "clip must be finite"),
+        ({"delta": 1.0}, "delta must be above 0 and below 1"),
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"epsilon": 1.0, "noise_multiplier": 1.0}, "not both"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    for kind in (MessagePrivacy, ExamplePrivacy, CentralPrivacy):
+        with pytest.raises(ValueError, match=message):
+            kind(**settings)
+
+
+def test_an_accountant_must_be_known_and_noise_calibrated():
+    with pytest.raises(ValueError, match="accountant must be pld or rdp; got 'moments'"):
+        guarantee(example(50, 1.0), EQUAL, 10, accountant="moments")
+    with pytest.raises(ValueError, match="calibrate first"):
+        guarantee(Federation(privacy=MessagePrivacy(clip=1.0, epsilon=1.0)), EQUAL, 10)
+
+
+def test_the_meter_says_during_the_run_what_the_guarantee_says_then():
+    federation = example(50, 2.0, FedAvg).replace(participation=Uniform(fraction=0.5))
+    sizes = [90, 120, 400, 1_000, 2_000]
+    meter = Meter(federation, sizes, 40)
+    for rounds, taken in ((1, 1), (10, 7), (40, 26)):
+        whole = guarantee(federation, sizes, rounds, participations=taken, accountant="rdp")
+        assert meter(rounds, taken) == pytest.approx(whole.epsilon)
+    plain = dataclasses.replace  # a frozen guarantee is data
+    assert plain(whole, epsilon=1.0).epsilon == 1.0
