@@ -268,7 +268,7 @@ def test_controls_that_cannot_fit_are_refused(monkeypatch):
         make_plan(SCAFFOLD_PARTS, DATA, model)
     small = MLP(hidden=(14_000, 14_000))
     make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1)
-    with pytest.raises(ValueError, match=r"SCAFFOLD .* 2 runs need 7\.3 GiB"):
+    with pytest.raises(ValueError, match=r"SCAFFOLD .* 5 clients times 2 need 7\.3 GiB"):
         make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1, runs=2)
     make_plan(SCAFFOLD_PARTS.replace(algorithm=FedAvg()), DATA, model, client_chunk=1)
 
@@ -510,7 +510,7 @@ def test_central_privacy_tells_no_memory_how_many_took_part():
         participation=Poisson(rate=0.4),
         privacy=CentralPrivacy(clip=1e6, noise_multiplier=0.0),
     )
-    run = simulation(federation)
+    run = Simulation(federation, DATA, Softmax(), seeds=(1,))
     exchange, expected = run.messages(), 2
     there = np.asarray(exchange.present)
     assert there.sum() != expected

@@ -11,7 +11,7 @@ import numpy as np
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.tables import pivot
+from jaxfl.report.tables import named, pivot
 
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:
@@ -69,7 +69,7 @@ def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) ->
     shown = figure.subplots(1, len(panels) + private, squeeze=False)[0]
     lines: dict[str, list[Result]] = {}
     for r in done:
-        rest = " / ".join(v for k, v in r.cell.labels.items() if k != axis)
+        rest = " / ".join(named(k, v) for k, v in r.cell.labels.items() if k != axis)
         lines.setdefault(rest or experiment.name, []).append(r)
     for number, (label, line) in enumerate(lines.items()):
         style = {"color": f"C{number % 10}", "marker": "o", "markersize": 4, "linewidth": 1.6}

@@ -30,11 +30,20 @@ def pivot(
     for result in results:
         labels = dict(result.cell.labels)
         column = labels.pop(across) if across else "accuracy"
-        row = " / ".join(labels.values()) or experiment.name
+        row = " / ".join(named(axis, value) for axis, value in labels.items()) or experiment.name
         rows += [row] if row not in rows else []
         columns += [column] if column not in columns else []
         cells[row, column] = result
     return rows, columns, cells
+
+
+def named(axis: str, label: str) -> str:
+    """A label that says what it is of where it is a bare number."""
+    try:
+        float(label)
+    except ValueError:
+        return label
+    return f"{axis.split('.')[-1]} {label}"
 
 
 def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]]:
