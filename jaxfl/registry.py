@@ -153,6 +153,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "gamma_similarity": partitions.GammaSimilarity,
         "quantity_dirichlet": partitions.QuantityDirichlet,
         "quantity_log_normal": partitions.QuantityLogNormal,
+        "minority": partitions.Minority,
         "natural": partitions.Natural,
     },
     RootData: {"root": RootData},

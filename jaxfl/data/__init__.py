@@ -14,6 +14,7 @@ from jaxfl.data.partitions import IID as IID
 from jaxfl.data.partitions import BiasGroups as BiasGroups
 from jaxfl.data.partitions import Dirichlet as Dirichlet
 from jaxfl.data.partitions import GammaSimilarity as GammaSimilarity
+from jaxfl.data.partitions import Minority as Minority
 from jaxfl.data.partitions import Natural as Natural
 from jaxfl.data.partitions import Partition as Partition
 from jaxfl.data.partitions import QuantityDirichlet as QuantityDirichlet

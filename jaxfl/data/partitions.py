@@ -173,6 +173,26 @@ class QuantityLogNormal(Partition):
         return give_each_one(random.permutation(owners), clients, random)
 
 
+class Minority(Partition):
+    """Two kinds of clients: a minority has the upper half of the classes, the others the lower.
+
+    ``max(round(share * n), 1)`` random clients share the samples of the upper classes evenly, the
+    rest those of the lower ones: what fairness is for, and what robust rules take for an attack.
+    """
+
+    share: float = field(default=0.15, above=0, below=1)
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        few = min(max(round(self.share * clients), 1), clients - 1)
+        order, classes = random.permutation(clients), np.unique(labels)
+        upper = np.isin(labels, classes[len(classes) // 2 :])
+        owners = np.zeros(len(labels), np.int64)
+        for members, group in ((upper, order[:few]), (~upper, order[few:])):
+            if len(group):
+                owners[members] = group[deal(int(members.sum()), len(group), random)]
+        return give_each_one(owners, clients, random)
+
+
 class Natural(Partition):
     """The division that the data comes with: client k owns what the k-th ``client_id`` owns.
 

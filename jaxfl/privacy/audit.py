@@ -141,21 +141,24 @@ def audit(
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), 3)
     slot = np.full(data.clients, m, np.int32)
     slot[honest[:m]] = np.arange(m)
-    what = jax.random.normal(keys[0], (m, *data.sample_shape) if by_example else (m, wide))
-    if not by_example:
-        what = what / jnp.linalg.norm(what, axis=1, keepdims=True)
-        what = jnp.linalg.qr(what.T)[0].T if m <= wide else what  # orthogonal, where they can be
-        if getattr(privacy, "mechanism", None) == LAPLACE:
-            what = jax.nn.one_hot(jnp.arange(m) % wide, wide)  # longest where norms are sums
-        clip = getattr(privacy.clip, "initial", privacy.clip)
-        what = what * (10.0 if clip is None else 10 * float(np.max(clip)))
+    if by_example:
+        what = jax.random.normal(keys[0], (m, *data.sample_shape))
+    elif getattr(privacy, "mechanism", None) == LAPLACE:
+        what = jax.nn.one_hot(jnp.arange(m) % wide, wide)  # longest where norms are sums
+    else:
+        # Orthogonal and dense: cosines with random signs.
+        number, place = np.arange(m)[:, None] % wide, np.arange(wide)[None] + 0.5
+        waves = np.cos(np.pi / wide * number * place) * np.sqrt((1 + (number > 0)) / wide)
+        what = jnp.asarray(waves, jnp.float32) * jax.random.rademacher(keys[0], (1, wide))
+    clip = getattr(privacy.clip, "initial", privacy.clip)
+    strength = 1.0 if by_example else 10.0 if clip is None else 10 * float(np.max(clip))
     planted = Canaries(
         inner=federation.algorithm,
         batch_size=federation.algorithm.batch_size,
         slot=jnp.asarray(slot),
         coins=jax.random.bernoulli(keys[2], shape=(m,)),
         absent=-1.0 if "replaced by another" in statement(federation, rounds) else 0.0,
-        what=what,
+        what=strength * what,
         labels=jax.random.randint(keys[1], (m,), 0, data.classes) if by_example else None,
     )
     state = state.replace(server=(state.server, jnp.zeros((wide,), plan.spec.dtype)))
@@ -193,10 +196,7 @@ def _run(
 
 
 def _excess(federation: Federation, plan: Plan, data: FederatedData, state: State) -> Array:
-    """How far each canary's message, less the others' mean, goes its way; 0 of the absent.
-
-    The others' mean takes out what all have in common: noise, too, if clients share it.
-    """
+    """How far each canary's message goes its way, less the others' mean: noise that all share."""
     planted: Any = federation.algorithm
     # Same state, same keys: the messages of the very round that is taken.
     messages = exchange(federation, plan, data, state)

@@ -11,6 +11,7 @@ from jaxfl.data import (
     BiasGroups,
     Dirichlet,
     GammaSimilarity,
+    Minority,
     Natural,
     Partition,
     QuantityDirichlet,
@@ -28,6 +29,8 @@ ALL = [
     Dirichlet(alpha=10.0),
     Shards(),
     Shards(per_client=3),
+    Minority(),
+    Minority(share=0.5),
     SFraction(s=0.0),
     SFraction(s=0.3),
     SFraction(s=1.0),
@@ -289,3 +292,14 @@ def test_a_huge_alpha_is_even():
 def test_bad_values_are_refused_at_construction(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize(("share", "clients", "few"), [(0.15, 20, 3), (0.5, 7, 4), (0.01, 5, 1)])
+def test_a_minority_has_the_upper_classes_to_itself(share, clients, few):
+    counts = table(assign(Minority(share=share), LABELS, clients), LABELS, clients)
+    classes = counts.shape[1]
+    upper = counts[:, classes // 2 :].sum(axis=1) > 0
+    assert upper.sum() == few
+    assert not counts[upper][:, : classes // 2].any()
+    for group in (counts[upper], counts[~upper]):
+        assert np.ptp(group.sum(axis=1)) <= 1

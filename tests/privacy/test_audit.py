@@ -1,6 +1,7 @@
 """What leaks from real rounds, also under attack, against what the accountant allows."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,8 @@ def noise(clients, features, each=2, classes=3):
 
 NARROW, WIDE = noise(300, 12), noise(240, 150)
 SGD = FedSGD(batch_size=1)
-UNDER_ATTACK = {"byzantine": 60, "attack": IPM(scale=0.5), "aggregator": Median()}
-CENTRAL = {"algorithm": SGD, "aggregator": Mean(weighted=False)}
+UNDER_ATTACK: dict[str, Any] = {"byzantine": 60, "attack": IPM(scale=0.5), "aggregator": Median()}
+CENTRAL: dict[str, Any] = {"algorithm": SGD, "aggregator": Mean(weighted=False)}
 
 
 def runs(federation, data, count=20, rounds=ROUNDS, **settings) -> list[Audit]:
@@ -144,7 +145,7 @@ def test_messages_whose_noise_is_shared_or_too_small_are_refuted(own, common):
 
 @pytest.mark.parametrize("attacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_released_aggregate_leaks_what_it_may(attacked):
-    parts = {"byzantine": 48, "attack": SignFlip()} if attacked else {}
+    parts: dict[str, Any] = {"byzantine": 48, "attack": SignFlip()} if attacked else {}
     privacy = CentralPrivacy(clip=0.5, noise_multiplier=3.0)
     federation = Federation(privacy=privacy, **CENTRAL, **parts)
     found = runs(federation, WIDE, canaries=192)

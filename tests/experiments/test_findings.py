@@ -1,0 +1,174 @@
+"""What papers state, beside what came out; reduced versions; pictures of sweeps."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxfl.experiments.findings import findings, pairs, verdicts
+from jaxfl.experiments.results import add_guarantee, add_privacy, result_of
+from jaxfl.experiments.schema import load, packaged, parse
+from jaxfl.privacy import Meter
+from jaxfl.report.plots import sweep_plot
+from jaxfl.report.tables import markdown, summary
+
+TABLE = {
+    "rounds": 4,
+    "data": {"name": "digits", "clients": 5},
+    "model": "softmax",
+    "privacy": {"name": "message", "clip": 1.0, "noise_multiplier": 1.0},
+    "fairness": {"name": "qffl", "q": 1.0, "lipschitz": 5.0},
+    "sweep": {
+        "aggregator": ["median", "trimmed_mean"],
+        "privacy.noise_multiplier": [0.0, 1.0, 2.0],
+    },
+    "findings": [
+        {
+            "claim": "noise costs accuracy",
+            "better": {"privacy.noise_multiplier": "0.0"},
+            "than": {"privacy.noise_multiplier": "2.0"},
+            "why": "Chance.",
+        },
+        {
+            "claim": "noise evens out",
+            "metric": "client_variance",
+            "better": {"privacy.noise_multiplier": "0.0"},
+            "than": {"privacy.noise_multiplier": "2.0"},
+            "where": {"aggregator": "Median"},
+            "by": 5.0,
+        },
+        {"claim": "no such cell", "better": {"aggregator": "Krum"}, "than": {"aggregator": "Mean"}},
+    ],
+}
+
+
+def experiment(**changes):
+    return parse("made", TABLE | changes)
+
+
+def line(cell, accuracy, **more):
+    return {
+        "cell": 0,
+        "candidate": 0,
+        "seed": 0,
+        "round": 4,
+        "honest_selected": None,
+        "malicious_selected": None,
+        "test_loss": 1.0,
+        "test_accuracy": accuracy,
+        **more,
+    }
+
+
+def results(of):
+    """Each cell's accuracy and variance by its place in the grid."""
+    return [
+        result_of(
+            cell,
+            [
+                line(
+                    cell,
+                    accuracy,
+                    guaranteed_epsilon=None if i % 3 == 0 else 7.0 / i,
+                    **{f"client_{n}": variance for n in NAMES},
+                )
+            ],
+            0.0,
+        )
+        for i, (cell, (accuracy, variance)) in enumerate(zip(experiment().cells, of, strict=True))
+    ]
+
+
+NAMES = ("mean", "variance", "worst_tenth", "best_tenth", "entropy", "gini", "jain")
+OUTCOME = [(0.9, 0.04), (0.8, 0.02), (0.7, 0.01), (0.6, 0.03), (0.7, 0.02), (0.65, 0.01)]
+
+
+def test_claims_are_compared_cell_by_cell():
+    found, (costs, evens, none) = results(OUTCOME), verdicts(experiment(), results(OUTCOME))
+    assert pairs(findings(experiment())[0], found, "accuracy") == [
+        ("Median", 0.9, 0.7),
+        ("TrimmedMean", 0.6, 0.65),
+    ]
+    assert costs.startswith("noise costs accuracy: **reproduced in 1 of 2 settings**")
+    assert "Median: 90 against 70; TrimmedMean: 60 against 65" in costs
+    assert costs.endswith("Chance.")
+    assert evens == "noise evens out: **reproduced** (Median: 400 against 100)."
+    assert none.endswith("not compared, the sweep has no such cells.")
+
+
+def test_a_claim_that_does_not_come_out_says_so():
+    worse = [(0.1, 0.0)] * 3 + [(0.2, 0.0)] * 3
+    costs, evens, _ = verdicts(experiment(), results(worse))
+    assert costs.startswith("noise costs accuracy: **not reproduced**")
+    assert "**not reproduced**" in evens
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"claim": "x", "better": {}}, r"findings\[0\].than is missing"),
+        ({"claim": "x", "better": {}, "then": {}}, r"findings\[0\].then: .*did you mean 'than'"),
+        (
+            {"claim": "x", "better": {}, "than": {}, "metric": "acuracy"},
+            r"findings\[0\].metric: .*did you mean 'accuracy'",
+        ),
+    ],
+)
+def test_a_claim_written_wrongly_is_one_clear_error(claim, message):
+    with pytest.raises(ValueError, match=message):
+        findings(experiment(findings=[claim]))
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_every_claim_of_a_packaged_experiment_names_cells(name):
+    whole = load(name)
+    for finding in findings(whole):
+        made = [result_of(cell, [line(cell, 0.5)], 0.0) for cell in whole.cells]
+        assert pairs(finding, made, "accuracy"), finding.claim
+
+
+def test_a_reduced_version_is_smaller_and_others_have_none():
+    whole, small = load("tnbs"), load("tnbs", reduced=True)
+    assert small.cells[0].rounds < whole.cells[0].rounds
+    assert len(small.cells[0].seeds) == 1
+    assert len(small.cells) < len(whole.cells)
+    assert load("tnbs", ["rounds=7"], reduced=True).cells[0].rounds == 7
+    with pytest.raises(ValueError, match="quickstart has no reduced version"):
+        load("quickstart", reduced=True)
+
+
+def test_a_sweep_of_numbers_is_drawn_and_one_of_words_is_not(tmp_path):
+    picture = tmp_path / "sweep.png"
+    assert sweep_plot(picture, experiment(), results(OUTCOME))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not sweep_plot(tmp_path / "no.png", load("quickstart"), [])
+
+
+def test_tables_have_privacy_and_fairness():
+    text = markdown(experiment(), results(OUTCOME))
+    assert "Privacy:\n\n- MessagePrivacy protects a client's whole message" in text
+    assert "Not guaranteed: clients also send their losses" in text
+    assert "What was stated, and what came out:\n\n- noise costs accuracy" in text
+    assert "| Median / noise_multiplier 2.0 |" in text
+    header, first, second, *_ = (
+        row.split(",") for row in summary(experiment(), results(OUTCOME)).split("\n")
+    )
+    # "inf": no epsilon exists without noise.
+    assert first[header.index("epsilon")] == "inf"
+    assert float(second[header.index("epsilon")]) == 7.0
+    assert float(second[header.index("client_variance")]) == 0.02
+
+
+def test_lines_carry_epsilon_by_round_and_the_guarantee_at_the_end():
+    cell = experiment().cells[1]
+    federation, sizes = cell.federation, np.array([100, 200])
+    lines = [{"round": r, "participations": r} for r in (1, 2)] * 2
+    lines = [dict(each) for each in lines]
+    add_privacy(lines, [Meter(federation, sizes, 2)] * 2)
+    add_guarantee(lines, [federation] * 2, [sizes] * 2)
+    first, last, *_ = lines
+    assert 0 < first["epsilon"] < last["epsilon"]
+    assert last["guaranteed_epsilon"] == pytest.approx(last["epsilon"])
+    assert last["noise_multiplier"] == 1.0
+    assert "guaranteed_epsilon" not in first
+    json.dumps(lines)

@@ -1,0 +1,208 @@
+"""Fairness in the round and in the evaluation, against plain NumPy; numbers on a skewed split."""
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers import NumpySoftmax, client_arrays, ragged
+
+import jaxfl
+from jaxfl import (
+    AFL,
+    QFFL,
+    SGD,
+    TERM,
+    Cyclic,
+    FedAvg,
+    Federation,
+    FedSGD,
+    LabelFlip,
+    Mean,
+    Median,
+    MessagePrivacy,
+    NoAttack,
+    SignFlip,
+    Simulation,
+)
+from jaxfl.data import Minority
+from jaxfl.models import Softmax
+
+SIZES = (3, 9, 5, 12, 7)
+PLAIN = Federation(
+    algorithm=FedSGD(), aggregator=Mean(weighted=False), optimizer=SGD(learning_rate=0.2)
+)
+
+
+def simulation(federation, **settings):
+    return Simulation(federation, ragged(SIZES), Softmax(), **settings)
+
+
+def gradients_and_losses(run, at):
+    softmax = NumpySoftmax(run.plan.objective, 4, 3)
+    own = [client_arrays(run.data, k) for k in range(run.data.clients)]
+    return (
+        np.stack([softmax.gradient(at, *pair) for pair in own]),
+        np.array([softmax.loss(at, *pair) for pair in own]),
+    )
+
+
+def test_q_fedsgd_takes_the_papers_steps():
+    """Delta_k = F^q g, h_k = q F^(q - 1) |g|^2 + L F^q, w <- w - sum Delta / sum h."""
+    runs = Simulation(
+        [PLAIN.replace(fairness=QFFL(q=q, lipschitz=5.0)) for q in (0.0, 0.1, 1.0, 5.0)],
+        ragged(SIZES),
+        Softmax(),
+        seeds=(0, 0, 0, 0),
+    )
+    start = np.asarray(runs.state.params, np.float64)[0]
+    after = runs.run(2).state.params
+    alone = simulation(PLAIN)
+    for row, q in enumerate((0.0, 0.1, 1.0, 5.0)):
+        w = start
+        for _ in range(2):
+            g, loss = gradients_and_losses(alone, w)
+            delta = loss[:, None] ** q * g
+            h = q * loss ** (q - 1) * np.sum(g**2, axis=1) + 5.0 * loss**q
+            w = w - delta.sum(axis=0) / h.sum()
+        np.testing.assert_allclose(after[row], w, rtol=1e-4, atol=1e-5)
+    plain = alone.run(2).state.params
+    np.testing.assert_allclose(after[0], plain, rtol=1e-5, atol=1e-6)
+
+
+def test_q_fedavg_weighs_by_the_loss_over_all_samples_at_the_start():
+    """In small batches the loss is still that of all samples, before the first step."""
+    federation = Federation(
+        algorithm=FedAvg(epochs=2, batch_size=4, optimizer=SGD(learning_rate=0.1)),
+        aggregator=Mean(weighted=False),
+        optimizer=SGD(learning_rate=1.0),
+    )
+    run = simulation(federation)
+    w, moved = np.asarray(run.state.params, np.float64), np.asarray(run.messages().own, np.float64)
+    _, loss = gradients_and_losses(run, w)
+    q, lipschitz = 2.0, 10.0
+    delta = loss[:, None] ** q * lipschitz * moved
+    h = q * loss ** (q - 1) * np.sum((lipschitz * moved) ** 2, axis=1) + lipschitz * loss**q
+    fair = simulation(federation.replace(fairness=QFFL(q=q, lipschitz=lipschitz)))
+    after = fair.run(1).state.params
+    np.testing.assert_allclose(after, w - delta.sum(axis=0) / h.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["noise_then_attack", "attack_then_noise"])
+def test_weights_are_put_on_what_the_mechanism_made(order):
+    """Received rows are the noised and attacked ones times F^q, in units of the largest."""
+    noisy = PLAIN.replace(
+        privacy=MessagePrivacy(clip=0.5, noise_multiplier=0.3),
+        attack=SignFlip(),
+        byzantine=2,
+        noise=order,
+        aggregator=Median(),
+    )
+    plain, fair = (
+        simulation(noisy),
+        simulation(noisy.replace(fairness=QFFL(q=2.0, lipschitz=5.0, cap=3.0))),
+    )
+    _, loss = gradients_and_losses(plain, np.asarray(plain.state.params, np.float64))
+    factors = (loss / loss.max()) ** 2
+    # Sign flips and weights commute.
+    expected = np.asarray(plain.messages().sent) * factors[:, None]
+    np.testing.assert_allclose(fair.messages().sent, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("fairness", [AFL(rate=0.5), TERM(tilt=2.0)])
+def test_afl_and_term_move_weight_to_the_worst_and_remember(fairness):
+    run = simulation(PLAIN.replace(fairness=fairness))
+    g, loss = gradients_and_losses(run, np.asarray(run.state.params, np.float64))
+    start = np.asarray(run.state.params, np.float64)
+    after = np.asarray(run.run(1).state.params)
+    weights = np.full(5, 0.2)
+    if isinstance(fairness, TERM):
+        weights = np.exp(2 * loss) / np.exp(2 * loss).sum()
+    np.testing.assert_allclose(after, start - 0.2 * weights @ g, rtol=1e-4, atol=1e-5)
+    if isinstance(fairness, AFL):
+        weights = np.asarray(run.state.fairness)
+        assert weights.sum() == pytest.approx(1, rel=1e-5)
+        assert np.argmax(weights) == np.argmax(loss)
+
+
+def test_a_poisoned_clients_loss_does_not_spoil_the_step():
+    federation = PLAIN.replace(
+        fairness=QFFL(q=5.0, lipschitz=5.0, cap=3.0),
+        attack=LabelFlip(),
+        byzantine=1,
+        aggregator=Median(),
+    )
+    assert np.all(np.isfinite(simulation(federation).run(20).state.params))
+
+
+def test_clients_are_measured_on_what_they_hold_out_and_attackers_are_not_counted():
+    data = jaxfl.data.digits().split(Minority(share=0.2), 10, 3, client_test=0.25)
+    order, held = np.asarray(data.order), np.asarray(data.held_index())
+    ends = np.cumsum(data.test_count)
+    assert len(held) == ends[-1] == round(0.25 * len(order))
+    trained = order[: int(np.sum(data.count))]
+    assert not set(trained) & set(held)
+    assert len(set(trained) | set(held)) == len(order)
+    run = Simulation(
+        PLAIN.replace(byzantine=3, attack=NoAttack()), data, Softmax(), client_accuracy=True
+    )
+    history = run.run(20)
+    model = history.model
+    guess = np.argmax(model(np.asarray(data.inputs)[held]), axis=1)
+    right = guess == np.asarray(data.labels)[held]
+    accuracy = np.array([np.mean(part) for part in np.split(right, ends[:-1])])
+    measured = history.evaluations.client_accuracy[-1]
+    np.testing.assert_allclose(measured, accuracy, atol=1e-6)
+    honest = np.sort(accuracy[~np.asarray(run.state.byzantine)])
+    metrics = history.evaluations.fairness
+    assert metrics.mean[-1] == pytest.approx(honest.mean())
+    assert metrics.variance[-1] == pytest.approx(honest.var(), rel=1e-4)
+    assert metrics.worst_tenth[-1] == pytest.approx(honest[0])
+    assert metrics.best_tenth[-1] == pytest.approx(honest[-1])
+
+
+def test_the_record_says_how_often_the_minority_is_rejected():
+    """Krum with the nearest majority never takes the few with other classes."""
+    data = jaxfl.data.digits().split(Minority(share=0.2), 10, 0)
+    run = Simulation(
+        PLAIN.replace(aggregator=jaxfl.MultiKrum(f=2, q=6)), data, Softmax(), evaluate_every=15
+    )
+    records = run.run(15).records
+    assert np.mean(records.minority_selected) < 0.1
+    assert np.mean(records.honest_selected) == pytest.approx(0.6)
+
+
+def test_groups_take_turns():
+    run = simulation(PLAIN.replace(participation=Cyclic(groups=2)))
+    seen = []
+    for _ in range(4):
+        exchange = run.messages()
+        there = np.ones(3, bool) if exchange.present is None else np.asarray(exchange.present)
+        seen.append(list(np.asarray(exchange.ids)[there]))
+        record = run.run(1).records
+    assert seen == [[0, 1, 2], [3, 4], [0, 1, 2], [3, 4]]
+    assert int(record.participations[-1]) == 2
+    with pytest.raises(ValueError, match="5 clients do not fill groups = 4"):
+        simulation(PLAIN.replace(participation=Cyclic(groups=4)))
+
+
+def test_q_one_helps_a_minority_at_no_cost_in_the_mean():
+    """3 of 20 clients have the upper five digits; 5 seeds in one program."""
+    seeds, qs = range(5), (0.0, 1.0)
+    parts = [jaxfl.data.digits().split(Minority(), 20, seed, client_test=0.25) for seed in seeds]
+    grid = list(itertools.product(qs, seeds))
+    history = Simulation(
+        [PLAIN.replace(fairness=QFFL(q=q, lipschitz=5.0)) for q, _ in grid],
+        [parts[seed] for _, seed in grid],
+        Softmax(),
+        seeds=[seed for _, seed in grid],
+        evaluate_every=200,
+        client_accuracy=True,
+    ).run(200)
+    metrics = history.evaluations.fairness
+    variance, mean, worst = (
+        np.asarray(x)[:, -1].reshape(2, 5)
+        for x in (metrics.variance, metrics.mean, metrics.worst_tenth)
+    )
+    assert np.all(variance[1] < 0.5 * variance[0])
+    assert np.all(worst[1] > worst[0] + 0.1)
+    assert np.mean(mean[1]) > np.mean(mean[0]) - 0.01
