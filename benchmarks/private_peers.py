@@ -3,32 +3,40 @@
 PyTorch and Opacus are optional (``pip install jaxfl[peers]``) and imported where they are used.
 """
 
+import dataclasses
 import importlib
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from benchmarks import peers
-from benchmarks.cases import BATCH, Case
+from benchmarks.cases import BATCH, Case, federated
+from benchmarks.timing import Report
 from jaxfl.models.objective import Objective
-from jaxfl.types import PyTree
+from jaxfl.types import Batch, PyTree
 
+TOLERANCE = 1e-4
+"""Between our clipped gradient and Opacus's, in units of the largest number in it."""
 LOOP, HOOKS, GHOST = "PyTorch loop, plain", "Opacus, hooks", "Opacus, ghost clipping"
 
 
 class Clients(peers.Federation):
     """The rounds of ``peers`` without dropout; clients' gradients are private unless ``LOOP``."""
 
-    def __init__(self, case: Case, way: str, *, noise: float, clip: float) -> None:
+    def __init__(
+        self, case: Case, way: str, *, noise: float, clip: float, threads: int = 1
+    ) -> None:
         super().__init__(case.model, case.clients, case.samples, BATCH)
         torch = self.torch
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        self.way = way
+        self.way, self.threads = way, threads
         if way == LOOP:
             return
         with warnings.catch_warnings(action="ignore"):
@@ -52,6 +60,7 @@ class Clients(peers.Federation):
 
     def __call__(self) -> None:
         """One round."""
+        self.torch.set_num_threads(self.threads)
         with warnings.catch_warnings(action="ignore"):  # of hooks, once or at every call
             self.round("loop")
 
@@ -105,3 +114,38 @@ def as_torch(objective: Objective, flat: jax.Array, statistics: PyTree) -> list[
             kernel, channels = kernel.reshape(-1, kernel.shape[-1]).T, 1
         arrays += [kernel, bias]
     return arrays
+
+
+def check(case: Case, objective: Objective, ours: Mapping[str, Callable[[float], Any]]) -> Report:
+    """Compares clipped gradients from equal weights and images; raises unless they are equal.
+
+    ``ours`` maps a clip to a function of flat parameters, statistics, a batch and a key.
+    """
+    report = Report(
+        f"{case.model}: clipped gradients without noise, difference over largest number",
+        ("clip", "clipped", *(f"{name} / {way}" for name in ours for way in (HOOKS, GHOST))),
+    )
+    case = dataclasses.replace(case, clients=1)
+    images, labels = federated(case).samples(jnp.arange(BATCH))
+    params, statistics = objective.init(jax.random.key(0))
+    weights = as_torch(objective, params, statistics)
+    batch = Batch(images, labels, jnp.ones(BATCH, bool))
+
+    def compare(clip: float) -> float:
+        theirs, norms = clipped(case, HOOKS, clip, weights, images, labels)
+        expected = {HOOKS: theirs, GHOST: clipped(case, GHOST, clip, weights, images, labels)[0]}
+        assert norms is not None
+        cells = [f"{clip:.3g}", f"{100 * np.mean(norms > clip):.0f} %"]
+        for name, gradient in ours.items():
+            flat = gradient(clip)(params, statistics, batch, jax.random.key(0))
+            own = np.concatenate([part.ravel() for part in as_torch(objective, flat, statistics)])
+            for way, theirs in expected.items():
+                difference = np.abs(own - theirs).max() / np.abs(own).max()
+                if not difference <= TOLERANCE:
+                    raise AssertionError(f"{case.model}, {name}: {difference:.1e} from {way}")
+                cells.append(f"{difference:.0e}")
+        report.rows.append(tuple(cells))
+        return float(np.median(norms))
+
+    compare(compare(1.0))  # at the benchmark's clip, and at one that half of the examples exceed
+    return report

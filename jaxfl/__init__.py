@@ -103,6 +103,7 @@ from jaxfl.privacy import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy import ExamplePrivacy as ExamplePrivacy
 from jaxfl.privacy import MessagePrivacy as MessagePrivacy
 from jaxfl.privacy import QuantileClip as QuantileClip
+from jaxfl.privacy.audit import audit as audit
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate

@@ -23,8 +23,9 @@ from jaxfl.devices import by_columns, map_clients, replicate
 from jaxfl.fairness import Weighed, minority
 from jaxfl.models.objective import Objective, Statistics
 from jaxfl.numerics import rows
-from jaxfl.parts import ATTACK_FIRST, NOISE_FIRST, Federation
+from jaxfl.parts import Federation
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, MessagePrivacy
+from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST
 from jaxfl.record import RoundRecord, record_of
 from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct, present_mask
 

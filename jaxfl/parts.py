@@ -15,8 +15,7 @@ from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, Privacy
 from jaxfl.privacy.accounting import caution
-
-NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
+from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST
 
 
 class Federation(Component):

@@ -39,8 +39,9 @@ from jaxfl.models.per_example import check_per_example
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.parts import NOISE_FIRST, Federation
+from jaxfl.parts import Federation
 from jaxfl.privacy import ExamplePrivacy, Privacy, calibrate
+from jaxfl.privacy.base import NOISE_FIRST
 from jaxfl.record import RoundRecord
 from jaxfl.types import Batch, PyTree, Spec
 

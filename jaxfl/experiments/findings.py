@@ -18,6 +18,8 @@ from jaxfl.experiments.schema import Experiment
 from jaxfl.registry import unknown
 
 KEYS = ("claim", "better", "than", "metric", "where", "by", "why")
+MANY = 8
+"""With more comparisons than these, a verdict gives their average only."""
 METRICS = ("accuracy", *(f"client_{name}" for name in FAIRNESS))
 
 
@@ -103,7 +105,11 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
         word = "reproduced" if all(holds) else "not reproduced"
         if any(holds) and not all(holds):
             word = f"reproduced in {sum(holds)} of {len(holds)} settings"
-        numbers = "; ".join(f"{n}: {unit * a:.3g} against {unit * b:.3g}" for n, a, b in compared)
+        shown = compared
+        if len(compared) > MANY:
+            _, more, less = zip(*compared, strict=True)
+            shown = [("on average", sum(more) / len(more), sum(less) / len(less))]
+        numbers = "; ".join(f"{n}: {unit * a:.3g} against {unit * b:.3g}" for n, a, b in shown)
         explained = f" {finding.why}" if finding.why and not all(holds) else ""
         lines.append(f"{finding.claim}: **{word}** ({numbers}).{explained}")
     return lines

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl.aggregators.mean import Mean
+from jaxfl.attacks.base import ALL
 from jaxfl.participation import Cyclic, Poisson, Uniform
-from jaxfl.privacy.base import LAPLACE, Privacy
+from jaxfl.privacy.base import ATTACK_FIRST, LAPLACE, Privacy
 from jaxfl.privacy.central import CentralPrivacy, QuantileClip
 from jaxfl.privacy.example import FIXED, ExamplePrivacy
 from jaxfl.privacy.message import MessagePrivacy
@@ -246,6 +247,13 @@ def _of_client(
     return _released(privacy, releases=rounds)
 
 
+OVERHEARD = "attackers who see other clients' clean updates send messages that depend on them"
+
+
+def _overheard(federation: Federation) -> bool:
+    return federation.byzantine > 0 and federation.attack.crafts and federation.attack.knows == ALL
+
+
 def _averages(federation: Federation) -> bool:
     return isinstance(federation.aggregator, Mean) and not federation.aggregator.weighted
 
@@ -266,14 +274,19 @@ def _words(federation: Federation, rounds: int) -> tuple[str, str, tuple[str, ..
             caveats.append(f"the noise is correlated over {privacy.correlated.rounds} rounds only")
         if federation.fairness is not None:
             caveats.append("fairness weights depend on other clients' losses")
+        if _overheard(federation):
+            caveats.append(OVERHEARD)
         return neighbours, trust, tuple(caveats)
     if isinstance(privacy, ExamplePrivacy):
         replaced = privacy.sampling == FIXED
-        neighbours = "one example replaced by another" if replaced else "one example more or less"
+        neighbours = f"one example replaced by {'another' if replaced else 'nothing'}"
+        neighbours += "; numbers of samples are public"
     else:
         neighbours = "the message replaced by nothing"
         if isinstance(privacy, MessagePrivacy) and privacy.clip is None:
             caveats.append("without a clip a message may be arbitrarily large")
+        if federation.noise == ATTACK_FIRST and _overheard(federation):
+            caveats.append(OVERHEARD)
     if federation.fairness is not None:
         caveats.append("clients also send their losses and norms, which are not noised")
     return neighbours, "trusts nobody: the server sees noised messages only", tuple(caveats)

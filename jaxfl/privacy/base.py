@@ -10,6 +10,7 @@ from jaxfl.component import Component, Scalar, field
 from jaxfl.types import State
 
 GAUSSIAN, LAPLACE = "gaussian", "laplace"
+NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
 
 
 class Privacy(Component):

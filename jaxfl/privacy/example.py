@@ -28,10 +28,11 @@ class ExamplePrivacy(Privacy):
     the program has as many slots as are exceeded with probability ``overflow``, which is added to
     delta) or ``"fixed"`` (batches of one size, as without privacy).
 
-    Protects one example of one client, also from the server, which sees noisy sums only. Works in
-    every algorithm whose clients use their samples through gradients alone, and with every model
-    without batch normalisation, ``microbatch`` examples at a time where the model's layers do not
-    allow norms without gradients.
+    Protects one example of one client, also from the server, which sees noisy sums only. How many
+    samples a client has is no secret: the divisor tells, and with it the size of the noise. Works
+    in every algorithm whose clients use their samples through gradients alone, and with every
+    model without batch normalisation, ``microbatch`` examples at a time where the model's layers
+    do not allow norms without gradients.
     Abadi et al., "Deep learning with differential privacy", CCS 2016.
     """
 

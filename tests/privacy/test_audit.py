@@ -165,7 +165,7 @@ def test_a_released_aggregate_with_a_tenth_of_the_noise_is_refuted():
 
 @pytest.mark.parametrize("attacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_examples_leak_what_they_may(attacked):
-    parts = UNDER_ATTACK | {"byzantine": 48} if attacked else {}
+    parts: dict[str, Any] = UNDER_ATTACK | {"byzantine": 48} if attacked else {}
     privacy = ExamplePrivacy(clip=1.0, noise_multiplier=2.5)
     federation = Federation(algorithm=SGD, privacy=privacy, **parts)
     found = runs(federation, WIDE, rounds=10)
