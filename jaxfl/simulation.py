@@ -1,6 +1,7 @@
 """Many rounds: blocks of a ``scan``, evaluation between them, and what comes out."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
 from jaxfl.parts import Federation
-from jaxfl.privacy import ExamplePrivacy, Privacy, calibrate
+from jaxfl.privacy import ExamplePrivacy, Privacy, calibrate, caveats
 from jaxfl.privacy.base import NOISE_FIRST
 from jaxfl.record import RoundRecord
 from jaxfl.types import Batch, PyTree, Spec
@@ -395,6 +396,8 @@ def simulate(
       ...                          aggregator=Krum(f=10), rounds=200)
       >>> history.final_accuracy
 
+    Warns where the mechanism's guarantee does not hold, and why.
+
     Raises:
       ValueError: the parts do not fit together.
     """
@@ -410,6 +413,8 @@ def simulate(
         noise=noise,
     )
     federation = calibrate(federation, np.asarray(data.count), rounds)
+    for caveat in caveats(federation, rounds):
+        warnings.warn(f"privacy is not guaranteed: {caveat}", stacklevel=2)
     simulation = Simulation(
         federation, data, model, seeds=(seed,), evaluate_every=evaluate_every, **settings
     )

@@ -3,6 +3,7 @@
 from jaxfl.privacy.accounting import Guarantee as Guarantee
 from jaxfl.privacy.accounting import Meter as Meter
 from jaxfl.privacy.accounting import calibrate as calibrate
+from jaxfl.privacy.accounting import caveats as caveats
 from jaxfl.privacy.accounting import guarantee as guarantee
 from jaxfl.privacy.accounting import statement as statement
 from jaxfl.privacy.base import Privacy as Privacy

@@ -106,7 +106,7 @@ def guarantee(
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
     found = mechanism(federation, sizes, rounds, participations)
-    neighbours, trust, caveats = _words(federation, rounds)
+    neighbours, trust, doubts = _words(federation, rounds)
     epsilon = math.inf if found is None else found.epsilon(privacy.delta, accountant)
     return Guarantee(
         epsilon=epsilon,
@@ -115,8 +115,13 @@ def guarantee(
         protects=privacy.protects,
         neighbours=neighbours,
         trust=trust,
-        caveats=caveats,
+        caveats=doubts,
     )
+
+
+def caveats(federation: Federation, rounds: int) -> tuple[str, ...]:
+    """Why what the mechanism protects is not guaranteed in such a run; empty where it is."""
+    return () if federation.privacy is None else _words(federation, rounds)[2]
 
 
 def statement(federation: Federation, rounds: int) -> str:
@@ -260,23 +265,23 @@ def _averages(federation: Federation) -> bool:
 
 def _words(federation: Federation, rounds: int) -> tuple[str, str, tuple[str, ...]]:
     """The neighbouring relation, whom it trusts, and what is not guaranteed."""
-    privacy, caveats = federation.privacy, []
+    privacy, doubts = federation.privacy, []
     if isinstance(privacy, CentralPrivacy):
         replaced = isinstance(federation.participation, Uniform) and privacy.correlated is None
         neighbours = "one client replaced by another" if replaced else "one client more or less"
         trust = "trusts the server, which sees every update"
         if not _averages(federation):
-            caveats.append(
+            doubts.append(
                 f"{federation.aggregator} has no sensitivity of clip / cohort, which only "
                 "Mean(weighted=False) has"
             )
         if privacy.correlated is not None and rounds > privacy.correlated.rounds:
-            caveats.append(f"the noise is correlated over {privacy.correlated.rounds} rounds only")
+            doubts.append(f"the noise is correlated over {privacy.correlated.rounds} rounds only")
         if federation.fairness is not None:
-            caveats.append("fairness weights depend on other clients' losses")
+            doubts.append("fairness weights depend on other clients' losses")
         if _overheard(federation):
-            caveats.append(OVERHEARD)
-        return neighbours, trust, tuple(caveats)
+            doubts.append(OVERHEARD)
+        return neighbours, trust, tuple(doubts)
     if isinstance(privacy, ExamplePrivacy):
         replaced = privacy.sampling == FIXED
         neighbours = f"one example replaced by {'another' if replaced else 'nothing'}"
@@ -284,12 +289,12 @@ def _words(federation: Federation, rounds: int) -> tuple[str, str, tuple[str, ..
     else:
         neighbours = "the message replaced by nothing"
         if isinstance(privacy, MessagePrivacy) and privacy.clip is None:
-            caveats.append("without a clip a message may be arbitrarily large")
+            doubts.append("without a clip a message may be arbitrarily large")
         if federation.noise == ATTACK_FIRST and _overheard(federation):
-            caveats.append(OVERHEARD)
+            doubts.append(OVERHEARD)
     if federation.fairness is not None:
-        caveats.append("clients also send their losses and norms, which are not noised")
-    return neighbours, "trusts nobody: the server sees noised messages only", tuple(caveats)
+        doubts.append("clients also send their losses and norms, which are not noised")
+    return neighbours, "trusts nobody: the server sees noised messages only", tuple(doubts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -347,8 +352,10 @@ def calibrate(
 
     name, most = type(privacy).__name__, 1e6
     if excess(most, RDP) > 0 and excess(most, accountant) > 0:
-        caveats = "; ".join(_words(federation, rounds)[2])
-        because = caveats or f"delta = {privacy.delta} is too small for {rounds} rounds"
+        because = (
+            "; ".join(caveats(federation, rounds))
+            or f"delta = {privacy.delta} is too small for {rounds} rounds"
+        )
         raise ValueError(f"{name}: epsilon = {target} cannot be reached: {because}")
     high = _least(lambda m: excess(m, RDP), 1e-2, most)
     if accountant == RDP:

@@ -26,7 +26,7 @@ from jaxfl.privacy.base import LAPLACE, clipped
 from jaxfl.privacy.central import CentralPrivacy
 from jaxfl.privacy.example import ExamplePrivacy
 from jaxfl.simulation import make_plan
-from jaxfl.types import Batch, State
+from jaxfl.types import Batch, Context, State
 
 GUESSED = (1.0, 0.5, 0.25, 0.125)
 """Shares of the canaries that are guessed: those that are surest."""
@@ -90,10 +90,15 @@ class Canaries(ClientAlgorithm):
 
         return self.inner.step(objective, broadcast, samples.replace(load=load), state, key)
 
-    def finish(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, server: State, aggregate: Array, *rest: Any
+    def finish(
+        self,
+        server: State,
+        aggregate: Array,
+        messages: Message,
+        context: Context,
+        share: Array,
     ) -> tuple[Array, State]:
-        change, inner = self.inner.finish(server[0], aggregate, *rest)
+        change, inner = self.inner.finish(server[0], aggregate, messages, context, share)
         return change, (inner, aggregate)
 
 

@@ -30,7 +30,8 @@ def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result])
                 continue
             mean = result.accuracy.mean(axis=0) * 100
             low, high = result.accuracy.min(axis=0) * 100, result.accuracy.max(axis=0) * 100
-            axis.plot(result.rounds, mean, label=row, color=f"C{number}", linewidth=1.8)
+            cost = f", epsilon {result.epsilon:.3g}" if math.isfinite(result.epsilon) else ""
+            axis.plot(result.rounds, mean, label=row + cost, color=f"C{number}", linewidth=1.8)
             axis.fill_between(result.rounds, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
         axis.set_title(column)
         axis.set_xlabel("round" if panel >= len(columns) - across else "")

@@ -7,7 +7,9 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld, rdp
+from helpers import ragged
 
+import jaxfl
 from jaxfl import (
     IPM,
     FedAvg,
@@ -340,3 +342,13 @@ def test_the_meter_says_during_the_run_what_the_guarantee_says_then():
         assert meter(rounds, taken) == pytest.approx(whole.epsilon)
     plain = dataclasses.replace  # a frozen guarantee is data
     assert plain(whole, epsilon=1.0).epsilon == 1.0
+
+
+def test_a_run_whose_guarantee_does_not_hold_warns():
+    with pytest.warns(UserWarning, match="not guaranteed: without a clip"):
+        jaxfl.simulate(
+            model=jaxfl.models.Softmax(),
+            data=ragged(),
+            rounds=1,
+            privacy=MessagePrivacy(noise_multiplier=0.1),
+        )
