@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    console, quick = Console(width=200), arguments.quick
+    console, quick = Console(width=200, markup=False), arguments.quick
     timing.a_device_per_core()
     machine = timing.describe_machine()
     torch, opacus = (timing.installed(package) for package in ("torch", "opacus"))

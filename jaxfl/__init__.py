@@ -71,6 +71,7 @@ from jaxfl.attacks import TimeVarying as TimeVarying
 from jaxfl.attacks import TNBSStealth as TNBSStealth
 from jaxfl.attacks import Zero as Zero
 from jaxfl.attacks import z_max as z_max
+from jaxfl.auditing import audit as audit
 from jaxfl.clients import SCAFFOLD as SCAFFOLD
 from jaxfl.clients import FedAvg as FedAvg
 from jaxfl.clients import FedDyn as FedDyn
@@ -103,7 +104,6 @@ from jaxfl.privacy import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy import ExamplePrivacy as ExamplePrivacy
 from jaxfl.privacy import MessagePrivacy as MessagePrivacy
 from jaxfl.privacy import QuantileClip as QuantileClip
-from jaxfl.privacy.audit import audit as audit
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxfl.component import Component, field
@@ -66,12 +67,14 @@ class Poisson(Participation):
     """
 
     rate: float = field(above=0, at_most=1)
-    overflow: float = field(default=1e-9, above=0, below=1)
+    overflow: float = field(default=1e-18, above=0, below=1)
 
     def cohort(self, population: int) -> int:
         from scipy.stats import binom
 
-        return min(max(int(binom.isf(self.overflow, population, self.rate)), 1), population)
+        counts = np.arange(1, population + 1)
+        enough = binom.sf(counts, population, self.rate) <= self.overflow
+        return int(counts[np.argmax(enough)])
 
     def expected(self, population: int) -> int:
         return max(round(self.rate * population), 1)

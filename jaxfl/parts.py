@@ -14,8 +14,8 @@ from jaxfl.fairness import Fairness
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, Privacy
-from jaxfl.privacy.accounting import caution
 from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST
+from jaxfl.privacy.calibration import caution
 
 
 class Federation(Component):
@@ -92,6 +92,11 @@ class Federation(Component):
             )
         if self.fairness is not None and algorithm.width > 1:
             raise ValueError(f"{name} sends more than an update, which fairness cannot weigh")
+        if self.noise == ATTACK_FIRST and isinstance(privacy, ExamplePrivacy | CentralPrivacy):
+            raise ValueError(
+                f"noise orders MessagePrivacy and the attack; with {type(privacy).__name__} it "
+                f"must be {NOISE_FIRST}; got {ATTACK_FIRST}"
+            )
         if privacy is not None:
             caution(privacy, self.participation.expected(population))
 

@@ -249,6 +249,8 @@ class Simulation:
         self.plan = make_plan(
             parts[0], self.data, model, loss=loss, client_chunk=client_chunk, runs=len(seeds)
         )
+        for part in parts[1:]:
+            part.check(self.data.clients, self.data.root)
         self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.stats import poisson
@@ -65,7 +66,8 @@ class Samples(Struct):
 @functools.lru_cache
 def _slots(size: int, capacity: int, overflow: float) -> int:
     # Binomials of mean ``size`` are exceeded by the Poisson distribution of that mean.
-    return min(capacity, int(poisson.isf(overflow, size)))
+    counts = np.arange(size, size + int(50 * np.sqrt(size)) + 200)
+    return min(capacity, int(counts[np.argmax(poisson.sf(counts, size) <= overflow)]))
 
 
 class Message(Struct):
@@ -91,10 +93,10 @@ class ClientAlgorithm(Component):
     width: ClassVar[int] = 1
     """How many vectors of the size of the model a message holds. All are attacked, clipped and
     aggregated as the one vector that they are."""
-    private: ClassVar[bool] = True
+    private: ClassVar[bool] = False
     """Whether clients see their samples through ``objective.value_and_grad`` alone, so that
-    privacy of examples covers all that they send."""
-    post_processes: ClassVar[bool] = True
+    privacy of examples covers all that they send. Such an algorithm says how often by ``uses``."""
+    post_processes: ClassVar[bool] = False
     """Whether ``finish`` learns of clients from the aggregate alone, as central privacy needs."""
 
     def init(self, spec: Spec) -> State:
@@ -130,6 +132,10 @@ class ClientAlgorithm(Component):
         share that is expected.
         """
         return aggregate, server
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        """Steps of a round whose passes over the client's samples take so many, and passes."""
+        raise NotImplementedError
 
     def starting_loss(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, message: Message

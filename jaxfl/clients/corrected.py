@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.clients.local import descend
+from jaxfl.clients.local import descend, uses_of
 from jaxfl.component import Scalar, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Schedule
@@ -34,6 +34,12 @@ class SCAFFOLD(ClientAlgorithm):
 
     steps: int = field(default=10, at_least=1)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, steps=self.steps)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)
@@ -87,6 +93,12 @@ class FedDyn(ClientAlgorithm):
     epochs: int = field(default=1, at_least=1)
     steps: int | None = field(default=None, at_least=1)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, self.epochs, self.steps)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)
@@ -150,7 +162,7 @@ class MimeLite(ClientAlgorithm):
     momentum: Scalar = field(default=0.9, at_least=0, below=1)
 
     width: ClassVar[int] = 2
-    private: ClassVar[bool] = False
+    post_processes: ClassVar[bool] = True
 
     def init_server(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)

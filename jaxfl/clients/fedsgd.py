@@ -23,6 +23,11 @@ class FedSGD(ClientAlgorithm):
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
 
     gradients: ClassVar[bool] = True
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return 1, 1
 
     def init(self, spec: Spec) -> State:
         return () if self.momentum is None else jnp.zeros((spec.dim,), spec.dtype)

@@ -68,6 +68,11 @@ def descend(
     )
 
 
+def uses_of(per_pass: int, epochs: int = 1, steps: int | None = None) -> tuple[int, int]:
+    """Steps and passes of ``descend``."""
+    return (epochs * per_pass, epochs) if steps is None else (steps, -(-steps // per_pass))
+
+
 class FedAvg(ClientAlgorithm):
     """Sends ``w_before - w_after`` of ``epochs`` passes over the client's data.
 
@@ -81,6 +86,12 @@ class FedAvg(ClientAlgorithm):
     epochs: int = field(default=1, at_least=1)
     steps: int | None = field(default=None, at_least=1)
     optimizer: Optimizer = SGD(learning_rate=0.1)
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, self.epochs, self.steps)
 
     def step(
         self,
@@ -110,6 +121,12 @@ class FedProx(ClientAlgorithm):
     epochs: int = field(default=1, at_least=1)
     steps: int | None = field(default=None, at_least=1)
     optimizer: Optimizer = SGD(learning_rate=0.1)
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, self.epochs, self.steps)
 
     def step(
         self,
@@ -152,7 +169,10 @@ class FedNova(ClientAlgorithm):
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
 
-    post_processes: ClassVar[bool] = False
+    private: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, self.epochs)
 
     def step(
         self,

@@ -20,6 +20,8 @@ from jaxfl.registry import unknown
 KEYS = ("claim", "better", "than", "metric", "where", "by", "why")
 MANY = 8
 """With more comparisons than these, a verdict gives their average only."""
+TYPES = {"claim": str, "better": dict, "than": dict, "where": dict, "why": str}
+NAMES = {str: "a string", dict: "a table of labels"}
 METRICS = ("accuracy", *(f"client_{name}" for name in FAIRNESS))
 
 
@@ -54,6 +56,12 @@ def findings(experiment: Experiment) -> list[Finding]:
         for key in ("claim", "better", "than"):
             if key not in table:
                 raise ValueError(f"{place}.{key} is missing")
+        for key, kind in TYPES.items():
+            if not isinstance(table.get(key, kind()), kind):
+                raise ValueError(f"{place}.{key} must be {NAMES[kind]}; got {table[key]!r}")
+        by = table.get("by", 0.0)
+        if isinstance(by, bool) or not isinstance(by, int | float):
+            raise ValueError(f"{place}.by must be a number; got {by!r}")
         if table.get("metric", "accuracy") not in METRICS:
             raise ValueError(f"{place}.metric: {unknown(table['metric'], METRICS)}")
         found.append(Finding(**table))

@@ -15,7 +15,7 @@ from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.schema import Cell
 from jaxfl.fairness import FairnessMetrics
 from jaxfl.parts import Federation
-from jaxfl.privacy import Meter, guarantee
+from jaxfl.privacy import Meter, caveats, guarantee
 from jaxfl.record import RoundRecord
 
 Line = dict[str, Any]
@@ -44,8 +44,9 @@ class Result:
     seconds: float
     success: np.ndarray | None = None
     """Share of triggered test samples taken for the backdoor's target, [c, s, e]; None without."""
-    epsilon: float = float("nan")
-    """Guaranteed after the last round, the largest of the seeds; NaN without a mechanism."""
+    epsilons: np.ndarray | None = None
+    """Of the noised releases after the last round, the largest of the seeds, [c]; infinite where
+    nothing bounds it, None without a mechanism."""
     clients: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Each of ``FAIRNESS`` of the clients' accuracies, [c, s, e]; empty where not measured."""
     minority_selected: float = float("nan")
@@ -87,6 +88,19 @@ class Result:
         if self.success is None or not self.success.size:
             return float("nan")
         return float(np.mean(self.success[self.chosen][:, -1]))
+
+    @property
+    def epsilon(self) -> float:
+        """``epsilons`` of the chosen candidate; NaN without a mechanism."""
+        return math.nan if self.epsilons is None else float(self.epsilons[self.chosen])
+
+    @property
+    def guaranteed(self) -> str:
+        """``yes``, or ``no`` where the mechanism does not cover all; empty without one."""
+        if self.epsilons is None:
+            return ""
+        doubts = caveats(self.cell.federation, self.cell.rounds)
+        return "yes" if math.isfinite(self.epsilon) and not doubts else "no"
 
     def of_clients(self, name: str) -> float:
         """One of ``FAIRNESS`` after the last round, mean over seeds; NaN where not measured."""
@@ -222,7 +236,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         malicious_selected=_mean(lines, "malicious_selected"),
         seconds=seconds,
         success=table("attack_success") if "attack_success" in ends[-1] else None,
-        epsilon=max((_infinite(line["guaranteed_epsilon"]) for line in last), default=math.nan),
+        epsilons=_largest(last, len(cell.federations)) if last else None,
         clients={
             name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
         },
@@ -283,9 +297,15 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _infinite(value: float | None) -> float:
-    """JSON has no infinity: the log holds null where there is no epsilon."""
-    return math.inf if value is None else value
+def _largest(lines: Sequence[Line], candidates: int) -> np.ndarray:
+    """The largest epsilon of each candidate. JSON has no infinity: null is no epsilon."""
+    largest = np.zeros(candidates)
+    for line in lines:
+        value = line["guaranteed_epsilon"]
+        largest[line["candidate"]] = max(
+            largest[line["candidate"]], math.inf if value is None else value
+        )
+    return largest
 
 
 def _mean(lines: Sequence[Line], name: str) -> float:

@@ -43,6 +43,19 @@ def not_applicable(cell: Cell) -> str | None:
     return None
 
 
+def unreachable(cell: Cell, load: Callable[[Cell], Dataset]) -> str | None:
+    """Why no noise reaches the epsilon that the cell asks for, or None."""
+    if all(f.privacy is None or f.privacy.calibrated for f in cell.federations):
+        return None
+    try:
+        for data in cell.divide(load(cell)):
+            for federation in cell.federations:
+                calibrate(federation, np.asarray(data.count), cell.rounds)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def check(experiment: Experiment) -> None:
     """Refuses an experiment none of whose cells can run.
 
@@ -87,8 +100,9 @@ def run_experiment(
         if cell.federation.attack.backdoor is not None:
             data = load(cell)
             cell.federation.attack.check(data.inputs.shape[1:], data.classes)
+    reasons = [not_applicable(cell) or unreachable(cell, load) for cell in experiment.cells]
     for index, cell in enumerate(experiment.cells):
-        reason = not_applicable(cell)
+        reason = reasons[index]
         if reason is None and index >= folder.progress.cell:
             _run_cell(folder, index, load(cell), watch, stop)
         elif reason is not None and index >= folder.progress.cell:

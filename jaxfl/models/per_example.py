@@ -40,8 +40,9 @@ def clipped_sum(
 
     Where ``uses_ghost_norms`` holds, this takes one forward and one backward pass over the
     batch; memory is that of a plain gradient and, for convolutions and other layers applied at
-    several positions, one gradient of that layer per example. Elsewhere whole gradients of
-    ``microbatch`` examples at a time (None: of all) are made, clipped and added.
+    several positions, one gradient of that layer per example. Elsewhere whole gradients are made.
+    Either way ``microbatch`` examples at a time bound the memory; None: all, or 16 of whole
+    gradients.
     Abadi et al., "Deep learning with differential privacy", CCS 2016.
     """
     # By position: what an example draws must not depend on which others there are.
@@ -58,10 +59,18 @@ def clipped_sum(
         return value, [tap.inputs for tap in taps]
 
     if shapes is None:
-        losses, gradient = _materialised(loss_of_one, params, batch, keys, clip, microbatch)
+
+        def work(batch: Batch, keys: Array) -> tuple[Array, PyTree]:
+            return _materialised(loss_of_one, params, batch, keys, clip)
+
+        microbatch = microbatch or 16
     else:
-        module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
-        losses, gradient = _ghost(loss_of_one, module, shapes, params, batch, keys, clip)
+
+        def work(batch: Batch, keys: Array) -> tuple[Array, PyTree]:
+            module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+            return _ghost(loss_of_one, module, shapes, params, batch, keys, clip)
+
+    losses, gradient = _in_microbatches(work, params, batch, keys, microbatch)
     loss = jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
     gradient = jax.tree.map(lambda g, param: g.astype(param.dtype), gradient, params)
     # Where only counters of random streams change, the compiler drops this forward pass.
@@ -160,27 +169,41 @@ def _materialised(
     batch: Batch,
     keys: Key[Array, " b"],
     clip: Scalar,
-    microbatch: int | None,
 ) -> tuple[Float[Array, " b"], PyTree]:
-    """Losses and the clipped sum, from whole gradients of a microbatch at a time."""
+    """Losses and the clipped sum, from whole gradients."""
     leaves, treedef = jax.tree.flatten(params)
     dtype = accumulator(jnp.result_type(*leaves))
-    gradient_of_one = jax.value_and_grad(loss_of_one, has_aux=True)
-
-    def add(totals: list[Array], part: tuple[Array, ...]) -> tuple[list[Array], Array]:
-        *examples, mask = part
-        (losses, _), gradients = jax.vmap(gradient_of_one, (None, 0, 0, 0))(params, *examples)
-        rows = [_Gradients((g.astype(dtype),)) for g in jax.tree.leaves(gradients)]
-        return list(map(jnp.add, totals, _clip_and_add(rows, mask, clip))), losses
-
-    size = batch.mask.shape[0]
-    step = min(microbatch or size, size)
-    place = jnp.arange(-(-size // step) * step).reshape(-1, step)
-    mask = batch.mask[place % size] & (place < size)
-    parts = (*(x[place % size] for x in (batch.inputs, batch.labels, keys)), mask)
-    totals, losses = jax.lax.scan(add, [jnp.zeros(p.size, dtype) for p in leaves], parts)
+    gradient_of_one = jax.vmap(jax.value_and_grad(loss_of_one, has_aux=True), (None, 0, 0, 0))
+    (losses, _), gradients = gradient_of_one(params, batch.inputs, batch.labels, keys)
+    rows = [_Gradients((g.astype(dtype),)) for g in jax.tree.leaves(gradients)]
+    totals = _clip_and_add(rows, batch.mask, clip)
     shaped = [t.reshape(p.shape) for t, p in zip(totals, leaves, strict=True)]
-    return losses.reshape(-1)[:size], jax.tree.unflatten(treedef, shaped)
+    return losses, jax.tree.unflatten(treedef, shaped)
+
+
+def _in_microbatches(
+    work: Callable[[Batch, Array], tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, " b"],
+    microbatch: int | None,
+) -> tuple[Float[Array, " b"], PyTree]:
+    """``work`` on so many examples at a time, its gradients added up."""
+    size = batch.mask.shape[0]
+    if microbatch is None or microbatch >= size:
+        return work(batch, keys)
+    place = jnp.arange(-(-size // microbatch) * microbatch).reshape(-1, microbatch)
+    parts = jax.tree.map(lambda x: x[place % size], (batch, keys))
+    parts = (parts[0].replace(mask=parts[0].mask & (place < size)), parts[1])
+
+    def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, Array]:
+        losses, gradient = work(*part)
+        return jax.tree.map(jnp.add, total, gradient), losses
+
+    dtype = accumulator(jnp.result_type(*jax.tree.leaves(params)))
+    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+    total, losses = jax.lax.scan(add, nothing, parts)
+    return losses.reshape(-1)[:size], total
 
 
 def _clip_and_add(

@@ -96,6 +96,14 @@ class CentralPrivacy(Privacy):
 
     protects: ClassVar[str] = "all data of one client"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.clip, QuantileClip) and self.correlated is not None:
+            raise ValueError(
+                "CentralPrivacy: correlated noise is one release of the whole run, and a clip "
+                "that adapts is one every round; give clip a number"
+            )
+
     def init(self, dim: int) -> State:
         """The clip, where it adapts, and the noise of earlier rounds, where it is correlated."""
         clip: Any = ()
@@ -142,9 +150,10 @@ class CentralPrivacy(Privacy):
         new_clip: Any = ()
         if isinstance(self.clip, QuantileClip):
             bits = jnp.asarray(self.clip.bits_noise(expected), jnp.float32)
-            below = jnp.sum(present * (norms <= clip))
+            # Less a half each, one client more or less changes the sum by a half only.
+            below = jnp.sum(present * ((norms <= clip) - 0.5))
             noised = below + jnp.where(multiplier > 0, bits, 0) * jax.random.normal(bits_key)
-            excess = noised / expected - jnp.asarray(self.clip.quantile, jnp.float32)
+            excess = noised / expected + 0.5 - jnp.asarray(self.clip.quantile, jnp.float32)
             new_clip = clip * jnp.exp(-jnp.asarray(self.clip.rate, jnp.float32) * excess)
             multiplier = multiplier / jnp.sqrt(1 - jnp.square(multiplier / (2 * bits)))
         noise = draw(GAUSSIAN, noise_key, aggregate.astype(jnp.float32))

@@ -25,21 +25,21 @@ class ExamplePrivacy(Privacy):
     g_i is the gradient of one example, the noise N(0, (noise_multiplier clip)^2) is drawn once
     per step, and the divisor is the expected size of the batch, which does not tell who is in it.
     ``sampling`` is ``"poisson"`` (every sample independently with probability batch / samples;
-    the program has as many slots as are exceeded with probability ``overflow``, which is added to
-    delta) or ``"fixed"`` (batches of one size, as without privacy).
+    the program has as many slots as are exceeded with probability ``overflow``, whose price in
+    delta is paid) or ``"fixed"`` (batches of one size, as without privacy).
 
     Protects one example of one client, also from the server, which sees noisy sums only. How many
     samples a client has is no secret: the divisor tells, and with it the size of the noise. Works
     in every algorithm whose clients use their samples through gradients alone, and with every
-    model without batch normalisation, ``microbatch`` examples at a time where the model's layers
-    do not allow norms without gradients.
+    model without batch normalisation. ``microbatch`` examples at a time bound the memory; None:
+    all at once where the model's layers allow norms without gradients, else 16.
     Abadi et al., "Deep learning with differential privacy", CCS 2016.
     """
 
     clip: Scalar = field(default=1.0, above=0)
     sampling: str = field(default=POISSON, choices=(POISSON, FIXED))
-    overflow: float = field(default=1e-9, above=0, below=1)
-    microbatch: int = field(default=16, at_least=1)
+    overflow: float = field(default=1e-18, above=0, below=1)
+    microbatch: int | None = field(default=None, at_least=1)
 
     protects: ClassVar[str] = "one example of one client"
 

@@ -33,6 +33,11 @@ class MessagePrivacy(Privacy):
 
     protects: ClassVar[str] = "a client's whole message"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip is None and self.clip_byzantine is not None:
+            raise ValueError("MessagePrivacy: clip_byzantine needs a clip")
+
     def bound(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
         """The message clipped, where there is a clip; float32 or better."""
         value = message.astype(accumulator(message.dtype))

@@ -51,14 +51,17 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
     rows, columns, cells = pivot(experiment, results)
     many = len(columns) > 1
     tuned = len(experiment.candidates) > 1
+    private = any(result.epsilons is not None for result in results)
     header = ["", *columns, *(["worst"] if many else []), *(["tuned"] if tuned else [])]
+    header += ["epsilon"] if private else []
     table = [header]
     for row in rows:
         line = [cells.get((row, column)) for column in columns]
         worst = [_worst([r for r in line if r is not None])] if many else []
         chosen = [experiment.candidates[r.chosen] for r in line if r and r.reason is None]
         choice = [chosen[0] if chosen else "-"] if tuned else []
-        table.append([row, *(_entry(r) for r in line), *worst, *choice])
+        spent = [_epsilon([r for r in line if r is not None])] if private else []
+        table.append([row, *(_entry(r) for r in line), *worst, *choice, *spent])
     return table
 
 
@@ -66,6 +69,10 @@ def caption(experiment: Experiment) -> str:
     """What the numbers are."""
     seeds = len(experiment.cells[0].seeds)
     text = f"Test accuracy in % after the last round; mean ± deviation over {seeds} seed(s)"
+    deltas = {c.federation.privacy.delta for c in experiment.cells if c.federation.privacy}
+    if deltas:
+        text += f"; epsilon at delta {', '.join(f'{d:g}' for d in sorted(deltas))}"
+        text += ", starred where the mechanism does not cover all"
     if len(experiment.candidates) > 1:
         text += "; tuned on held-out samples"
     return text + "."
@@ -135,6 +142,7 @@ SUMMARY = (
     *("validation_chosen_accuracy", "impact", "attack_success"),
     *("honest_selected", "malicious_selected", "minority_selected"),
     *("epsilon", *(f"client_{name}" for name in FAIRNESS)),
+    *("delta", "guaranteed"),
     *("attacker_controls", "attacker_knows"),
     *("seeds", "rounds", "seconds"),
 )
@@ -146,6 +154,7 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*experiment.axes, *SUMMARY])
     for result in results:
+        privacy = result.cell.federation.privacy
         accuracies = (result.final, result.spread, result.interval, result.best, result.selected)
         rates = (result.impact, result.attack_success)
         rates += (result.honest_selected, result.malicious_selected, result.minority_selected)
@@ -156,6 +165,8 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
                 result.status,
                 experiment.candidates[result.chosen] if result.reason is None else "",
                 *("" if math.isnan(x) else f"{x:.9g}" for x in (*accuracies, *rates)),
+                "" if privacy is None else privacy.delta,
+                result.guaranteed,
                 *result.cell.federation.attack.threat_model,
                 len(result.cell.seeds),
                 result.cell.rounds,
@@ -189,6 +200,15 @@ def _worst(line: Sequence[Result]) -> str:
         return "-"
     least = min(left, key=lambda result: result.final)
     return f"{_percent(least.final)}, {least.cell.labels['attack']}"
+
+
+def _epsilon(line: Sequence[Result]) -> str:
+    """The largest epsilon of the cells; starred where it does not cover all."""
+    known = [r.epsilon for r in line if r.epsilons is not None]
+    if not known:
+        return "-"
+    star = "*" if any(r.guaranteed == "no" for r in line) else ""
+    return f"{max(known):.3g}{star}" if math.isfinite(max(known)) else "none"
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ al., "One-shot empirical privacy estimation for federated learning", ICLR 2024.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
 from jaxfl.data.dataset import FederatedData
 from jaxfl.federation import Federation, Plan, exchange, init_state, run_round, unusual_clients
 from jaxfl.models.objective import Objective
-from jaxfl.privacy.accounting import calibrate, guarantee, statement
+from jaxfl.privacy import calibrate, guarantee
 from jaxfl.privacy.base import LAPLACE, clipped
 from jaxfl.privacy.central import CentralPrivacy
 from jaxfl.privacy.example import ExamplePrivacy
+from jaxfl.privacy.mechanism import replaces
 from jaxfl.simulation import make_plan
 from jaxfl.types import Batch, Context, State
 
@@ -67,6 +68,9 @@ class Canaries(ClientAlgorithm):
     absent: float
     what: Array
     labels: Array | None
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
 
     def step(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, state: State, key: Array
@@ -162,7 +166,7 @@ def audit(
         batch_size=federation.algorithm.batch_size,
         slot=jnp.asarray(slot),
         coins=jax.random.bernoulli(keys[2], shape=(m,)),
-        absent=-1.0 if "replaced by another" in statement(federation, rounds) else 0.0,
+        absent=-1.0 if replaces(federation) else 0.0,
         what=strength * what,
         labels=jax.random.randint(keys[1], (m,), 0, data.classes) if by_example else None,
     )

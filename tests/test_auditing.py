@@ -10,6 +10,7 @@ import pytest
 from helpers import ragged
 
 from jaxfl import IPM, FedAvg, Federation, FedSGD, Mean, Median, MessagePrivacy, Poisson, SignFlip
+from jaxfl.auditing import Audit, Canaries, _lower, audit
 from jaxfl.clients import SCAFFOLD
 from jaxfl.component import Scalar
 from jaxfl.data import from_arrays
@@ -18,7 +19,6 @@ from jaxfl.federation import ATTACK_FIRST, init_state
 from jaxfl.models import Softmax
 from jaxfl.participation import Uniform
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
-from jaxfl.privacy.audit import Audit, Canaries, _lower, audit
 from jaxfl.simulation import make_plan, run_rounds
 
 ROUNDS = 5

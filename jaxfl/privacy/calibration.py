@@ -1,0 +1,81 @@
+"""The noise that an epsilon takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxfl.privacy.accounting import caveats
+from jaxfl.privacy.base import Privacy
+from jaxfl.privacy.central import CentralPrivacy, QuantileClip
+from jaxfl.privacy.mechanism import PLD, RDP, mechanisms, worst
+
+if TYPE_CHECKING:
+    from jaxfl.parts import Federation
+
+MOST = 1e6
+"""The largest noise multiplier that is tried."""
+
+
+def calibrate(
+    federation: Federation,
+    sizes: Sequence[int] | np.ndarray,
+    rounds: int,
+    *,
+    accountant: str = PLD,
+) -> Federation:
+    """The federation with the least noise that keeps ``rounds`` rounds within its ``epsilon``.
+
+    Itself where the noise is already given. To a thousandth of the noise multiplier.
+
+    Raises:
+      ValueError: no noise reaches that epsilon, or what it takes does not go with the clip.
+    """
+    privacy = federation.privacy
+    if privacy is None or privacy.calibrated:
+        return federation
+    target = privacy.epsilon
+    assert target is not None
+
+    def with_noise(multiplier: float) -> Federation:
+        noisy = privacy.replace(noise_multiplier=multiplier, epsilon=None)
+        return federation.replace(privacy=noisy)
+
+    def reached(multiplier: float, kind: str) -> bool:
+        found = mechanisms(with_noise(multiplier), sizes, rounds)
+        return worst(found, privacy.delta, kind) <= target
+
+    if not reached(MOST, RDP) and not reached(MOST, accountant):
+        because = "; ".join(caveats(federation, rounds))
+        because = because or f"delta = {privacy.delta} is too small for {rounds} rounds"
+        name = type(privacy).__name__
+        raise ValueError(f"{name}: epsilon = {target} cannot be reached: {because}")
+    least = _least(lambda m: reached(m, RDP), 1.0, MOST)
+    if accountant != RDP:
+        # The tight accountant needs less noise than Renyi's, seldom less than half of it.
+        least = _least(lambda m: reached(m, accountant), least / 2, least)
+    caution(with_noise(least).privacy, federation.participation.expected(len(sizes)))
+    return with_noise(least)
+
+
+def _least(reached: Callable[[float], bool], low: float, high: float) -> float:
+    """The least multiplier, to a thousandth, that reaches the target, as ``high`` does."""
+    while low > 1e-4 and reached(low):
+        low, high = low / 2, low
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def caution(privacy: Privacy | None, expected: int) -> None:
+    """Raises ValueError where an adaptive clip's noise cannot make up the mechanism's."""
+    if isinstance(privacy, CentralPrivacy) and isinstance(privacy.clip, QuantileClip):
+        bits, z = np.min(privacy.clip.bits_noise(expected)), np.max(privacy.multiplier())
+        if 2 * bits <= z:
+            raise ValueError(
+                f"QuantileClip: noise must be above half of noise_multiplier = {z:g}; got {bits:g}"
+            )
