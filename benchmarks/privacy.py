@@ -3,7 +3,7 @@
 *Time*: 50 clients with batches of 50 (the federations of ``benchmarks.round``; the CNN without
 dropout, so that all compute the same), Gaussian noise of multiplier 1, clip 1, all in turn in one
 run. Privacy of examples is timed with batches of one size, as everything else, and with Poisson
-batches, padded to as many slots as are exceeded with probability 1e-9. *Whole gradients* in
+batches, padded to as many slots as are exceeded with probability 1e-18. *Whole gradients* in
 microbatches are the way for models whose layers allow no norms without gradients; here it is the
 same model in disguise. Opacus takes one client after the other, on ``GradSampleModule`` (hooks)
 and with ghost clipping (two backward passes); its noised gradients are averaged as ours are.
@@ -54,7 +54,7 @@ from jaxfl.types import Batch, PyTree
 NOISE, CLIP, MICROBATCH = 1.0, 1.0, 16
 NETWORKS: dict[str, Model] = MODELS | {"cnn": SignGuardCNN(dropout=0.0)}
 IMAGE, CLASSES = (28, 28, 1), 10
-FIXED = ExamplePrivacy(noise_multiplier=NOISE, clip=CLIP, sampling="fixed", microbatch=MICROBATCH)
+FIXED = ExamplePrivacy(noise_multiplier=NOISE, clip=CLIP, sampling="fixed")
 POISSON = FIXED.replace(sampling="poisson")
 PLAIN, EXAMPLE, PADDED = "plain", "example", "example, Poisson"
 WHOLE = f"example, whole gradients of {MICROBATCH}"
@@ -63,7 +63,7 @@ OWN: dict[str, Privacy | None] = {
     PLAIN: None,
     EXAMPLE: FIXED,
     PADDED: POISSON,
-    WHOLE: FIXED,
+    WHOLE: FIXED.replace(microbatch=MICROBATCH),
     "message": MessagePrivacy(noise_multiplier=NOISE, clip=CLIP),
     "central": CentralPrivacy(noise_multiplier=NOISE, clip=CLIP),
     ALONE: None,
@@ -128,6 +128,11 @@ def memory(model: str) -> Report:
     ways: list[tuple[str, Any, str]] = [
         ("plain", client_gradient(plain, None), "-"),
         ("example, ghost norms", client_gradient(plain, FIXED), "-"),
+        (
+            f"example, ghost norms, microbatches of {MICROBATCH}",
+            client_gradient(plain, FIXED.replace(microbatch=MICROBATCH)),
+            "-",
+        ),
     ]
     for size in (1, 4, 16, 50):
         run = client_gradient(whole, FIXED.replace(microbatch=size))

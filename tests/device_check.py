@@ -10,8 +10,12 @@ from helpers import Every, every_rule
 from jaxfl import (
     ALIE,
     NNM,
+    QFFL,
+    SCAFFOLD,
     SGD,
     CenteredClipping,
+    Cyclic,
+    ExamplePrivacy,
     Federation,
     FedSGD,
     GeometricMedian,
@@ -104,6 +108,19 @@ def noise() -> None:
     check("attack_then_noise, two seeds", late, data=two, seeds=(1, 2))
 
 
+def private() -> None:
+    """Turns of an uneven last group, memory, privacy of examples and fairness, two partitions."""
+    federation = BASE.replace(
+        aggregator=LEAVES_OUT,
+        algorithm=SCAFFOLD(steps=2, batch_size=4),
+        participation=Cyclic(groups=8),
+        privacy=ExamplePrivacy(clip=1.0, noise_multiplier=0.05),
+        fairness=QFFL(q=1.0, lipschitz=10.0),
+    )
+    two = [DATASET.split(Dirichlet(alpha=0.5), CLIENTS, s, client_test=0.2) for s in (1, 2)]
+    check("private", federation, data=two, seeds=(1, 2), client_accuracy=True)
+
+
 def each() -> None:
     """Every rule in a simulation of its own."""
     for name, rule in every_rule(f=BYZANTINE).items():
@@ -136,5 +153,5 @@ if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
         # Compiling takes nearly all the time here; what is compiled for users is in ``each``.
-        jax.config.update("jax_disable_most_optimizations", part in ("rules", "noise"))
+        jax.config.update("jax_disable_most_optimizations", part in ("rules", "noise", "private"))
         globals()[part]()

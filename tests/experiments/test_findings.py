@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxfl.experiments.findings import findings, pairs, verdicts
-from jaxfl.experiments.results import add_guarantee, add_privacy, result_of
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.results import add_guarantee, add_privacy, conclude, result_of
+from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.schema import load, packaged, parse
 from jaxfl.privacy import Meter
 from jaxfl.report.plots import sweep_plot
-from jaxfl.report.tables import markdown, summary
+from jaxfl.report.tables import entries, markdown, summary
 
 TABLE = {
     "rounds": 4,
@@ -43,7 +45,8 @@ TABLE = {
 
 
 def experiment(**changes):
-    return parse("made", TABLE | changes)
+    table = {key: value for key, value in (TABLE | changes).items() if value is not None}
+    return parse("made", table)
 
 
 def line(cell, accuracy, **more):
@@ -108,6 +111,8 @@ def test_a_claim_that_does_not_come_out_says_so():
     [
         ({"claim": "x", "better": {}}, r"findings\[0\].than is missing"),
         ({"claim": "x", "better": {}, "then": {}}, r"findings\[0\].then: .*did you mean 'than'"),
+        ({"claim": "x", "better": "y", "than": {}}, r"findings\[0\].better must be a table"),
+        ({"claim": "x", "better": {}, "than": {}, "by": "5"}, r"findings\[0\].by must be a number"),
         (
             {"claim": "x", "better": {}, "than": {}, "metric": "acuracy"},
             r"findings\[0\].metric: .*did you mean 'accuracy'",
@@ -157,6 +162,38 @@ def test_tables_have_privacy_and_fairness():
     assert first[header.index("epsilon")] == "inf"
     assert float(second[header.index("epsilon")]) == 7.0
     assert float(second[header.index("client_variance")]) == 0.02
+
+
+def test_the_epsilon_shown_is_the_chosen_candidates():
+    tuned = experiment(
+        validation=0.1, tune={"privacy.clip": [1.0, 2.0]}, sweep={"aggregator": ["median"]}
+    )
+    (cell,) = tuned.cells
+    lines = [
+        line(cell, 0.5, validation_accuracy=0.1, guaranteed_epsilon=3.0) | {"candidate": 0},
+        line(cell, 0.6, validation_accuracy=0.9, guaranteed_epsilon=5.0) | {"candidate": 1},
+    ]
+    (found,) = conclude([result_of(cell, lines, 0.0)])
+    assert found.chosen == 1
+    assert found.epsilon == 5.0
+    assert entries(tuned, [found])[0][-1] == "epsilon"
+    # Clients also send their losses: the number does not cover all.
+    assert entries(tuned, [found])[1][-1] == "5*"
+
+
+def test_a_target_that_no_noise_reaches_is_not_applicable(tmp_path):
+    grid = experiment(
+        privacy={"name": "central", "epsilon": 3.0},
+        sweep={"aggregator": [{"name": "mean", "weighted": False}, "median"]},
+        fairness=None,
+        findings=[],
+        rounds=1,
+    )
+    with RunFolder(tmp_path / "run", grid) as folder:
+        good, bad = run_experiment(folder, lambda *_: lambda *_: None)
+    assert good.status == "done"
+    assert good.epsilon <= 3.0
+    assert "cannot be reached: Median" in bad.status
 
 
 def test_lines_carry_epsilon_by_round_and_the_guarantee_at_the_end():

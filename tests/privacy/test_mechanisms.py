@@ -250,6 +250,38 @@ def test_the_clip_finds_the_median_norm():
     assert abs(np.mean(norms <= clips[-1]) - 0.5) <= 0.11
 
 
+def test_one_client_more_moves_the_count_below_the_clip_by_a_half():
+    """What the bits' share of the noise is accounted with, whatever the client's norm."""
+    quantile = QuantileClip(initial=1.0, rate=0.2, noise=2.0)
+    norms = jnp.asarray([0.5, 0.7, 2.0, 3.0, 0.1, 9.0])
+
+    def logs(multiplier, there):
+        privacy = CentralPrivacy(clip=quantile, noise_multiplier=multiplier)
+        present = (jnp.arange(6) < there).astype(jnp.float32)
+
+        def draw(key):
+            state, zero = privacy.init(3), jnp.zeros(3)
+            return privacy.release(zero, norms, present, 5, 1, state, key)[1][0]
+
+        return np.log(np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 4_000))))
+
+    for there in (4, 5):
+        step = logs(0.0, there + 1).mean() - logs(0.0, there).mean()
+        assert abs(step) == pytest.approx(0.2 * 0.5 / 5, rel=1e-3)
+    # With everybody expected there, it follows the share: 2 of the first 5 are above the clip.
+    assert logs(0.0, 5).mean() == pytest.approx(-0.2 * (3 / 5 - 0.5), rel=1e-3)
+    assert np.std(logs(1.0, 5)) == pytest.approx(0.2 * 2.0 / 5, rel=0.05)
+
+
+def test_every_one_of_several_federations_is_checked():
+    def adapted(multiplier):
+        privacy = CentralPrivacy(clip=QuantileClip(noise=2.0), noise_multiplier=multiplier)
+        return Federation(aggregator=Mean(weighted=False), privacy=privacy)
+
+    with pytest.raises(ValueError, match="noise_multiplier = 5; got 2"):
+        Simulation([adapted(1.0), adapted(5.0)], ragged(SIZES), Softmax(), seeds=(0, 1))
+
+
 def test_an_adaptive_clip_shares_the_noise():
     privacy = CentralPrivacy(clip=QuantileClip(initial=400.0, noise=2.0), noise_multiplier=1.0)
     federation = Federation(
