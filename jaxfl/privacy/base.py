@@ -67,4 +67,6 @@ def clipped(
 def draw(kind: str, key: Key[Array, ""], like: Float[Array, " d"]) -> Float[Array, " d"]:
     """Noise of scale 1: standard deviation for a Gaussian, parameter b for a Laplacian."""
     sample = jax.random.laplace if kind == LAPLACE else jax.random.normal
-    return sample(key, like.shape, like.dtype)
+    # Bits that can be drawn in parts cost more than twice as much; a message is drawn whole.
+    with jax.threefry_partitionable(False):
+        return sample(key, like.shape, like.dtype)
