@@ -4,7 +4,6 @@ The server's memory follows from the aggregate alone: what a Byzantine client sa
 is what its update says, and a robust rule guards both.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.clients.local import descend, uses_of
+from jaxfl.clients.local import Change, LocalTraining, descend, uses_of
 from jaxfl.component import Scalar, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Schedule
@@ -76,7 +75,7 @@ class SCAFFOLD(ClientAlgorithm):
         return aggregate, server + share.astype(server.dtype) * (aggregate / length - server)
 
 
-class FedDyn(ClientAlgorithm):
+class FedDyn(LocalTraining):
     """Local training of ``F_k(w) - <h_k, w> + alpha / 2 |w - w_before|^2``.
 
     After it ``h_k <- h_k - alpha (w_k - w_before)``. The server keeps
@@ -90,15 +89,7 @@ class FedDyn(ClientAlgorithm):
     """
 
     alpha: Scalar = field(default=0.1, above=0)
-    epochs: int = field(default=1, at_least=1)
-    steps: int | None = field(default=None, at_least=1)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
-
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
-
-    def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, self.epochs, self.steps)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)
@@ -121,13 +112,8 @@ class FedDyn(ClientAlgorithm):
             flat = ravel_pytree(gradient)[0] - state + alpha * (ravel_pytree(params)[0] - start)
             return unravel(flat)
 
-        message = descend(
-            *(objective, broadcast, samples, key, SGD(learning_rate=self.learning_rate)),
-            size=self._size(samples),
-            epochs=self.epochs,
-            steps=self.steps,
-            change=dynamic,
-        )
+        optimizer = SGD(learning_rate=self.learning_rate)
+        message = self.train(objective, broadcast, samples, key, optimizer, dynamic)
         return message, state + alpha * message.update
 
     def finish(
@@ -232,7 +218,7 @@ def _length(rate: Scalar | Schedule, steps: int, round: Array, dtype: Any) -> Ar
     return steps * jnp.asarray(now, dtype)
 
 
-def _added(flat: Float[Array, " d"]) -> Callable[[PyTree, PyTree], PyTree]:
+def _added(flat: Float[Array, " d"]) -> Change:
     """Adds a raveled vector to the gradient."""
 
     def change(gradient: PyTree, params: PyTree) -> PyTree:

@@ -15,6 +15,14 @@ from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Optimizer, Schedule
 from jaxfl.types import Context, PyTree, State
 
+Change = Callable[[PyTree, PyTree], PyTree]
+"""Gradient and parameters to the direction that the optimiser is given."""
+
+
+def unchanged(gradient: PyTree, params: PyTree) -> PyTree:
+    """The gradient itself."""
+    return gradient
+
 
 def descend(
     objective: Objective,
@@ -26,7 +34,7 @@ def descend(
     size: int,
     epochs: int = 1,
     steps: int | None = None,
-    change: Callable[[PyTree, PyTree], PyTree] = lambda gradient, params: gradient,
+    change: Change = unchanged,
 ) -> Message:
     """Local training from the model received: the difference of models, the loss, the steps.
 
@@ -73,7 +81,38 @@ def uses_of(per_pass: int, epochs: int = 1, steps: int | None = None) -> tuple[i
     return (epochs * per_pass, epochs) if steps is None else (steps, -(-steps // per_pass))
 
 
-class FedAvg(ClientAlgorithm):
+class LocalTraining(ClientAlgorithm):
+    """Passes over the client's data, or a number of steps instead. Abstract."""
+
+    epochs: int = field(default=1, at_least=1)
+    steps: int | None = field(default=None, at_least=1)
+
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
+
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return uses_of(per_pass, self.epochs, self.steps)
+
+    def train(
+        self,
+        objective: Objective,
+        broadcast: Broadcast,
+        samples: Samples,
+        key: Key[Array, ""],
+        optimizer: Optimizer,
+        change: Change = unchanged,
+    ) -> Message:
+        """``descend`` over as many passes or steps as the fields say."""
+        return descend(
+            *(objective, broadcast, samples, key, optimizer),
+            size=self._size(samples),
+            epochs=self.epochs,
+            steps=self.steps,
+            change=change,
+        )
+
+
+class FedAvg(LocalTraining):
     """Sends ``w_before - w_after`` of ``epochs`` passes over the client's data.
 
     Each pass is in a new random order; the last batch of a pass may be smaller. A client with
@@ -83,15 +122,7 @@ class FedAvg(ClientAlgorithm):
     AISTATS 2017.
     """
 
-    epochs: int = field(default=1, at_least=1)
-    steps: int | None = field(default=None, at_least=1)
     optimizer: Optimizer = SGD(learning_rate=0.1)
-
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
-
-    def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, self.epochs, self.steps)
 
     def step(
         self,
@@ -101,16 +132,10 @@ class FedAvg(ClientAlgorithm):
         state: State,
         key: Key[Array, ""],
     ) -> tuple[Message, State]:
-        message = descend(
-            *(objective, broadcast, samples, key, self.optimizer),
-            size=self._size(samples),
-            epochs=self.epochs,
-            steps=self.steps,
-        )
-        return message, state
+        return self.train(objective, broadcast, samples, key, self.optimizer), state
 
 
-class FedProx(ClientAlgorithm):
+class FedProx(LocalTraining):
     """FedAvg that minimises ``F_k(w) + mu / 2 |w - w_before|^2`` instead.
 
     mu = 0 is FedAvg. Large mu keeps clients near the model they received.
@@ -118,15 +143,7 @@ class FedProx(ClientAlgorithm):
     """
 
     mu: Scalar = field(default=0.01, at_least=0)
-    epochs: int = field(default=1, at_least=1)
-    steps: int | None = field(default=None, at_least=1)
     optimizer: Optimizer = SGD(learning_rate=0.1)
-
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
-
-    def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, self.epochs, self.steps)
 
     def step(
         self,
@@ -144,13 +161,7 @@ class FedProx(ClientAlgorithm):
                 broadcast.params,
             )
 
-        message = descend(
-            *(objective, broadcast, samples, key, self.optimizer),
-            size=self._size(samples),
-            epochs=self.epochs,
-            steps=self.steps,
-            change=proximal,
-        )
+        message = self.train(objective, broadcast, samples, key, self.optimizer, proximal)
         return message, state
 
 

@@ -1,7 +1,7 @@
 """Privacy of one example of one client: DP-SGD inside the client's steps."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +52,16 @@ class ExamplePrivacy(Privacy):
     ) -> "PrivateObjective":
         """The objective of a client with so many samples, whose gradients are private."""
         expected = count if batch_size is None else jnp.minimum(batch_size, count)
-        return PrivateObjective(**vars(objective), privacy=self, expected=jnp.maximum(expected, 1))
+        return PrivateObjective(
+            **vars(objective), plain=objective, privacy=self, expected=jnp.maximum(expected, 1)
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrivateObjective(Objective):
     """An objective whose gradient is clipped by example and noised. Lives within one round."""
 
+    plain: Objective
     privacy: ExamplePrivacy
     expected: Array
     """Expected size of a batch."""
@@ -66,10 +69,9 @@ class PrivateObjective(Objective):
     def value_and_grad(
         self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[tuple[Float[Array, ""], Statistics], PyTree]:
-        plain: Any = Objective(**{f.name: getattr(self, f.name) for f in _plain_fields()})
         model_key, noise_key = jax.random.split(key)
         loss, statistics, total = clipped_sum(
-            *(plain, params, statistics, batch, model_key, self.privacy.clip),
+            *(self.plain, params, statistics, batch, model_key, self.privacy.clip),
             microbatch=self.privacy.microbatch,
         )
         flat, unravel = ravel_pytree(total)
@@ -78,7 +80,3 @@ class PrivateObjective(Objective):
         scale = scale * jnp.asarray(self.privacy.clip, value.dtype)
         noisy = value + scale * draw(GAUSSIAN, noise_key, value)
         return (loss, statistics), unravel((noisy / self.expected).astype(flat.dtype))
-
-
-def _plain_fields() -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(Objective)
