@@ -47,6 +47,7 @@ from jaxfl.devices import compile_for, copy_to, map_clients
 from jaxfl.models import Model, SignGuardCNN
 from jaxfl.models.objective import Factory, Objective
 from jaxfl.models.per_example import uses_ghost_norms
+from jaxfl.numerics.noise import normal
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, MessagePrivacy, Privacy
 from jaxfl.simulation import make_plan
 from jaxfl.types import Batch, PyTree
@@ -66,8 +67,9 @@ OWN: dict[str, Privacy | None] = {
     WHOLE: FIXED.replace(microbatch=MICROBATCH),
     "message": MessagePrivacy(noise_multiplier=NOISE, clip=CLIP),
     "central": CentralPrivacy(noise_multiplier=NOISE, clip=CLIP),
-    ALONE: None,
 }
+RIVALS = (LOOP, HOOKS, GHOST)
+DRAWS = {ALONE: normal, "noise alone, by jax.random": jax.random.normal}
 GOALS = {"cnn": 2.0, "mlp": 1.3}
 """Times the plain round that one with privacy of examples may take."""
 MISSING = "not installed: pip install jaxfl[peers]"
@@ -163,17 +165,17 @@ def slots(case: Case) -> int:
 
 def ready(case: Case, name: str, devices: int) -> tuple[Callable[[], Any], int, int]:
     """What to call, how many rounds that is, and how many clients it takes at once."""
-    if name not in OWN:
+    if name in RIVALS:
         return private_peers.Clients(case, name, noise=NOISE, clip=CLIP, threads=devices), 1, 1
-    data, parts = federated(case), federation(Mean()).replace(privacy=OWN[name])
+    data, parts = federated(case), federation(Mean()).replace(privacy=OWN.get(name))
     plan = make_plan(parts, data, network(case.model, name))
-    if name != ALONE:
+    if name in OWN:
         block = rounds_of(parts, plan, data, case.rounds, devices=devices)
         return block, case.rounds, plan.chunk
 
     def normals(keys: jax.Array) -> jax.Array:
         def one(_: PyTree, key: jax.Array) -> jax.Array:
-            return jax.random.normal(key, (plan.spec.dim,))
+            return DRAWS[name](key, (plan.spec.dim,), jnp.dtype(jnp.float32))
 
         return map_clients(one, (), keys, chunk=chunk)
 
@@ -203,7 +205,8 @@ def peaks(case: Case, theirs: tuple[str, ...]) -> Report:
 def times(case: Case, theirs: tuple[str, ...]) -> tuple[Report, tuple[str, ...]]:
     """Every way of the round, and the row of the table of goals."""
     every, threads = sorted({1, jax.device_count()}), sorted({1, timing.cores()})
-    ways = [(name, n) for name in OWN for n in every] + [(r, n) for r in theirs for n in threads]
+    ways = [(name, n) for name in [*OWN, *DRAWS] for n in every]
+    ways += [(r, n) for r in theirs for n in threads]
     made = {way: ready(case, *way) for way in ways}
     # PyTorch's threads go on spinning for a while, at the expense of who runs after them.
     runs: dict[str, Callable[[], Any]] = {"rest": functools.partial(sleep, 0.3)}
@@ -217,17 +220,18 @@ def times(case: Case, theirs: tuple[str, ...]) -> tuple[Report, tuple[str, ...]]
     report = Report(title, header)
     for (name, devices), time in seconds.items():
         label = f"{name}, {slots(case)} slots" if name == PADDED else name
-        base = seconds[PLAIN if name in OWN else LOOP, devices]
+        foreign = name in RIVALS
+        base = seconds[LOOP if foreign else PLAIN, devices]
         row = (f"{1e3 * time.best:.2f}", f"{1e3 * time.median:.2f}")
-        row += ("-" if name == ALONE else f"{case.images / time.best:,.0f}",)
+        row += ("-" if name in DRAWS else f"{case.images / time.best:,.0f}",)
         row += (f"{time.best / base.best:.2f} ({time.median / base.median:.2f})",)
         for rival in (HOOKS, GHOST):
             best = min((seconds[rival, n].best for n in threads if rival in theirs), default=None)
             row += (f"{best / time.best:.2f}" if best else "-",)
         _, rounds, chunk = made[name, devices]
-        row += (str(chunk), f"{time.first - rounds * time.best:.1f}" if name in OWN else "-")
+        row += (str(chunk), "-" if foreign else f"{time.first - rounds * time.best:.1f}")
         report.rows.append((label, str(devices), *row))
-    for name in (LOOP, HOOKS, GHOST):
+    for name in RIVALS:
         if name not in theirs:
             report.rows.append((name, MISSING, *["-"] * 8))
     ceiling = timing.gemm_rate(case.repeats) / operations(case.model)
@@ -255,7 +259,7 @@ def main() -> None:
     machine = timing.describe_machine()
     torch, opacus = (timing.installed(package) for package in ("torch", "opacus"))
     machine["opacus"] = version("opacus") if opacus else "not installed"
-    theirs = (LOOP, HOOKS, GHOST) if torch and opacus else (LOOP,) if torch else ()
+    theirs = RIVALS if torch and opacus else (LOOP,) if torch else ()
     if HOOKS not in theirs:
         console.print(f"PyTorch or Opacus {MISSING}; their rows and the check are left out")
     header = ("model", "one device", "all devices", "fastest over fastest", "noise alone")

@@ -20,6 +20,7 @@ from jaxfl.aggregators import stages
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component
 from jaxfl.numerics import columns, order, rows
+from jaxfl.numerics.noise import normal
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
 ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
@@ -218,7 +219,7 @@ class WeightingRule(Aggregator):
         output = rows.combine(weights, updates, references, statistics.clean)
         scale = self.noise(statistics, seen)
         if scale is not None:
-            drawn = jax.random.normal(context.key, (d,), scale.dtype)
+            drawn = normal(context.key, (d,), scale.dtype)
             output = (output + scale * drawn).astype(updates.dtype)
         state = self.remember(state, output, statistics, seen)
         return Aggregated(update=output, state=state, info=info)

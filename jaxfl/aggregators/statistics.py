@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics import rows
-from jaxfl.numerics.columns import take_columns
 from jaxfl.types import Context, Struct, present_mask
 
 
@@ -100,7 +99,7 @@ def measure(
         products = jnp.where(usable[:, None], rows.products(updates, references), 0)
         reference_norms = rows.safe_sqrt(rows.squared_norms(references))
     if columns is not None:
-        taken = take_columns(updates, columns).astype(norms.dtype)
+        taken = jnp.take(updates, columns, axis=1, mode="clip").astype(norms.dtype)
         sample = jnp.where(usable[:, None], taken, 0)
     return Statistics(
         usable=usable,

@@ -18,6 +18,7 @@ from jaxfl.attacks.hidden import offsets
 from jaxfl.attacks.search import harm
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
+from jaxfl.numerics.noise import normal
 from jaxfl.types import Spec, State
 
 FIRST_STEP = 0.5
@@ -99,8 +100,8 @@ class GradientAttack(InformedAttack):
             place, value, step = carry
             shift_key, mix_key = jax.random.split(key)
             shift = jnp.asarray(self.smoothing, dtype) * std
-            gradient = slope(cut(place + shift * jax.random.normal(shift_key, place.shape, dtype)))
-            shares = jnp.where(known, jax.random.normal(mix_key, known.shape, dtype), 0)
+            gradient = slope(cut(place + shift * normal(shift_key, place.shape, dtype)))
+            shares = jnp.where(known, normal(mix_key, known.shape, dtype), 0)
             mix = rows.weighted_sum(shares, updates, mean[None][:0]) - jnp.sum(shares) * mean
             here, mirrored = (jnp.abs(answer(u) - mean) for u in (place, -place))
             moves = jnp.stack(
@@ -126,7 +127,7 @@ class GradientAttack(InformedAttack):
             places, state = self._starts(updates, state, view, start_key, defence)
             places = jax.vmap(cut)(places.astype(dtype) - mean[None])
         else:
-            place = FIRST_STEP * std * jax.random.normal(start_key, std.shape, dtype)
+            place = FIRST_STEP * std * normal(start_key, std.shape, dtype)
             places = cut(place)[None]
         values = jax.lax.map(damage, places)
         best = jnp.argmax(values)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, Defence, mean_of
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
+from jaxfl.numerics.noise import normal
 from jaxfl.types import Spec, State, Struct
 
 
@@ -74,7 +75,7 @@ class Mimic(Attack):
         """One step of the power method on all updates seen so far."""
         t = state.rounds.astype(state.mean.dtype)
         mean = (t * state.mean + mean_of(updates, view.honest)) / (t + 1)
-        start = jax.random.normal(key, mean.shape, mean.dtype)
+        start = normal(key, mean.shape, mean.dtype)
         before = jnp.where(state.rounds == 0, start, state.direction)
         before = rows.safe_ratio(before, jnp.linalg.norm(before))
         # c = sum_i <g_i - mean, z> (g_i - mean)
@@ -120,7 +121,7 @@ class FreeRider(Attack):
         before, seen = state
         step = jnp.where(seen, before - view.params, 0).astype(updates.dtype)
         dtype = rows.accumulator(updates.dtype)
-        noise = jax.random.normal(key, (view.attackers.shape[0], updates.shape[1]), dtype)
+        noise = normal(key, (view.attackers.shape[0], updates.shape[1]), dtype)
         std = jnp.asarray(self.std, dtype) * (view.round + 1.0).astype(dtype) ** -jnp.asarray(
             self.decay, dtype
         )

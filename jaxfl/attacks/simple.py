@@ -18,13 +18,14 @@ from jaxfl.attacks.base import (
     own_rows,
 )
 from jaxfl.component import Scalar, field
+from jaxfl.numerics.noise import normal
 from jaxfl.numerics.rows import accumulator
 from jaxfl.types import State
 
 
 def _normal(updates: Array, view: AttackView, key: Array) -> Array:
     shape = (view.attackers.shape[0], updates.shape[1])
-    return jax.random.normal(key, shape, accumulator(updates.dtype))
+    return normal(key, shape, accumulator(updates.dtype))
 
 
 class Gaussian(Attack):

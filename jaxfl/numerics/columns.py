@@ -13,10 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 AXIS = "clients"
 """Name of the one mesh axis: clients in the client phase, columns in the aggregation."""
+LEAST = 512
+"""Columns of the narrowest block that is worth a step of its own."""
+LINE = 16
+"""Floats of a cache line."""
 
 
 def mesh_kind() -> tuple[str, int]:
@@ -64,43 +68,46 @@ def map_blocks(function: Callable[..., Array], *arrays: Array, width: int) -> Ar
     return jax.lax.fori_loop(0, -(-d // width), body, result)
 
 
-def sum_columns(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
+def sum_columns(
+    function: Callable[..., Array], *arrays: Array, width: int, together: int = 1
+) -> Array:
     """The sum of ``function`` over blocks of columns: Gram matrices, norms, products.
 
     Args:
       function: maps blocks ``[..., c]`` to an array whose shape does not depend on c, and is a
         sum over columns to which a column of zeros adds nothing.
       *arrays: arrays with a common last axis of length d.
-      width: columns per block on a CPU; other backends fuse the whole matrix.
+      width: most columns per block on a CPU; other backends fuse the whole matrix.
+      together: blocks in one step of the loop. A CPU runs what does not depend on each other on
+        all its cores once there are a dozen such things; a small product alone keeps one busy.
     """
 
     def local(*arrays: Array) -> Array:
         d = arrays[0].shape[-1]
-        if d <= width or jax.default_backend() != "cpu":
+        least = width if together == 1 else LEAST * together
+        if d <= least or jax.default_backend() != "cpu":
             return function(*arrays)
-        whole = d // width * width
-        total = function(*(a[..., whole:] for a in arrays)) if whole < d else None
+        steps = -(-d // (width * together))
+        wide = d // (steps * together) // LINE * LINE
+        stride = wide * together
+        whole = steps * stride
+
+        def block(start: Array | int) -> Array:
+            return function(*(_columns(a, start, wide) for a in arrays))
 
         def body(i: Array | int, total: Array) -> Array:
-            return total + function(*(_columns(a, i * width, width) for a in arrays))
+            blocks = [block(i * stride + k * wide) for k in range(together)]
+            if together == 1:
+                return total + blocks[0]
+            return total + jnp.sum(jnp.stack(blocks), axis=0)
 
-        if total is None:
-            shape = jax.eval_shape(function, *(a[..., :width] for a in arrays))
-            total = jnp.zeros(shape.shape, shape.dtype)
-        return jax.lax.fori_loop(0, d // width, body, total)
+        shape = jax.eval_shape(block, 0)
+        total = jnp.zeros(shape.shape, shape.dtype)
+        if whole < d:
+            total = function(*(a[..., whole:] for a in arrays))
+        return jax.lax.fori_loop(0, steps, body, total)
 
     return _over_devices(local, arrays, summed=True)
-
-
-def take_columns(matrix: Float[Array, "n d"], index: Int[Array, " s"]) -> Float[Array, "n s"]:
-    """The columns of these indices; an index past the end gives the last.
-
-    On a CPU row by row: XLA would fuse a gather of the whole into what reads it, and run it
-    element by element, three times slower.
-    """
-    if jax.default_backend() != "cpu" or mesh_kind()[0] == "auto":
-        return jnp.take(matrix, index, axis=1, mode="clip")
-    return jax.lax.map(lambda row: jnp.take(row, index, mode="clip"), matrix)
 
 
 def _columns(array: Array, start: Array | int, width: int) -> Array:

@@ -17,6 +17,7 @@ MAX_SEEDS = 512
 """Seeds that are followed; of more grid cells than this, a random sample is."""
 _TOGETHER = 64  # Seeds followed at once: the memory is _TOGETHER * n.
 _ITERATIONS = 300
+_ROUNDING = 1e-5  # Positions this close, in bandwidths, are equal.
 _STOP = 1e-3  # A seed has converged when it moves by less than this part of the bandwidth.
 
 
@@ -90,19 +91,21 @@ def mean_shift(
     seeds, active = _seeds(points, usable, bandwidth, key)
     positions, around = _climb(points, usable, seeds, active, bandwidth)
     reach = jnp.square(_widened(bandwidth))
+    slack = _widened(reach) - reach
 
     def keep_best(carry: tuple[Array, Array, Clusters]) -> tuple[Array, Array, Clusters]:
         left, nearest, (labels, centres, found) = carry
-        centre = positions[_first_in_order(positions, around, left)]
+        centre = positions[_first_in_order(positions, around, left, slack=_ROUNDING * bandwidth)]
         left &= _squared_distances(positions, centre[None])[:, 0] > reach
         squares = _squared_distances(points, centre[None])[:, 0]
-        labels = jnp.where(squares < nearest, found, labels)
+        nearer = squares < nearest - slack
+        labels = jnp.where(nearer, found, labels)
         centres = jax.lax.dynamic_update_index_in_dim(centres, centre, found, 0)
-        return left, jnp.minimum(nearest, squares), Clusters(labels, centres, found + 1)
+        return left, jnp.where(nearer, squares, nearest), Clusters(labels, centres, found + 1)
 
     none = Clusters(jnp.full((n,), -1, jnp.int32), jnp.zeros_like(positions), jnp.int32(0))
     # What is not nearer than the rim gets no label: that is where all begin.
-    nearest = jnp.where(usable, jnp.nextafter(reach, jnp.inf), 0)
+    nearest = jnp.where(usable, reach + 2 * slack, 0)
     _, _, clusters = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0]), keep_best, (around > 0, nearest, none)
     )
@@ -214,10 +217,15 @@ def _climb(
     return jax.lax.fori_loop(0, needed, climb_some, (seeds, counts))
 
 
-def _first_in_order(positions: Array, around: Array, left: Array) -> Int[Array, ""]:
-    """Among those left, the index of the largest count, then the largest coordinates."""
+def _first_in_order(
+    positions: Array, around: Array, left: Array, *, slack: Array
+) -> Int[Array, ""]:
+    """Among those left, the index of the largest count, then the largest coordinates.
+
+    Coordinates that differ by rounding only are equal.
+    """
     for values in (around, *positions.T):
-        left &= values == jnp.max(jnp.where(left, values, -jnp.inf))
+        left &= values >= jnp.max(jnp.where(left, values, -jnp.inf)) - slack
     return jnp.argmax(left)
 
 

@@ -4,6 +4,9 @@ Everything a weighting rule needs of ``[n, d]`` updates fits in ``[n, n]``: this
 that one pass, and the pass that combines the rows at the end.
 """
 
+import itertools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -12,8 +15,12 @@ from jaxfl.numerics.columns import map_columns, sum_columns
 
 WIDTH = 8192
 """Columns per block of a matrix product: wide enough for it to run at full rate."""
-WHOLE_ROWS = 128
-"""Most rows whose inner products are one matrix product; of more, half of them are copies."""
+PRODUCT_WIDTH = 4096
+"""Columns per block of a product of all rows with all rows."""
+FEW_ROWS, TOGETHER = 64, 16
+"""Up to how many rows such a product keeps one core busy only, and so how many run together."""
+LEAST_ROWS, MOST_PARTS = 200, 5
+"""Rows of the least part whose products run at full rate, and the most parts they are cut into."""
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -59,30 +66,55 @@ def centred_gram(
     row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling; without a pilot the
     products are about the origin, where the angles of short rows keep their precision.
 
-    Cost: one read of the matrix, ``n^2 d`` multiply-adds.
+    Cost: one read of the matrix, ``n^2 d`` multiply-adds, of many rows little more than half.
     """
     dtype = accumulator(rows.dtype)
+    keep = jnp.concatenate([usable, jnp.ones(references.shape[0], bool)])
 
     def block_gram(block: Array, reference: Array) -> Array:
         both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)])
-        if pilot is not None:
-            both -= jnp.take(block, pilot, axis=0).astype(dtype)[None]
-        keep = jnp.concatenate([usable, jnp.ones(reference.shape[0], bool)])
-        both = jnp.where(keep[:, None], both, 0)
-        return _products_of_all(both)
+        centre = None if pilot is None else jnp.take(block, pilot, axis=0).astype(dtype)[None]
 
-    return sum_columns(block_gram, rows, references, width=WIDTH)
+        def prepared(part: slice) -> Array:
+            shifted = both[part] if centre is None else both[part] - centre
+            return jnp.where(keep[part, None], shifted, 0)
+
+        return _products_of_all(prepared, both.shape[0])
+
+    return _sum_products(block_gram, rows, references)
 
 
-def _products_of_all(rows: Float[Array, "m c"]) -> Float[Array, "m m"]:
-    """``rows @ rows.T``; of many rows, what is below the diagonal is copied from above."""
-    m = rows.shape[0]
-    if m <= WHOLE_ROWS:
-        return jnp.matmul(rows, rows.T, precision="highest")
-    upper, lower = rows[: m // 2], rows[m // 2 :]
-    beside = jnp.matmul(upper, lower.T, precision="highest")
-    first, last = _products_of_all(upper), _products_of_all(lower)
-    return jnp.block([[first, beside], [beside.T, last]])
+def gram(rows: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    """Inner products of all rows. Cost: as ``centred_gram``."""
+    n = rows.shape[0]
+    return _sum_products(lambda block: _products_of_all(lambda part: block[part], n), rows)
+
+
+def _sum_products(
+    block_products: Callable[..., Array], rows: Float[Array, "n d"], *more: Float[Array, "_ d"]
+) -> Float[Array, "m m"]:
+    together = TOGETHER if rows.shape[0] <= FEW_ROWS else 1
+    return sum_columns(block_products, rows, *more, width=PRODUCT_WIDTH, together=together)
+
+
+def _products_of_all(
+    take: Callable[[slice], Float[Array, "_ c"]], rows: int
+) -> Float[Array, "m m"]:
+    """Inner products of so many rows, taken in parts; what is below the diagonal is copied."""
+    parts = max(1, min(MOST_PARTS, rows // LEAST_ROWS))
+    edges = [rows * i // parts for i in range(parts + 1)]
+    taken = [take(slice(a, b)) for a, b in itertools.pairwise(edges)]
+    products = {
+        (i, j): jnp.matmul(taken[i], taken[j].T, precision="highest")
+        for i in range(parts)
+        for j in range(i, parts)
+    }
+    return jnp.block(
+        [
+            [products[i, j] if i <= j else products[j, i].T for j in range(parts)]
+            for i in range(parts)
+        ]
+    )
 
 
 def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> Float[Array, "m m"]:

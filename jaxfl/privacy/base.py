@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxfl.component import Component, Scalar, field
+from jaxfl.numerics.noise import laplace, normal
 from jaxfl.types import State
 
 GAUSSIAN, LAPLACE = "gaussian", "laplace"
@@ -66,7 +66,5 @@ def clipped(
 
 def draw(kind: str, key: Key[Array, ""], like: Float[Array, " d"]) -> Float[Array, " d"]:
     """Noise of scale 1: standard deviation for a Gaussian, parameter b for a Laplacian."""
-    sample = jax.random.laplace if kind == LAPLACE else jax.random.normal
-    # Bits that can be drawn in parts cost more than twice as much; a message is drawn whole.
-    with jax.threefry_partitionable(False):
-        return sample(key, like.shape, like.dtype)
+    sample = laplace if kind == LAPLACE else normal
+    return sample(key, like.shape, like.dtype)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl.numerics.columns import map_columns, mesh_kind, sum_columns, take_columns
+from jaxfl.numerics.columns import map_columns, mesh_kind, sum_columns
 
 WIDTHS = [1, 7, 16, 48, 50, 64]
 """Against 50 columns: remainders 0, 1 and more, exactly one block, and less than a block."""
@@ -88,10 +88,16 @@ def test_gradient(matrix, width):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(matrix), 2 * matrix + 1, rtol=1e-5)
 
 
-def test_taken_columns():
-    matrix = np.arange(12.0, dtype=np.float32).reshape(3, 4)
-    taken = jax.jit(take_columns)(matrix, jnp.int32([2, 0, 2, 9]))
-    np.testing.assert_array_equal(taken, matrix[:, [2, 0, 2, 3]])
+@pytest.mark.parametrize("columns", [511, 512, 2048, 4096, 4097, 20_000])
+def test_blocks_that_run_together_add_up(columns):
+    matrix = np.random.default_rng(0).normal(size=(3, columns)).astype(np.float32)
+
+    @jax.jit
+    def products(m):
+        return sum_columns(lambda block: block @ block.T, m, width=1024, together=4)
+
+    expected = matrix.astype(np.float64) @ matrix.T.astype(np.float64)
+    np.testing.assert_allclose(products(matrix), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_a_single_device_has_no_mesh():
