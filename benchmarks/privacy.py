@@ -27,7 +27,6 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import jax
@@ -208,9 +207,7 @@ def times(case: Case, theirs: tuple[str, ...]) -> tuple[Report, tuple[str, ...]]
     ways = [(name, n) for name in [*OWN, *DRAWS] for n in every]
     ways += [(r, n) for r in theirs for n in threads]
     made = {way: ready(case, *way) for way in ways}
-    # PyTorch's threads go on spinning for a while, at the expense of who runs after them.
-    runs: dict[str, Callable[[], Any]] = {"rest": functools.partial(sleep, 0.3)}
-    runs |= {str(way): run for way, (run, _, _) in made.items()}
+    runs = {str(way): run for way, (run, _, _) in made.items()}
     found = timing.interleaved(runs, case.repeats)
     seconds: dict[tuple[str, int], Seconds] = {w: found[str(w)].per(made[w][1]) for w in ways}
     title = f"{case.model}, {case.clients} clients: noise multiplier {NOISE:g}, clip {CLIP:g}"

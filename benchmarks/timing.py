@@ -36,6 +36,9 @@ class Seconds:
 
 ENOUGH = 5.0
 """Seconds after which a call that has been timed once is not timed again."""
+PAUSE = 0.05
+"""Seconds before every timed call: threads of PyTorch and NumPy go on spinning for a while after
+their work, at the expense of who runs next."""
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
@@ -45,6 +48,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     for _ in range(repeats):
         for name, run in runs.items():
             if sum(times[name]) < ENOUGH:
+                time.sleep(PAUSE)
                 times[name].append(_time(run))
     return {n: Seconds(min(t), statistics.median(t), first[n]) for n, t in times.items()}
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import jax
 import pytest
+from hypothesis import settings
 
 MOST_MAPPINGS = 20_000
+# The same examples every time; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
