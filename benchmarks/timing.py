@@ -37,8 +37,8 @@ class Seconds:
 ENOUGH = 5.0
 """Seconds after which a call that has been timed once is not timed again."""
 PAUSE = 0.05
-"""Seconds before every timed call: threads of PyTorch and NumPy go on spinning for a while after
-their work, at the expense of who runs next."""
+"""Seconds before every repeated call: threads of PyTorch and NumPy (GNU OpenMP) go on spinning for
+some milliseconds after their work, at the expense of who runs next."""
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:

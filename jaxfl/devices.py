@@ -103,12 +103,19 @@ def replicate(array: Array) -> Array:
 
 
 def working_set(function: Callable[..., PyTree], *arguments: PyTree) -> int:
-    """Bytes of all intermediate results of one call, as if each lived to its end."""
+    """Bytes of all real intermediate results of one call, as if each lived to its end.
+
+    Integers do not count: random bits fuse with what they become, and other ones are few.
+    """
 
     def size(jaxpr: Any) -> int:
         total = 0
         for equation in jaxpr.eqns:
-            total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            total += sum(
+                v.aval.size * v.aval.dtype.itemsize
+                for v in equation.outvars
+                if jnp.issubdtype(v.aval.dtype, jnp.inexact)
+            )
             for parameter in jax.tree.leaves(
                 list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
             ):

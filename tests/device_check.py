@@ -29,6 +29,7 @@ from jaxfl import (
 from jaxfl.data import Dirichlet, RootData, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
+from jaxfl.numerics import rows
 from jaxfl.simulation import run_block
 
 CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
@@ -147,6 +148,12 @@ def traffic() -> None:
             size = np.prod([int(s) for s in shape.split(",") if s], initial=1)
             assert size < CLIENTS * DIM / 2, f"an all-gather of {result}"
     print("traffic:", len(results), "small all-gathers", flush=True)
+    wide = jax.random.normal(jax.random.key(0), (6, 8 * 10_000))
+    with jax.set_mesh(make_mesh(devices)):
+        products = jax.jit(rows.inner_products)(wide)
+    exact = np.asarray(wide, np.float64) @ np.asarray(wide, np.float64).T
+    np.testing.assert_allclose(products, exact, rtol=1e-4, atol=0.1)
+    print("products of wide rows agree", flush=True)
 
 
 if __name__ == "__main__":

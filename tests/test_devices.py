@@ -53,7 +53,9 @@ def test_eight_devices_give_what_one_gives(part):
 
 
 def test_updates_move_in_one_all_to_all():
-    assert "traffic:" in run_script("device_check.py", "traffic", flags=EIGHT)
+    output = run_script("device_check.py", "traffic", flags=EIGHT)
+    assert "traffic:" in output
+    assert "products of wide rows agree" in output
 
 
 @pytest.mark.slow

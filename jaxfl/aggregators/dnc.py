@@ -14,7 +14,7 @@ from jaxfl.component import field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.permutation import permute
-from jaxfl.numerics.rows import gram, safe_ratio
+from jaxfl.numerics.rows import inner_products, safe_ratio
 from jaxfl.types import Context, Info, State
 
 
@@ -30,8 +30,8 @@ def outlier_scores(sample: Float[Array, "n b"], usable: Bool[Array, " n"]) -> Fl
     scaled = safe_ratio(jnp.where(usable[:, None], sample, 0), largest)
     mean = jnp.sum(scaled, axis=0, keepdims=True) / count
     centred = jnp.where(usable[:, None], scaled - mean, 0)
-    products = gram(centred)
-    value, vector = top_eigenpair(products, jnp.sum(products, axis=1))
+    gram = inner_products(centred)
+    value, vector = top_eigenpair(gram, jnp.sum(gram, axis=1))
     return jnp.where(usable, value * jnp.square(vector) * jnp.square(largest), jnp.inf)
 
 

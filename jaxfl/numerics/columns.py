@@ -18,9 +18,7 @@ from jaxtyping import Array
 AXIS = "clients"
 """Name of the one mesh axis: clients in the client phase, columns in the aggregation."""
 LEAST = 512
-"""Columns of the narrowest block that is worth a step of its own."""
-LINE = 16
-"""Floats of a cache line."""
+"""Columns of the narrowest block that is worth running beside others."""
 
 
 def mesh_kind() -> tuple[str, int]:
@@ -79,18 +77,17 @@ def sum_columns(
       *arrays: arrays with a common last axis of length d.
       width: most columns per block on a CPU; other backends fuse the whole matrix.
       together: blocks in one step of the loop. A CPU runs what does not depend on each other on
-        all its cores once there are a dozen such things; a small product alone keeps one busy.
+        all its cores once there are about ten such things; a small product alone keeps one busy.
+        Fewer than 512 columns for each are one block.
     """
 
     def local(*arrays: Array) -> Array:
         d = arrays[0].shape[-1]
-        least = width if together == 1 else LEAST * together
-        if d <= least or jax.default_backend() != "cpu":
+        if d <= (width if together == 1 else LEAST * together) or jax.default_backend() != "cpu":
             return function(*arrays)
         steps = -(-d // (width * together))
-        wide = d // (steps * together) // LINE * LINE
+        wide = d // (steps * together)
         stride = wide * together
-        whole = steps * stride
 
         def block(start: Array | int) -> Array:
             return function(*(_columns(a, start, wide) for a in arrays))
@@ -101,11 +98,8 @@ def sum_columns(
                 return total + blocks[0]
             return total + jnp.sum(jnp.stack(blocks), axis=0)
 
-        shape = jax.eval_shape(block, 0)
-        total = jnp.zeros(shape.shape, shape.dtype)
-        if whole < d:
-            total = function(*(a[..., whole:] for a in arrays))
-        return jax.lax.fori_loop(0, steps, body, total)
+        rest = function(*(a[..., steps * stride :] for a in arrays))
+        return jax.lax.fori_loop(0, steps, body, rest)
 
     return _over_devices(local, arrays, summed=True)
 

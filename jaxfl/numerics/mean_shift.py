@@ -17,7 +17,7 @@ MAX_SEEDS = 512
 """Seeds that are followed; of more grid cells than this, a random sample is."""
 _TOGETHER = 64  # Seeds followed at once: the memory is _TOGETHER * n.
 _ITERATIONS = 300
-_ROUNDING = 1e-5  # Positions this close, in bandwidths, are equal.
+_ROUNDINGS = 8  # Coordinates are equal up to so many roundings of the largest one.
 _STOP = 1e-3  # A seed has converged when it moves by less than this part of the bandwidth.
 
 
@@ -91,21 +91,21 @@ def mean_shift(
     seeds, active = _seeds(points, usable, bandwidth, key)
     positions, around = _climb(points, usable, seeds, active, bandwidth)
     reach = jnp.square(_widened(bandwidth))
-    slack = _widened(reach) - reach
+    largest = jnp.maximum(jnp.max(jnp.abs(points)), bandwidth)
+    slack = _ROUNDINGS * jnp.finfo(points.dtype).eps * largest
 
     def keep_best(carry: tuple[Array, Array, Clusters]) -> tuple[Array, Array, Clusters]:
         left, nearest, (labels, centres, found) = carry
-        centre = positions[_first_in_order(positions, around, left, slack=_ROUNDING * bandwidth)]
+        centre = positions[_first_in_order(positions, around, left, slack)]
         left &= _squared_distances(positions, centre[None])[:, 0] > reach
         squares = _squared_distances(points, centre[None])[:, 0]
-        nearer = squares < nearest - slack
+        nearer = (squares <= reach) & (squares < nearest - 4 * bandwidth * slack)
         labels = jnp.where(nearer, found, labels)
         centres = jax.lax.dynamic_update_index_in_dim(centres, centre, found, 0)
         return left, jnp.where(nearer, squares, nearest), Clusters(labels, centres, found + 1)
 
     none = Clusters(jnp.full((n,), -1, jnp.int32), jnp.zeros_like(positions), jnp.int32(0))
-    # What is not nearer than the rim gets no label: that is where all begin.
-    nearest = jnp.where(usable, reach + 2 * slack, 0)
+    nearest = jnp.where(usable, jnp.asarray(jnp.inf, points.dtype), 0)
     _, _, clusters = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0]), keep_best, (around > 0, nearest, none)
     )
@@ -217,14 +217,13 @@ def _climb(
     return jax.lax.fori_loop(0, needed, climb_some, (seeds, counts))
 
 
-def _first_in_order(
-    positions: Array, around: Array, left: Array, *, slack: Array
-) -> Int[Array, ""]:
+def _first_in_order(positions: Array, around: Array, left: Array, slack: Array) -> Int[Array, ""]:
     """Among those left, the index of the largest count, then the largest coordinates.
 
-    Coordinates that differ by rounding only are equal.
+    Coordinates that differ by no more than the slack are equal.
     """
-    for values in (around, *positions.T):
+    left &= around == jnp.max(jnp.where(left, around, 0))
+    for values in positions.T:
         left &= values >= jnp.max(jnp.where(left, values, -jnp.inf)) - slack
     return jnp.argmax(left)
 

@@ -2,9 +2,11 @@
 
 A message of noise is as long as the model, for every client and round. On CPU ``jax.random``
 runs the rounds of its generator as a loop over arrays in memory; written out, they fuse with
-the map to the distribution and with what uses the noise, in a third of the time. The generator
-is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy
-as 1, 2, 3", SC 2011), counting elements, as JAX counts them by default.
+the map to the distribution and with what uses the noise, in a third of the processor time.
+
+The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011), counting elements, as JAX counts them unless its flag
+``jax_threefry_partitionable`` is off. A draw that is none of these is left to ``jax.random``.
 """
 
 import math
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float, Key, UInt32
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 """The constant of the third word of the key."""
-LEAST = np.nextafter(np.float32(-1), np.float32(0))
+LOWEST = np.nextafter(np.float32(-1), np.float32(0))
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
@@ -39,12 +41,13 @@ def laplace(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Fl
 def _written_out(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Whether the draw is one that this module makes; any other is JAX's own."""
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
-    return threefry and dtype == jnp.float32 and math.prod(shape) < 2**32
+    counted = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    return threefry and counted and dtype == jnp.float32 and math.prod(shape) < 2**32
 
 
 def _bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """32 random bits for every element, from the element's place in row-major order."""
-    first, second = jax.random.key_data(key)
+    first, second = jax.random.key_data(key).reshape(2)
     keys = (first, second, first ^ second ^ np.uint32(PARITY))
     high = jnp.broadcast_to(keys[0], shape)
     low = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) + keys[1]
@@ -61,4 +64,4 @@ def _uniform(bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
     """In (-1, 1): 23 bits, as the fraction of a float32 in [1, 2)."""
     fraction = bits >> np.uint32(9) | np.float32(1).view(np.uint32)
     unit = jax.lax.bitcast_convert_type(fraction, jnp.float32) - 1
-    return jnp.maximum(LEAST, unit * (1 - LEAST) + LEAST)
+    return jnp.maximum(LOWEST, unit * (1 - LOWEST) + LOWEST)

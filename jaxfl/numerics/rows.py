@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.numerics.columns import map_columns, sum_columns
 
 WIDTH = 8192
-"""Columns per block of a matrix product: wide enough for it to run at full rate."""
+"""Columns per block of combinations of rows, and of other passes that form a row or a few."""
 PRODUCT_WIDTH = 4096
 """Columns per block of a product of all rows with all rows."""
 FEW_ROWS, TOGETHER = 64, 16
@@ -66,7 +66,7 @@ def centred_gram(
     row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling; without a pilot the
     products are about the origin, where the angles of short rows keep their precision.
 
-    Cost: one read of the matrix, ``n^2 d`` multiply-adds, of many rows little more than half.
+    Cost: one read of the matrix, ``n^2 d`` multiply-adds; from 1000 rows on 0.6 of them.
     """
     dtype = accumulator(rows.dtype)
     keep = jnp.concatenate([usable, jnp.ones(references.shape[0], bool)])
@@ -84,10 +84,14 @@ def centred_gram(
     return _sum_products(block_gram, rows, references)
 
 
-def gram(rows: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    """Inner products of all rows. Cost: as ``centred_gram``."""
-    n = rows.shape[0]
-    return _sum_products(lambda block: _products_of_all(lambda part: block[part], n), rows)
+def inner_products(rows: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    """Of all rows with all rows, in float32 or better. Cost: as ``centred_gram``."""
+    n, dtype = rows.shape[0], accumulator(rows.dtype)
+
+    def block_products(block: Array) -> Array:
+        return _products_of_all(lambda part: block[part].astype(dtype), n)
+
+    return _sum_products(block_products, rows)
 
 
 def _sum_products(
@@ -98,11 +102,11 @@ def _sum_products(
 
 
 def _products_of_all(
-    take: Callable[[slice], Float[Array, "_ c"]], rows: int
+    take: Callable[[slice], Float[Array, "_ c"]], count: int
 ) -> Float[Array, "m m"]:
     """Inner products of so many rows, taken in parts; what is below the diagonal is copied."""
-    parts = max(1, min(MOST_PARTS, rows // LEAST_ROWS))
-    edges = [rows * i // parts for i in range(parts + 1)]
+    parts = max(1, min(MOST_PARTS, count // LEAST_ROWS))
+    edges = [count * i // parts for i in range(parts + 1)]
     taken = [take(slice(a, b)) for a, b in itertools.pairwise(edges)]
     products = {
         (i, j): jnp.matmul(taken[i], taken[j].T, precision="highest")

@@ -15,7 +15,6 @@ BAD = (np.nan, np.inf, -np.inf, 1e30, -3e38)
 few = settings(
     max_examples=12,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

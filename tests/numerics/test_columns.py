@@ -88,16 +88,25 @@ def test_gradient(matrix, width):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(matrix), 2 * matrix + 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [511, 512, 2048, 4096, 4097, 20_000])
+@pytest.mark.parametrize("columns", [2047, 2048, 2049, 4096, 20_001])
 def test_blocks_that_run_together_add_up(columns):
-    matrix = np.random.default_rng(0).normal(size=(3, columns)).astype(np.float32)
+    matrix = jax.random.normal(jax.random.key(0), (3, columns))
+    seen = []
 
-    @jax.jit
-    def products(m):
-        return sum_columns(lambda block: block @ block.T, m, width=1024, together=4)
+    def products(block):
+        seen.append(block.shape[-1])
+        return block @ block.T
 
-    expected = matrix.astype(np.float64) @ matrix.T.astype(np.float64)
-    np.testing.assert_allclose(products(matrix), expected, rtol=1e-4, atol=1e-2)
+    def total(m):
+        return sum_columns(products, m, width=1024, together=4)
+
+    exact = np.asarray(matrix, np.float64)
+    np.testing.assert_allclose(jax.jit(total)(matrix), exact @ exact.T, rtol=1e-4, atol=1e-2)
+    assert columns <= 2048 or max(seen) <= 1024
+    pair = jnp.stack([matrix, -2 * matrix])
+    np.testing.assert_allclose(jax.vmap(total)(pair)[1], 4 * total(matrix), rtol=1e-4, atol=1e-2)
+    slope = jax.jit(jax.grad(lambda m: jnp.trace(total(m))))(matrix)
+    np.testing.assert_allclose(slope, 2 * matrix, rtol=1e-5)
 
 
 def test_a_single_device_has_no_mesh():

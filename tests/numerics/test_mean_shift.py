@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
 from sklearn.cluster import MeanShift, estimate_bandwidth
@@ -173,6 +173,9 @@ def test_few_or_no_usable_points(present):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
+@example(271)
+@example(2493)
+@example(10959)
 def test_neither_order_nor_ties_nor_scale_matter(seed):
     """Points on a lattice lie on the rims of balls; rounding must not decide."""
     rng = np.random.default_rng(seed)
@@ -184,7 +187,8 @@ def test_neither_order_nor_ties_nor_scale_matter(seed):
     order = rng.permutation(11)
     permuted = chosen(points[order], usable[order], deviations[order])
     np.testing.assert_array_equal(permuted, expected[order])
-    np.testing.assert_array_equal(chosen(np.float32(0.3) * points, usable, deviations), expected)
+    for scale in np.float32([0.3, 2e6]):
+        np.testing.assert_array_equal(chosen(scale * points, usable, deviations), expected)
 
 
 def test_inside_a_scan_a_vmap_and_a_gradient():

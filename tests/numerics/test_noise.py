@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import enable_x64
 
+from jaxfl.devices import working_set
 from jaxfl.numerics import noise
 
 LAWS = {"normal": jax.random.normal, "laplace": jax.random.laplace}
@@ -35,6 +36,22 @@ def test_every_key_of_a_vmap_draws_its_own(law):
     drawn, expected = (jax.vmap(partial(one, shape=(40,), dtype=SINGLE))(keys) for one in law)
     np.testing.assert_array_equal(drawn, expected)
     assert len(np.unique(np.asarray(drawn))) == 240
+
+
+def test_bits_that_cannot_be_drawn_in_parts_are_left_to_jax(law):
+    ours, theirs = law
+    key = jax.random.key(3)
+    with jax.threefry_partitionable(False):
+        np.testing.assert_array_equal(ours(key, (9,), SINGLE), theirs(key, (9,), SINGLE))
+    with jax.threefry_partitionable(True):
+        np.testing.assert_array_equal(ours(key, (9,), SINGLE), theirs(key, (9,), SINGLE))
+
+
+def test_a_draw_needs_no_more_memory_than_jaxs(law):
+    ours, theirs = (
+        working_set(partial(one, shape=(100,), dtype=SINGLE), jax.random.key(0)) for one in law
+    )
+    assert 0 < ours <= theirs
 
 
 def test_other_types_and_generators_are_left_to_jax(law):

@@ -211,13 +211,13 @@ def test_double_precision():
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=False)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None)
 @given(hnp.arrays(np.float32, (6, 3), elements=FLOATS), st.integers(0, 6))
 def test_smallest_of_anything(values, k):
     np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None)
 @given(hnp.arrays(np.float32, (7, 3), elements=FLOATS))
 def test_one_rank_of_anything(values):
     got = mean_of_ranks(values, 3, 4)
