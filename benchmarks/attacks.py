@@ -60,9 +60,9 @@ from jaxfl.attacks import (
 )
 from jaxfl.attacks.base import Defence, attack_rows
 from jaxfl.clients import FedSGD
+from jaxfl.federation import Federation
 from jaxfl.models import MLP
 from jaxfl.optimizers import SGD
-from jaxfl.parts import Federation
 from jaxfl.preaggregators import NNM
 from jaxfl.simulation import Simulation, make_plan
 from jaxfl.types import Context, PyTree, Spec

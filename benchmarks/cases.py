@@ -12,11 +12,11 @@ from jaxfl.attacks import ALIE, NoAttack
 from jaxfl.clients import FedSGD
 from jaxfl.data import IID, FederatedData, from_arrays
 from jaxfl.devices import compile_for, copy_to
-from jaxfl.federation import Plan, _client_phase, init_state, run_round
+from jaxfl.federation import Federation
 from jaxfl.models import MLP, Model, SignGuardCNN
 from jaxfl.optimizers import SGD
-from jaxfl.parts import Federation
 from jaxfl.preaggregators import NNM
+from jaxfl.round import Plan, _client_phase, init_state, run_round
 from jaxfl.simulation import make_plan
 from jaxfl.types import PyTree
 

@@ -29,9 +29,9 @@ from jaxfl.aggregators import Aggregator, Krum, Mean, Median, Pipeline, TrimmedM
 from jaxfl.attacks import IPM, NoAttack
 from jaxfl.clients import FedSGD
 from jaxfl.data import IID, Dataset, mnist
+from jaxfl.federation import Federation
 from jaxfl.models import SignGuardCNN
 from jaxfl.optimizers import SGD
-from jaxfl.parts import Federation
 from jaxfl.preaggregators import NNM
 from jaxfl.simulation import Simulation
 

@@ -84,6 +84,7 @@ from jaxfl.evaluation import History as History
 from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
+from jaxfl.federation import Federation as Federation
 from jaxfl.optimizers import SGD as SGD
 from jaxfl.optimizers import Adagrad as Adagrad
 from jaxfl.optimizers import Adam as Adam
@@ -94,7 +95,6 @@ from jaxfl.participation import Cyclic as Cyclic
 from jaxfl.participation import Full as Full
 from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
-from jaxfl.parts import Federation as Federation
 from jaxfl.preaggregators import ARC as ARC
 from jaxfl.preaggregators import NNM as NNM
 from jaxfl.preaggregators import Bucketing as Bucketing

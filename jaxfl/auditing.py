@@ -16,16 +16,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from jaxfl.accounting import calibrate, guarantee
+from jaxfl.accounting.releases import replaces
 from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
 from jaxfl.data.dataset import FederatedData
-from jaxfl.federation import Federation, Plan, exchange, init_state, run_round, unusual_clients
 from jaxfl.models.objective import Objective
-from jaxfl.privacy import calibrate, guarantee
 from jaxfl.privacy.base import LAPLACE, clipped
 from jaxfl.privacy.central import CentralPrivacy
 from jaxfl.privacy.example import ExamplePrivacy
-from jaxfl.privacy.mechanism import replaces
+from jaxfl.round import Federation, Plan, exchange, init_state, minority_clients, run_round
 from jaxfl.simulation import make_plan
 from jaxfl.types import Batch, Context, State
 
@@ -187,11 +187,11 @@ def _run(
 ) -> tuple[Float[Array, " m"], Int[Array, " K"]]:
     """The whole run: every canary's score, and how often each client took part."""
     planted: Any = federation.algorithm
-    privacy, unusual = federation.privacy, unusual_clients(data, state)
+    privacy, minority_of = federation.privacy, minority_clients(data, state)
 
     def body(carry: Any, _: None) -> tuple[Any, None]:
         before, scores = carry
-        state, _record = run_round(federation, plan, data, before, unusual)
+        state, _record = run_round(federation, plan, data, before, minority_of)
         if isinstance(privacy, CentralPrivacy):
             # A round of a larger clip has more noise.
             released = state.server[1] / privacy.threshold(before.privacy)
@@ -228,7 +228,7 @@ def _gradients(planted: Any, privacy: Any, plan: Plan, state: State) -> Float[Ar
 
     def gradient(inputs: Array, label: Array) -> Array:
         batch = Batch(inputs[None], label[None], jnp.ones((1,), bool))
-        whole = jax.grad(loss, has_aux=True)(params, state.statistics, batch, jax.random.key(0))
+        whole = jax.grad(loss, has_aux=True)(params, state.model_state, batch, jax.random.key(0))
         flat = ravel_pytree(whole[0])[0].astype(jnp.float32)
         return clipped(flat, jnp.asarray(privacy.clip, jnp.float32))
 

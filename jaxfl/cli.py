@@ -13,7 +13,7 @@ from rich.syntax import Syntax
 
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
-from jaxfl.data.catalog import SOURCES
+from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import schema
 from jaxfl.experiments.environment import StopSignals
 from jaxfl.experiments.findings import verdicts
@@ -21,8 +21,8 @@ from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
 from jaxfl.registry import build, unknown
-from jaxfl.report.catalogue import attacks_table, catalogue, rules_table
 from jaxfl.report.compare import comparison
+from jaxfl.report.components import attacks_table, catalogue, rules_table
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
 from jaxfl.report.plots import accuracy_plot, sweep_plot
@@ -42,7 +42,9 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="A packaged experiment or a TOML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
@@ -61,33 +63,33 @@ def run(
     """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    plan = schema.load(experiment, settings or [], reduced=reduced)
-    check(plan)
+    experiment = schema.load(name, settings or [], reduced=reduced)
+    check(experiment)
     use_compilation_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
     if not quiet:
-        for said in privacy_statements(plan):
+        for said in privacy_statements(experiment):
             console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
     results: list[Result] = []
-    path = out or Path("runs") / (f"{plan.name}_reduced" if reduced else plan.name)
+    path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
     with (
-        RunFolder(path, plan, resume=resume) as folder,
+        RunFolder(path, experiment, resume=resume) as folder,
         StopSignals() as signals,
-        Watcher(plan, console, quiet=quiet) as watcher,
+        Watcher(experiment, console, quiet=quiet) as watcher,
     ):
         try:
             for result in run_experiment(folder, watcher.watch, lambda: signals.asked):
                 results.append(result)
         except Interrupted:
             done = folder.progress
-            place = f"round {done.round} of cell {done.cell + 1} of {len(plan.cells)}"
+            place = f"round {done.round} of cell {done.cell + 1} of {len(experiment.cells)}"
             raise Interrupted(f"stopped after {place}; go on with --resume") from None
         results = conclude(results)
-        write_tables(path, plan, results)
-        accuracy_plot(path / "accuracy.png", plan, results)
-        swept = sweep_plot(path / "sweep.png", plan, results)
-    console.print(result_table(plan, results))
-    for verdict in verdicts(plan, results):
+        write_tables(path, experiment, results)
+        accuracy_plot(path / "accuracy.png", experiment, results)
+        swept = sweep_plot(path / "sweep.png", experiment, results)
+    console.print(result_table(experiment, results))
+    for verdict in verdicts(experiment, results):
         console.print(f"Stated: {verdict}", highlight=False, soft_wrap=True)
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
@@ -99,22 +101,24 @@ def list_experiments() -> None:
     """List the packaged experiments."""
     console = Console()
     for name in schema.packaged():
-        plan = schema.load(name)
-        size = f"{len(plan.cells)} cells, {len(plan.cells[0].seeds)} seeds"
-        console.print(f"{name}: {plan.title} ({size})", highlight=False)
+        experiment = schema.load(name)
+        size = f"{len(experiment.cells)} cells, {len(experiment.cells[0].seeds)} seeds"
+        console.print(f"{name}: {experiment.title} ({size})", highlight=False)
 
 
 @app.command()
 def show(
-    experiment: Annotated[str, typer.Argument(help="A packaged experiment or a TOML file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
 ) -> None:
     """Show an experiment as TOML, with changes applied."""
-    plan = schema.load(experiment, settings or [])
-    text = tomli_w.dumps(plan.table)
+    experiment = schema.load(name, settings or [])
+    text = tomli_w.dumps(experiment.table)
     if sys.stdout.isatty():
         Console().print(Syntax(text, "toml", background_color="default"))
     else:

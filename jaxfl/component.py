@@ -4,7 +4,8 @@ import dataclasses
 import inspect
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union, dataclass_transform
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar, Union, dataclass_transform
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ Scalar = float | np.ndarray | Array
 """A continuous hyper-parameter: a pytree leaf, so it can be swept by ``vmap``."""
 
 C = TypeVar("C", bound="Component")
+V = TypeVar("V")
 
 _STATIC = (int, bool, str, float, type(None))
 
@@ -32,6 +34,29 @@ def field(
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {name: bound for name, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata={"bounds": metadata, "choices": choices})
+
+
+class capability(Generic[V]):  # noqa: N801 - used like a keyword, as ``property`` is
+    """What a component can do or needs, declared once in its class and no field of it.
+
+    ``accepts_absent = capability(True)``, or, where it depends on the component's fields, as a
+    decorator of a method, like ``property``. Read as an attribute of a component; of the class
+    only where it is a value.
+    """
+
+    def __init__(self, value: V | Callable[[Any], V]) -> None:
+        self._value = value
+        self._name = "capability"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> V:
+        if not callable(self._value):
+            return self._value
+        if instance is None:
+            raise AttributeError(f"{owner.__name__}.{self._name} depends on its fields: ask one")
+        return self._value(instance)
 
 
 @dataclass_transform(

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxfl.data.dataset import FederatedData
-from jaxfl.fairness import FairnessMetrics, fairness_metrics
-from jaxfl.federation import FederationState, Plan
+from jaxfl.metrics import FairnessMetrics, fairness_metrics
 from jaxfl.record import RoundRecord
+from jaxfl.round import FederationState, Plan
 from jaxfl.types import Struct
 
 EVALUATION_BATCH = 500
@@ -52,9 +52,9 @@ def evaluate(
     def over(inputs: Array, labels: Array, change: Any = lambda x: x) -> tuple[Array, Array]:
         def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
             # One sample a call, vmapped by ``map``: a remainder needs no padding.
-            seen = change(data.prepare(pair[0][None]))
+            seen = change(data.normalise(pair[0][None]))
             losses, correct = plan.objective.evaluate(
-                state.params, state.statistics, seen, pair[1][None]
+                state.params, state.model_state, seen, pair[1][None]
             )
             return losses[0], correct[0]
 
@@ -134,4 +134,4 @@ class History:
         state = self.state
         if np.ndim(state.params) == 2:
             state = jax.tree.map(lambda x: x[0], state)
-        return self.simulation.plan.objective.module(state.params, state.statistics)
+        return self.simulation.plan.objective.module(state.params, state.model_state)

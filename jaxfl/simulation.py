@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
@@ -26,24 +27,24 @@ from jaxfl.devices import (
 )
 from jaxfl.evaluation import Evaluation, History, evaluate
 from jaxfl.fairness import Fairness
-from jaxfl.federation import (
-    Exchange,
-    FederationState,
-    Plan,
-    exchange,
-    init_state,
-    run_round,
-    unusual_clients,
-)
+from jaxfl.federation import Federation
 from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.per_example import check_per_example
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.parts import Federation
-from jaxfl.privacy import ExamplePrivacy, Privacy, calibrate, caveats
+from jaxfl.privacy import ExamplePrivacy, Privacy
 from jaxfl.privacy.base import NOISE_FIRST
 from jaxfl.record import RoundRecord
+from jaxfl.round import (
+    Exchange,
+    FederationState,
+    Plan,
+    exchange,
+    init_state,
+    minority_clients,
+    run_round,
+)
 from jaxfl.types import Batch, PyTree, Spec
 
 
@@ -83,7 +84,7 @@ def make_plan(
     if federation.privacy is not None and not federation.privacy.calibrated:
         raise ValueError(
             f"{type(federation.privacy).__name__}: epsilon is a target; "
-            "jaxfl.privacy.calibrate finds the noise"
+            "jaxfl.accounting.calibrate finds the noise"
         )
     if federation.privacy is not None:
         check_per_example(objective)
@@ -114,14 +115,14 @@ def _most_byzantine(federation: Federation, cohort: int) -> int:
 def _automatic_chunk(
     federation: Federation, objective: Objective, data: FederatedData, spec: Spec, runs: int
 ) -> int:
-    def one_client(params: Array, statistics: PyTree, key: Array) -> PyTree:
+    def one_client(params: Array, model_state: PyTree, key: Array) -> PyTree:
         def load(place: Array, mask: Array, key: Array) -> Batch:
             inputs, labels = data.samples(place)
             return Batch(inputs, labels, mask)
 
         samples = Samples(jnp.int32(1), load, data.capacity)
         server = federation.algorithm.init_server(spec)
-        broadcast = Broadcast(objective.unravel(params), statistics, jnp.int32(0), server)
+        broadcast = Broadcast(objective.unravel(params), model_state, jnp.int32(0), server)
         memory, work, privacy = federation.algorithm.init(spec), objective, federation.privacy
         if isinstance(privacy, ExamplePrivacy):
             work = privacy.private(objective, samples.count, federation.algorithm.batch_size)
@@ -129,8 +130,8 @@ def _automatic_chunk(
         return federation.algorithm.step(work, broadcast, samples, memory, key)
 
     key = jax.random.key(0)
-    params, statistics = jax.eval_shape(objective.init, key)
-    return choose_chunk(spec.cohort, runs * working_set(one_client, params, statistics, key))
+    params, model_state = jax.eval_shape(objective.init, key)
+    return choose_chunk(spec.cohort, runs * working_set(one_client, params, model_state, key))
 
 
 def run_block(
@@ -152,10 +153,10 @@ def run_rounds(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState, *, rounds: int
 ) -> tuple[FederationState, RoundRecord]:
     """``rounds`` rounds in one ``scan``: one program, compiled once. Pure."""
-    unusual = unusual_clients(data, state)
+    minority_of = minority_clients(data, state)
 
     def body(state: FederationState, _: None) -> tuple[FederationState, RoundRecord]:
-        return run_round(federation, plan, data, state, unusual)
+        return run_round(federation, plan, data, state, minority_of)
 
     return jax.lax.scan(body, state, None, length=rounds)
 
@@ -381,7 +382,7 @@ def simulate(
     participation: Participation = Full(),
     privacy: Privacy | None = None,
     fairness: Fairness | None = None,
-    noise: str = NOISE_FIRST,
+    noise_order: str = NOISE_FIRST,
     seed: int = 0,
     evaluate_every: int = 10,
     progress: Callable[[Evaluation, RoundRecord], None] | None = None,
@@ -412,7 +413,7 @@ def simulate(
         privacy=privacy,
         fairness=fairness,
         byzantine=byzantine,
-        noise=noise,
+        noise_order=noise_order,
     )
     federation = calibrate(federation, np.asarray(data.count), rounds)
     for caveat in caveats(federation, rounds):

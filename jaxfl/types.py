@@ -50,7 +50,7 @@ class Context(Struct):
     present: Bool[Array, " n"] | None = None
     """Which slots hold a client (Poisson sampling); None: all."""
     params: Float[Array, " d"] | None = None
-    statistics: PyTree = None
+    model_state: PyTree = None
     """State of the model that is not trained; None for a model without."""
     root_update: Float[Array, " d"] | None = None
     """What a client with the server's own samples would send."""

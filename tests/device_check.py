@@ -105,7 +105,7 @@ def noise() -> None:
     )
     check("noise_then_attack", private, ways=WAYS[:1])
     two = [DATASET.split(Dirichlet(alpha=0.5), CLIENTS, seed=s) for s in (1, 2)]
-    late = private.replace(noise="attack_then_noise")
+    late = private.replace(noise_order="attack_then_noise")
     check("attack_then_noise, two seeds", late, data=two, seeds=(1, 2))
 
 

@@ -37,11 +37,11 @@ from jaxfl import (
 from jaxfl.clients import Message
 from jaxfl.data import from_arrays
 from jaxfl.fairness import QFFL
-from jaxfl.federation import init_state
 from jaxfl.models import MLP, Softmax
 from jaxfl.optimizers import Adagrad
 from jaxfl.participation import Poisson
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy
+from jaxfl.round import init_state
 from jaxfl.simulation import make_plan, run_rounds
 from jaxfl.types import Context
 
@@ -423,7 +423,7 @@ def finish(algorithm, there):
     updates, share = jnp.arange(12.0).reshape(3, 4), jnp.asarray(there / 8)
     present = jnp.arange(3) < there
     mean = jnp.sum(updates[:there], axis=0) / max(there, 1)
-    sent = Message(update=updates, loss=jnp.ones(3), statistics=(), steps=jnp.ones(3))
+    sent = Message(update=updates, loss=jnp.ones(3), model_state=(), steps=jnp.ones(3))
     context = Context.of(3, present=present, weights=present / max(there, 1))
     return algorithm.finish(MEMORY, mean, sent, context, share), np.asarray(mean)
 
@@ -495,7 +495,7 @@ def test_fedavg_s_schedule_counts_rounds():
 
 
 def test_a_round_without_anybody_keeps_the_momentum_of_mime_lite():
-    sent = Message(update=jnp.zeros((3, 8)), loss=jnp.ones(3), statistics=(), steps=jnp.ones(3))
+    sent = Message(update=jnp.zeros((3, 8)), loss=jnp.ones(3), model_state=(), steps=jnp.ones(3))
     step, m = MimeLite().finish(MEMORY, jnp.zeros(8), sent, Context.of(3), jnp.zeros(()))
     close(m, MEMORY)
     close(step, np.zeros(4))

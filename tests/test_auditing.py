@@ -15,10 +15,10 @@ from jaxfl.clients import SCAFFOLD
 from jaxfl.component import Scalar
 from jaxfl.data import from_arrays
 from jaxfl.fairness import TERM
-from jaxfl.federation import ATTACK_FIRST, init_state
 from jaxfl.models import Softmax
 from jaxfl.participation import Uniform
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
+from jaxfl.round import ATTACK_FIRST, init_state
 from jaxfl.simulation import make_plan, run_rounds
 
 ROUNDS = 5
@@ -185,7 +185,7 @@ def test_examples_with_a_tenth_of_the_noise_are_refuted():
 
 LOCAL = MessagePrivacy(clip=0.5, noise_multiplier=3.0)
 OTHERS = {
-    "attack before noise": (LOCAL, UNDER_ATTACK | {"noise": ATTACK_FIRST}, NARROW),
+    "attack before noise": (LOCAL, UNDER_ATTACK | {"noise_order": ATTACK_FIRST}, NARROW),
     "laplace": (LOCAL.replace(mechanism="laplace"), {}, NARROW),
     "other algorithm": (LOCAL, {"algorithm": FedAvg(batch_size=1)}, NARROW),
     "local, half take part": (LOCAL, {"participation": Uniform(fraction=0.5)}, NARROW),

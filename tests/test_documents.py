@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
-from jaxfl.report.catalogue import attacks_table, paper, rules_table, sentence
+from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 
 ROOT = Path(__file__).parent.parent
 

@@ -94,7 +94,7 @@ def test_weights_are_put_on_what_the_mechanism_made(order):
         privacy=MessagePrivacy(clip=0.5, noise_multiplier=0.3),
         attack=SignFlip(),
         byzantine=2,
-        noise=order,
+        noise_order=order,
         aggregator=Median(),
     )
     plain, fair = (

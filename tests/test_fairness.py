@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxfl.aggregators import Mean
-from jaxfl.fairness import AFL, QFFL, TERM, Fairness, fairness_metrics, minority
+from jaxfl.fairness import AFL, QFFL, TERM, Fairness
+from jaxfl.metrics import fairness_metrics, minority
 from jaxfl.types import Context, Spec
 
 SPREAD = np.array([1e-8, 1e-4, 0.1, 1.0, 2.5, 30.0, 1e4])

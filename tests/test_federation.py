@@ -142,7 +142,7 @@ def test_noise_first_leaves_crafted_rows_alone():
     mean = np.mean(first.sent[~byzantine], axis=0)
     np.testing.assert_allclose(first.sent[byzantine], -100 * mean[None].repeat(2, 0), rtol=1e-4)
 
-    last = simulation(federation.replace(noise="attack_then_noise")).messages()
+    last = simulation(federation.replace(noise_order="attack_then_noise")).messages()
     np.testing.assert_allclose(np.linalg.norm(last.sent, axis=1), 0.1, rtol=1e-4)
     assert np.linalg.norm(last.own[~byzantine], axis=1).min() > 0.1
 
@@ -153,7 +153,7 @@ def test_noise_is_each_clients_own_and_new_every_round(order):
         algorithm=FedSGD(),
         optimizer=SGD(learning_rate=1e-9),
         privacy=MessagePrivacy(noise_multiplier=1.0),
-        noise=order,
+        noise_order=order,
     )
     run = simulation(federation)
     clean = simulation(federation.replace(privacy=None)).messages().sent

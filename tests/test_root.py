@@ -21,8 +21,8 @@ from jaxfl import (
     Zeno,
 )
 from jaxfl.data import IID, Dirichlet, Natural, RootData, digits, from_arrays, synthetic
-from jaxfl.federation import run_round
 from jaxfl.models import MLP, Softmax
+from jaxfl.round import run_round
 from jaxfl.types import Aggregated, Batch, Context, Info
 
 DATASET = synthetic(samples=300, features=6, classes=4)

@@ -219,7 +219,7 @@ def test_an_own_module(how):
         Federation(algorithm=FedSGD()), data, model, evaluate_every=1, seeds=(3,)
     )
     kernel = simulation.plan.objective.module(
-        simulation.state.params, simulation.state.statistics
+        simulation.state.params, simulation.state.model_state
     ).out.kernel
     given = bool(jnp.all(kernel.get_value() == module.out.kernel.get_value()))
     assert given == (how == "instance")

@@ -3,7 +3,6 @@
 from jaxfl.aggregators.auto_gm import AutoGM as AutoGM
 from jaxfl.aggregators.base import Aggregator as Aggregator
 from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
-from jaxfl.aggregators.base import PreAggregator as PreAggregator
 from jaxfl.aggregators.base import WeightingRule as WeightingRule
 from jaxfl.aggregators.bulyan import Bulyan as Bulyan
 from jaxfl.aggregators.caf import CAF as CAF
@@ -26,6 +25,7 @@ from jaxfl.aggregators.loss_rejection import LossRejection as LossRejection
 from jaxfl.aggregators.mda import MDA as MDA
 from jaxfl.aggregators.mean import Mean as Mean
 from jaxfl.aggregators.mean import Oracle as Oracle
+from jaxfl.aggregators.mixing import PreAggregator as PreAggregator
 from jaxfl.aggregators.monna import MoNNA as MoNNA
 from jaxfl.aggregators.norms import CGE as CGE
 from jaxfl.aggregators.norms import NBS as NBS

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators import stages
+from jaxfl.aggregators.mixing import (
+    PreAggregator,
+    context_of,
+    measure_mixed,
+    mix_block,
+    to_clients,
+)
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component
 from jaxfl.numerics import columns, order, rows
@@ -59,7 +65,7 @@ class Aggregator(Component):
 
     def aggregate_mixed(
         self,
-        pre: Sequence["PreAggregator"],
+        pre: Sequence[PreAggregator],
         updates: Float[Array, "n d"],
         state: State,
         context: Context,
@@ -69,17 +75,17 @@ class Aggregator(Component):
         Here the mixed rows are formed; a row that is not usable is NaN.
         """
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
-        statistics, mixing = stages.run(pre, updates, none, context, frozenset())
+        statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         if mixing is None:
             return self.aggregate(updates, state, context)
 
         def form(block: Array) -> Array:
-            mixed = stages.mix_block(block.astype(mixing.dtype), mixing)
+            mixed = mix_block(block.astype(mixing.dtype), mixing)
             return jnp.where(statistics.usable[:, None], mixed, jnp.nan)
 
         mixed = columns.map_columns(form, updates, width=rows.WIDTH).astype(updates.dtype)
-        result = self.aggregate(mixed, state, stages.context_of(mixing.shape[0], context))
-        return result.replace(info=stages.to_clients(result.info, mixing))
+        result = self.aggregate(mixed, state, context_of(mixing.shape[0], context))
+        return result.replace(info=to_clients(result.info, mixing))
 
     def __call__(
         self, updates: PyTree, *, context: Context | None = None, state: State = None
@@ -185,7 +191,7 @@ class WeightingRule(Aggregator):
 
     def aggregate_mixed(
         self,
-        pre: Sequence["PreAggregator"],
+        pre: Sequence[PreAggregator],
         updates: Float[Array, "n d"],
         state: State,
         context: Context,
@@ -196,7 +202,7 @@ class WeightingRule(Aggregator):
         references = jnp.zeros((0, d), updates.dtype) if own is None else own.astype(updates.dtype)
         if not self.needs and not pre and own is None:
             return self._aggregate_once(updates, state, context)
-        statistics, mixing = stages.run(
+        statistics, mixing = measure_mixed(
             pre,
             updates,
             references,
@@ -206,13 +212,13 @@ class WeightingRule(Aggregator):
             gram_wanted=self.wants_gram(state, context),
         )
         m = statistics.usable.shape[0]
-        seen = stages.context_of(m, context)
+        seen = context_of(m, context)
         weights, info = self.weigh(statistics, state, seen)
         own_weights = weights[m:]
         weights = weights[:m]
         if mixing is not None:
             weights = jnp.matmul(weights, mixing, precision="highest")
-            info = stages.to_clients(info, mixing)
+            info = to_clients(info, mixing)
         missing = references.shape[0] - own_weights.shape[0]
         weights = jnp.concatenate([weights, jnp.pad(own_weights, (0, missing))])
         assert statistics.clean is not None
@@ -240,7 +246,7 @@ class WeightingRule(Aggregator):
         room = jnp.sum(jnp.square(hopeful.astype(weights.dtype) / least))
 
         def careful() -> tuple[Array, Info]:
-            statistics, _ = stages.run((), updates, none, context, frozenset())
+            statistics, _ = measure_mixed((), updates, none, context, frozenset())
             weights, info = self.weigh(statistics, state, context)
             return rows.combine(weights, updates, none), info
 
@@ -260,7 +266,7 @@ class CoordinatewiseRule(Aggregator):
 
     def aggregate_mixed(
         self,
-        pre: Sequence["PreAggregator"],
+        pre: Sequence[PreAggregator],
         updates: Float[Array, "n d"],
         state: State,
         context: Context,
@@ -270,14 +276,14 @@ class CoordinatewiseRule(Aggregator):
         statistics = mixing = None
         if pre:
             none = jnp.zeros((0, updates.shape[1]), updates.dtype)
-            statistics, mixing = stages.run(pre, updates, none, context, frozenset())
+            statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         diagonal = all(stage.diagonal for stage in pre)
 
         def block_reduce(block: Array) -> Array:
             block = block.astype(dtype)
             if mixing is not None:
                 assert statistics is not None
-                block = stages.mix_block(block, mixing, diagonal)
+                block = mix_block(block, mixing, diagonal)
                 block = jnp.where(statistics.usable[:, None], block, jnp.inf)
             return self.reduce(block, context)
 
@@ -287,30 +293,6 @@ class CoordinatewiseRule(Aggregator):
         if mixing is not None and any(stage.selects for stage in pre):
             info = Info(selected=jnp.any(mixing != 0, axis=0))
         return Aggregated(update=output, state=state, info=info)
-
-
-class PreAggregator(Component):
-    """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract."""
-
-    accepts_absent: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    affine: ClassVar[bool] = True
-    """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
-    diagonal: ClassVar[bool] = False
-    """The matrix only rescales rows."""
-    selects: ClassVar[bool] = False
-    """Hands on only some of the rows, or means of only some."""
-
-    def check(self, n: int) -> None:
-        """Raises ValueError where the mixing is not defined for n rows."""
-
-    def rows(self, n: int) -> int:
-        """How many rows are handed on."""
-        return n
-
-    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
-        """The matrix; a row of zeros marks the mixed row as not usable."""
-        raise NotImplementedError
 
 
 def needs_more_than(rule: Any, n: int, least: int, condition: str) -> None:

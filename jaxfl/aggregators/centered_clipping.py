@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import PreAggregator, WeightingRule
+from jaxfl.aggregators.base import WeightingRule
+from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
-from jaxfl.aggregators.candidates import (
+from jaxfl.aggregators.root_losses import (
     evaluate,
     evaluate_each,
-    mean_of,
+    mean_of_kept,
     rejected,
     usable_rows,
 )
@@ -75,4 +75,4 @@ class LossRejection(Aggregator):
         if self.method != "err":
             kept &= ~rejected(rise, usable, context, self.f)
         impact = whole.error - error if self.method == "err" else -rise
-        return mean_of(kept, usable, updates, jnp.where(usable, impact, jnp.inf), state)
+        return mean_of_kept(kept, usable, updates, jnp.where(usable, impact, jnp.inf), state)

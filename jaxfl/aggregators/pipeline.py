@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import Aggregator, PreAggregator
+from jaxfl.aggregators.base import Aggregator
+from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.types import Aggregated, Context, Spec, State
 
 

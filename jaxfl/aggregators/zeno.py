@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
-from jaxfl.aggregators.candidates import (
+from jaxfl.aggregators.root_losses import (
     evaluate,
     evaluate_each,
-    mean_of,
+    mean_of_kept,
     rejected,
     usable_rows,
 )
@@ -73,7 +73,7 @@ class Zeno(Aggregator):
         scores = -rise - jnp.asarray(self.rho, dtype) * squares
         scores = jnp.where(usable & ~jnp.isnan(scores), scores, -jnp.inf)
         kept = usable & ~rejected(scores, usable, context, self._dropped)
-        return mean_of(kept, usable, updates, jax.lax.stop_gradient(scores), state)
+        return mean_of_kept(kept, usable, updates, jax.lax.stop_gradient(scores), state)
 
     @property
     def _dropped(self) -> int:

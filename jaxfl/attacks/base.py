@@ -247,7 +247,7 @@ def own_rows(updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "a 
     return updates.at[view.attackers].get(mode="clip")
 
 
-def mean_of(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
+def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
     """The mean of the known rows, in float32 or better; 0 of none."""
     weights = known / jnp.maximum(jnp.sum(known), 1)
     nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)

@@ -9,9 +9,9 @@ from jaxfl.attacks.base import (
     Defence,
     InformedAttack,
     check_inner,
-    mean_of,
+    mean_of_known,
 )
-from jaxfl.attacks.hidden import ALIE
+from jaxfl.attacks.statistical import ALIE
 from jaxfl.types import Spec, State
 
 
@@ -69,7 +69,7 @@ class ByzMean(InformedAttack):
         defence: Defence,
     ) -> tuple[Float[Array, "a d"], State]:
         crafted, state = self.inner.craft(updates, state, view, key, defence)
-        mean = mean_of(updates, self.known(view))
+        mean = mean_of_known(updates, self.known(view))
         target, honest = crafted[0].astype(mean.dtype), jnp.sum(view.honest)
         first = view.count // 2
         rest = jnp.maximum(view.count - first, 1)

@@ -10,7 +10,7 @@ from jaxfl.attacks.base import (
     Defence,
     InformedAttack,
     mean_and_std,
-    mean_of,
+    mean_of_known,
 )
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
@@ -45,7 +45,7 @@ class FangTrim(InformedAttack):
     ) -> tuple[Float[Array, "a d"], State]:
         dtype = rows.accumulator(updates.dtype)
         if self.knowledge == FULL:
-            sign = jnp.sign(mean_of(updates, view.honest | view.own))
+            sign = jnp.sign(mean_of_known(updates, view.honest | view.own))
             honest, reach = view.honest[:, None], jnp.asarray(self.reach, dtype)
             least = jnp.min(updates, axis=0, initial=jnp.inf, where=honest).astype(dtype)
             most = jnp.max(updates, axis=0, initial=-jnp.inf, where=honest).astype(dtype)
@@ -87,7 +87,7 @@ class FangKrum(InformedAttack):
     ) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
         whole = view.honest | view.own if self.knowledge == FULL else view.own
-        sign = jnp.sign(mean_of(updates, whole))
+        sign = jnp.sign(mean_of_known(updates, whole))
         count = jnp.sum(known)
         squares = jnp.where(known, rows.squared_norms(jnp.where(known[:, None], updates, 0)), 0)
         along = jnp.where(known, rows.products(updates, sign[None])[:, 0], 0)

@@ -14,8 +14,8 @@ from jaxfl.attacks.base import (
     check_inner,
     mean_and_std,
 )
-from jaxfl.attacks.hidden import offsets
 from jaxfl.attacks.search import harm
+from jaxfl.attacks.statistical import offsets
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, Defence, mean_of
+from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, Defence, mean_of_known
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal
@@ -74,7 +74,7 @@ class Mimic(Attack):
     def _learn(self, updates: Array, state: MimicState, view: AttackView, key: Array) -> MimicState:
         """One step of the power method on all updates seen so far."""
         t = state.rounds.astype(state.mean.dtype)
-        mean = (t * state.mean + mean_of(updates, view.honest)) / (t + 1)
+        mean = (t * state.mean + mean_of_known(updates, view.honest)) / (t + 1)
         start = normal(key, mean.shape, mean.dtype)
         before = jnp.where(state.rounds == 0, start, state.direction)
         before = rows.safe_ratio(before, jnp.linalg.norm(before))

@@ -13,7 +13,7 @@ from jaxfl.attacks.base import (
     InformedAttack,
     mean_and_std,
 )
-from jaxfl.attacks.hidden import DIRECTIONS, direction_of
+from jaxfl.attacks.statistical import DIRECTIONS, direction_of
 from jaxfl.component import field
 from jaxfl.numerics import rows
 from jaxfl.types import State

@@ -14,7 +14,7 @@ from jaxfl.attacks.base import (
     Attack,
     AttackView,
     Defence,
-    mean_of,
+    mean_of_known,
     own_rows,
 )
 from jaxfl.component import Scalar, field
@@ -95,7 +95,7 @@ class SignFlip(Attack):
     ) -> tuple[Float[Array, "a_or_1 d"], State]:
         if self.of == "own":
             return -own_rows(updates, view), state
-        return -mean_of(updates, view.honest)[None], state
+        return -mean_of_known(updates, view.honest)[None], state
 
 
 class Scaling(Attack):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.stats import poisson
 
 from jaxfl.component import Component, field
-from jaxfl.models.objective import Objective, Statistics
+from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics.permutation import permute
 from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct
 
@@ -21,7 +21,7 @@ class Broadcast(Struct):
     """What the server sends to every client."""
 
     params: PyTree
-    statistics: Statistics
+    model_state: ModelState
     round: Int[Array, ""]
     server: State = ()
     """Memory of the algorithm's server half."""
@@ -77,7 +77,7 @@ class Message(Struct):
     """A gradient, or ``w_before - w_after``: the server always subtracts. ``width * d`` numbers."""
     loss: Float[Array, ""]
     """Mean training loss over the client's steps."""
-    statistics: Statistics
+    model_state: ModelState
     steps: Float[Array, ""]
     """Local steps, in units of plain gradient steps."""
 
@@ -149,7 +149,7 @@ class ClientAlgorithm(Component):
             batch = samples.load(
                 place % jnp.maximum(samples.count, 1), place < samples.count, jax.random.key(0)
             )
-            logits = objective.logits(broadcast.params, broadcast.statistics, batch.inputs)
+            logits = objective.logits(broadcast.params, broadcast.model_state, batch.inputs)
             losses = objective.loss_function(logits, batch.labels)
             return total + jnp.sum(jnp.where(batch.mask, losses, 0)), None
 

@@ -42,14 +42,14 @@ class FedSGD(ClientAlgorithm):
     ) -> tuple[Message, State]:
         order_key, load_key, model_key = jax.random.split(key, 3)
         batch = samples.batch(0, self._size(samples), order_key, load_key)
-        (loss, statistics), gradient = objective.value_and_grad(
-            broadcast.params, broadcast.statistics, batch, model_key
+        (loss, model_state), gradient = objective.value_and_grad(
+            broadcast.params, broadcast.model_state, batch, model_key
         )
         update = ravel_pytree(gradient)[0]
         if self.momentum is not None:
             beta = jnp.asarray(self.momentum, update.dtype)
             update = state = beta * state + (1 - beta) * update
-        message = Message(update=update, loss=loss, statistics=statistics, steps=jnp.ones(()))
+        message = Message(update=update, loss=loss, model_state=model_state, steps=jnp.ones(()))
         return message, state
 
     def starting_loss(

@@ -1,7 +1,7 @@
 """Several local steps a round: FedAvg and what differs from it on the client alone."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,30 +48,30 @@ def descend(
     transform = optimizer.transform(at=broadcast.round)
 
     def local_step(carry: PyTree, t: Array) -> tuple[PyTree, Array]:
-        params, statistics, memory = carry
+        params, model_state, memory = carry
         in_pass = per_epoch if steps is None else own
         epoch, step = t // in_pass, t % in_pass
         # By epoch and step in it: draws must not depend on the size of the largest client.
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
         load_key, model_key = jax.random.split(jax.random.fold_in(step_key, step))
         batch = samples.batch(step, size, order_key, load_key)
-        (loss, new_statistics), gradient = objective.value_and_grad(
-            params, statistics, batch, model_key
+        (loss, new_model_state), gradient = objective.value_and_grad(
+            params, model_state, batch, model_key
         )
         move, new_memory = transform.update(change(gradient, params), memory, params)
-        new = (optax.apply_updates(params, move), new_statistics, new_memory)
+        new = (optax.apply_updates(params, move), new_model_state, new_memory)
         active = step * size < samples.count
         carry = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, carry)
         return carry, jnp.where(active, loss, 0)
 
-    start = (broadcast.params, broadcast.statistics, transform.init(broadcast.params))
+    start = (broadcast.params, broadcast.model_state, transform.init(broadcast.params))
     total = epochs * per_epoch if steps is None else steps
-    (params, statistics, _), losses = jax.lax.scan(local_step, start, jnp.arange(total))
+    (params, model_state, _), losses = jax.lax.scan(local_step, start, jnp.arange(total))
     taken = epochs * -(-samples.count // size) if steps is None else jnp.asarray(steps)
     return Message(
         update=ravel_pytree(jax.tree.map(jnp.subtract, broadcast.params, params))[0],
         loss=jnp.sum(losses) / jnp.maximum(taken, 1),
-        statistics=statistics,
+        model_state=model_state,
         steps=taken.astype(jnp.float32),
     )
 
@@ -216,3 +216,9 @@ class FedNova(ClientAlgorithm):
     ) -> tuple[Float[Array, " d"], State]:
         effective = jnp.sum(context.weights * messages.steps)
         return aggregate * effective.astype(aggregate.dtype), server
+
+
+def local_length(rate: Scalar | Schedule, steps: int, round: Array, dtype: Any) -> Array:  # noqa: A002
+    """Number of steps times the learning rate of this round."""
+    now = rate.rate(round) if isinstance(rate, Schedule) else rate
+    return steps * jnp.asarray(now, dtype)

@@ -1,15 +1,18 @@
 """Data sets, and how they are divided among clients."""
 
-from jaxfl.data.catalog import SOURCES as SOURCES
-from jaxfl.data.catalog import Availability as Availability
-from jaxfl.data.catalog import available as available
-from jaxfl.data.catalog import prepare as prepare
+from jaxfl.data.builtin import digits as digits
+from jaxfl.data.builtin import from_arrays as from_arrays
+from jaxfl.data.builtin import synthetic as synthetic
 from jaxfl.data.dataset import Dataset as Dataset
 from jaxfl.data.dataset import FederatedData as FederatedData
 from jaxfl.data.dataset import Summary as Summary
 from jaxfl.data.images import cifar10 as cifar10
 from jaxfl.data.images import fashion_mnist as fashion_mnist
 from jaxfl.data.images import mnist as mnist
+from jaxfl.data.loaders import SOURCES as SOURCES
+from jaxfl.data.loaders import Availability as Availability
+from jaxfl.data.loaders import available as available
+from jaxfl.data.loaders import prepare as prepare
 from jaxfl.data.partitions import IID as IID
 from jaxfl.data.partitions import BiasGroups as BiasGroups
 from jaxfl.data.partitions import Dirichlet as Dirichlet
@@ -22,8 +25,5 @@ from jaxfl.data.partitions import QuantityLogNormal as QuantityLogNormal
 from jaxfl.data.partitions import SFraction as SFraction
 from jaxfl.data.partitions import Shards as Shards
 from jaxfl.data.root import RootData as RootData
-from jaxfl.data.sources import digits as digits
-from jaxfl.data.sources import from_arrays as from_arrays
-from jaxfl.data.sources import synthetic as synthetic
 from jaxfl.data.tabular import spambase as spambase
 from jaxfl.data.text import ag_news as ag_news

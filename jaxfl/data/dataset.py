@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,26 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
+from jaxfl.component import Component
+from jaxfl.data.root import RootData
 from jaxfl.types import Struct
 
-if TYPE_CHECKING:
-    from jaxfl.data.partitions import Partition
-    from jaxfl.data.root import RootData
+
+class Partition(Component):
+    """A way to divide samples among clients. Abstract.
+
+    Whatever the way, every sample goes to exactly one client, every client gets at least one
+    sample (a client left with nothing takes one from the largest), and the generator decides
+    everything random. In the formulas N is the number of samples, n the number of clients.
+    """
+
+    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
+        """The owner ``[N]`` of each sample, from the labels ``[N]``."""
+        raise NotImplementedError
+
+    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
+        """The owner ``[N]`` of each training sample: for a way that sees more than labels."""
+        return self.assign(np.asarray(data.labels), clients, random)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +153,11 @@ class Dataset:
 
     def split(
         self,
-        partition: "Partition",
+        partition: Partition,
         clients: int,
         seed: int = 0,
         *,
-        root: "RootData | None" = None,
+        root: RootData | None = None,
         client_test: float = 0.0,
     ) -> "FederatedData":
         """Divides the training samples among clients: a new assignment for each seed.
@@ -304,7 +318,7 @@ class FederatedData(Struct):
             raise ValueError("class_counts wants one partition; these are several, stacked")
         return np.asarray(self.label_counts)
 
-    def prepare(self, inputs: Array) -> Array:
+    def normalise(self, inputs: Array) -> Array:
         """Inputs as the model sees them: float32, images scaled and normalised."""
         if inputs.dtype != jnp.uint8:
             return inputs
@@ -319,7 +333,7 @@ class FederatedData(Struct):
         """Training inputs, as the model sees them, and labels."""
         flat = self.inputs.reshape(self.inputs.shape[0], -1)[index]
         inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])
-        return self.prepare(inputs), self.labels[index]
+        return self.normalise(inputs), self.labels[index]
 
     def root_index(self) -> Int[Array, " r"]:
         """Which samples are the server's."""

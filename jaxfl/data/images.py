@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfl.data import prepared
+from jaxfl.data import tfds
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.published import Place, Published
+from jaxfl.data.raw_files import Place, Published
 
 MNIST = Published(
     name="mnist",
@@ -115,7 +115,7 @@ def cifar10(data_dir: str | Path | None = None, source: str | None = None) -> Da
     """
     place = CIFAR10.locate(source, data_dir)
     if not place.files:
-        parts = prepared.read_images(CIFAR10, place.folder, (32, 32, 3))
+        parts = tfds.read_images(CIFAR10, place.folder, (32, 32, 3))
     else:
         with ThreadPoolExecutor() as pool:  # unpacking takes a second a file
             *train, test = pool.map(partial(_read_cifar, place), place.files)
@@ -128,7 +128,7 @@ def cifar10(data_dir: str | Path | None = None, source: str | None = None) -> Da
 def _idx(published: Published, data_dir: str | Path | None, source: str | None) -> Dataset:
     place = published.locate(source, data_dir)
     if not place.files:
-        parts = prepared.read_images(published, place.folder, (28, 28, 1))
+        parts = tfds.read_images(published, place.folder, (28, 28, 1))
     else:
         train, train_labels, test, test_labels = (_read_idx(place, f) for f in place.files)
         parts = (train[..., None], train_labels, test[..., None], test_labels)

@@ -1,31 +1,11 @@
 """How training samples are divided among clients."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxfl.component import Component, field
-
-if TYPE_CHECKING:
-    from jaxfl.data.dataset import Dataset
-
-
-class Partition(Component):
-    """A way to divide samples among clients. Abstract.
-
-    Whatever the way, every sample goes to exactly one client, every client gets at least one
-    sample (a client left with nothing takes one from the largest), and the generator decides
-    everything random. In the formulas N is the number of samples, n the number of clients.
-    """
-
-    def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """The owner ``[N]`` of each sample, from the labels ``[N]``."""
-        raise NotImplementedError
-
-    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
-        """The owner ``[N]`` of each training sample: for a way that sees more than labels."""
-        return self.assign(np.asarray(data.labels), clients, random)
+from jaxfl.component import field
+from jaxfl.data.dataset import Dataset, Partition
 
 
 class IID(Partition):
@@ -200,7 +180,7 @@ class Natural(Partition):
     and exactly as many different ones as there are clients.
     """
 
-    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
+    def divide(self, data: Dataset, clients: int, random: np.random.Generator) -> np.ndarray:
         if data.client_ids is None:
             raise ValueError(f"Natural: {data.name} has no client_ids")
         unique, owners = np.unique(data.client_ids, return_inverse=True)

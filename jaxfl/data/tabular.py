@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.published import Published
+from jaxfl.data.raw_files import Published
 
 SPAMBASE = Published(
     name="spambase",

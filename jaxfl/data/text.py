@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfl.data import prepared
+from jaxfl.data import tfds
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.published import Place, Published
+from jaxfl.data.raw_files import Place, Published
 
 PADDING, UNKNOWN = 0, 1
 
@@ -67,7 +67,7 @@ def ag_news(
             raise ValueError(f"ag_news: {name} must be at least {least}; got {value}")
     place = AG_NEWS.locate(source, data_dir)
     if not place.files:
-        train, labels, test, test_labels = prepared.read_texts(
+        train, labels, test, test_labels = tfds.read_texts(
             AG_NEWS, place.folder, ("title", "description")
         )
     else:

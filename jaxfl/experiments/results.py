@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from jaxfl.accounting import Meter, caveats, guarantee
 from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.schema import Cell
-from jaxfl.fairness import FairnessMetrics
-from jaxfl.parts import Federation
-from jaxfl.privacy import Meter, caveats, guarantee
+from jaxfl.federation import Federation
+from jaxfl.metrics import FairnessMetrics
 from jaxfl.record import RoundRecord
 
 Line = dict[str, Any]
@@ -99,8 +99,8 @@ class Result:
         """``yes``, or ``no`` where the mechanism does not cover all; empty without one."""
         if self.epsilons is None:
             return ""
-        doubts = caveats(self.cell.federation, self.cell.rounds)
-        return "yes" if math.isfinite(self.epsilon) and not doubts else "no"
+        found = caveats(self.cell.federation, self.cell.rounds)
+        return "yes" if math.isfinite(self.epsilon) and not found else "no"
 
     def of_clients(self, name: str) -> float:
         """One of ``FAIRNESS`` after the last round, mean over seeds; NaN where not measured."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from jaxfl.accounting import Meter, calibrate
 from jaxfl.data import Dataset
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.findings import findings
@@ -23,7 +24,6 @@ from jaxfl.experiments.results import (
     result_of,
 )
 from jaxfl.experiments.schema import Cell, Experiment
-from jaxfl.privacy import Meter, calibrate
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]

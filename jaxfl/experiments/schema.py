@@ -19,10 +19,10 @@ from jaxfl.component import Component, convert
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.fairness import Fairness
+from jaxfl.federation import Federation
 from jaxfl.models import Model
 from jaxfl.optimizers import Optimizer
 from jaxfl.participation import Participation
-from jaxfl.parts import Federation
 from jaxfl.privacy import Privacy
 from jaxfl.registry import build, unknown
 
@@ -42,7 +42,7 @@ NUMBERS = (
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
 KNOWN = (
-    *("title", *NUMBERS, "noise", "validation", *PARTS),
+    *("title", *NUMBERS, "noise_order", "validation", *PARTS),
     *("data", "model", "sweep", "tune", "findings"),
 )
 
@@ -277,10 +277,10 @@ def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     }
     rounds = _integer(table["rounds"], "rounds", 1)
     chunk = table.get("client_chunk")
-    noise = {"noise": table["noise"]} if "noise" in table else {}
+    order = {"noise_order": table["noise_order"]} if "noise_order" in table else {}
     return Cell(
         labels={},
-        federations=(Federation(byzantine=byzantine, **fixed, **parts, **noise),),
+        federations=(Federation(byzantine=byzantine, **fixed, **parts, **order),),
         model=build(Model, table["model"], "model"),
         data=(source, arguments),
         clients=clients,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxfl.models.zoo import Model
 from jaxfl.types import Batch, PyTree
 
-Statistics = PyTree
+ModelState = PyTree
 """State of a model that is not trained, such as the running averages of batch normalisation."""
 Loss = Callable[[Array, Array], Array]
 Factory = Callable[[nnx.Rngs], nnx.Module]
@@ -80,7 +80,7 @@ class Objective:
         return jax.tree.unflatten(self.treedef, self.shapes)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def init(self, key: Key[Array, ""]) -> tuple[Float[Array, " d"], Statistics]:
+    def init(self, key: Key[Array, ""]) -> tuple[Float[Array, " d"], ModelState]:
         """Fresh parameters, raveled, and the model's untrained state."""
         _, params, rest = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, ...)
         return ravel_pytree(params)[0], rest
@@ -96,36 +96,36 @@ class Objective:
             start += leaf.size
         return jax.tree.unflatten(treedef, result)
 
-    def module(self, flat: Float[Array, " d"], statistics: Statistics) -> nnx.Module:
+    def module(self, flat: Float[Array, " d"], model_state: ModelState) -> nnx.Module:
         """The NNX module with these parameters, in evaluation mode."""
-        return nnx.merge(self.eval_graph, self.unravel(flat), statistics, copy=True)
+        return nnx.merge(self.eval_graph, self.unravel(flat), model_state, copy=True)
 
     def loss(
-        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Statistics]:
-        """Mean loss over the batch's samples, in training mode, and the new statistics."""
-        module: Any = nnx.merge(self.train_graph, params, _reseed(statistics, key), copy=True)
+        self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], ModelState]:
+        """Mean loss over the batch's samples, in training mode, and the new model state."""
+        module: Any = nnx.merge(self.train_graph, params, _reseed(model_state, key), copy=True)
         per_sample = self.loss_function(module(batch.inputs), batch.labels)
         total = jnp.sum(jnp.where(batch.mask, per_sample, 0))
         _, _, updated = nnx.split(module, nnx.Param, ...)
         return total / jnp.maximum(jnp.sum(batch.mask), 1), updated
 
     def value_and_grad(
-        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[tuple[Float[Array, ""], Statistics], PyTree]:
+        self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], ModelState], PyTree]:
         """``loss``, and its gradient by the parameters: all that algorithms ask of samples."""
-        return jax.value_and_grad(self.loss, has_aux=True)(params, statistics, batch, key)
+        return jax.value_and_grad(self.loss, has_aux=True)(params, model_state, batch, key)
 
-    def logits(self, params: PyTree, statistics: Statistics, inputs: Array) -> Array:
+    def logits(self, params: PyTree, model_state: ModelState, inputs: Array) -> Array:
         """What the model answers to inputs, in evaluation mode."""
-        module: Any = nnx.merge(self.eval_graph, params, statistics, copy=True)
+        module: Any = nnx.merge(self.eval_graph, params, model_state, copy=True)
         return module(inputs)
 
     def evaluate(
-        self, flat: Float[Array, " d"], statistics: Statistics, inputs: Array, labels: Array
+        self, flat: Float[Array, " d"], model_state: ModelState, inputs: Array, labels: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
         """Loss of each sample, and 1 where the predicted class is the label, else 0."""
-        logits = self.logits(self.unravel(flat), statistics, inputs)
+        logits = self.logits(self.unravel(flat), model_state, inputs)
         correct = jnp.argmax(logits, axis=-1) == labels
         return self.loss_function(logits, labels), correct.astype(jnp.float32)
 
@@ -171,9 +171,9 @@ class _Instance:
         return id(self.module)
 
 
-def _reseed(statistics: Statistics, key: Key[Array, ""]) -> Statistics:
+def _reseed(model_state: ModelState, key: Key[Array, ""]) -> ModelState:
     """Replaces the state of every random stream (dropout) by one drawn from ``key``."""
-    leaves, treedef = jax.tree.flatten(statistics)
+    leaves, treedef = jax.tree.flatten(model_state)
     fresh = [
         jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         for i, leaf in enumerate(leaves)

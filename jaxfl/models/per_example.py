@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxfl.component import Scalar
 from jaxfl.models.convolution import patches_convolution
-from jaxfl.models.objective import Objective, Statistics, _reseed
+from jaxfl.models.objective import ModelState, Objective, _reseed
 from jaxfl.numerics.rows import accumulator
 from jaxfl.types import Batch, PyTree
 
@@ -23,13 +23,13 @@ from jaxfl.types import Batch, PyTree
 def clipped_sum(
     objective: Objective,
     params: PyTree,
-    statistics: Statistics,
+    model_state: ModelState,
     batch: Batch,
     key: Key[Array, ""],
     clip: Scalar,
     microbatch: int | None = None,
-) -> tuple[Float[Array, ""], Statistics, PyTree]:
-    """The batch's mean loss, the new statistics, and ``sum_i g_i min(1, clip / |g_i|)``.
+) -> tuple[Float[Array, ""], ModelState, PyTree]:
+    """The batch's mean loss, the new model state, and ``sum_i g_i min(1, clip / |g_i|)``.
 
     ``g_i`` is the gradient of example i's own loss: the model, in training mode, sees that
     example alone and draws its own dropout. Its norm is over all parameters, in float32 or
@@ -53,7 +53,7 @@ def clipped_sum(
     def loss_of_one(
         params: PyTree, inputs: Array, labels: Array, key: Array, zeros: Sequence[Array] = ()
     ) -> tuple[Array, list[Array]]:
-        module: Any = nnx.merge(objective.train_graph, params, _reseed(statistics, key), copy=True)
+        module: Any = nnx.merge(objective.train_graph, params, _reseed(model_state, key), copy=True)
         taps = [_Tap(layer, zero) for layer, zero in zip(_layers(module), zeros, strict=False)]
         value = objective.loss_function(module(inputs[None]), labels[None])[0]
         return value, [tap.inputs for tap in taps]
@@ -67,15 +67,15 @@ def clipped_sum(
     else:
 
         def work(batch: Batch, keys: Array) -> tuple[Array, PyTree]:
-            module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+            module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
             return _ghost(loss_of_one, module, shapes, params, batch, keys, clip)
 
     losses, gradient = _in_microbatches(work, params, batch, keys, microbatch)
     loss = jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
     gradient = jax.tree.map(lambda g, param: g.astype(param.dtype), gradient, params)
     # Where only counters of random streams change, the compiler drops this forward pass.
-    _, statistics = objective.loss(params, statistics, batch, key)
-    return loss, statistics, gradient
+    _, model_state = objective.loss(params, model_state, batch, key)
+    return loss, model_state, gradient
 
 
 def uses_ghost_norms(objective: Objective, sample: jax.ShapeDtypeStruct | None = None) -> bool:
@@ -101,7 +101,7 @@ def check_per_example(objective: Objective) -> None:
     _, rest = objective._template
     if jax.tree.leaves(nnx.filter_state(rest, nnx.BatchStat)):
         raise ValueError(
-            "a model with batch normalisation cannot be private: its statistics mix the examples "
+            "a model with batch normalisation cannot be private: its model_state mix the examples "
             "of a batch, and travel as they are; use nnx.GroupNorm instead"
         )
 
@@ -309,8 +309,8 @@ def _ghost_shapes(
     The model is traced with the kernels and biases that its layers see replaced by zeros: if
     its answer still depends on a parameter, that one is used outside a layer.
     """
-    params, statistics = objective._template
-    module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+    params, model_state = objective._template
+    module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
     owned = [p for layer in _layers(module) for p in (layer.kernel, layer.bias) if p is not None]
     everything = [p for _, p in nnx.iter_graph(module) if isinstance(p, nnx.Param)]
     if sorted(map(id, owned)) != sorted(map(id, everything)):
@@ -318,8 +318,8 @@ def _ghost_shapes(
     calls: list[list[bool]] = []
     taps: list[_Tap] = []
 
-    def forward(params: PyTree, statistics: Statistics, inputs: Array) -> tuple[Array, Any]:
-        module: Any = nnx.merge(objective.train_graph, params, statistics, copy=True)
+    def forward(params: PyTree, model_state: ModelState, inputs: Array) -> tuple[Array, Any]:
+        module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
         layers = _layers(module)
         taps[:] = [_Tap(layer) for layer in layers]
         calls[:] = [_blind(layer) for layer in layers]
@@ -328,7 +328,7 @@ def _ghost_shapes(
 
     try:
         jaxpr = jax.make_jaxpr(forward)(
-            params, statistics, jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
+            params, model_state, jax.ShapeDtypeStruct((1, *sample.shape), sample.dtype)
         ).jaxpr
     except jax.errors.UnexpectedTracerError:
         return None  # Called inside a transformation (scan, checkpoint): inputs cannot leave it.

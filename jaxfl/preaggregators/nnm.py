@@ -5,7 +5,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import PreAggregator, needs_more_than
+from jaxfl.aggregators.base import needs_more_than
+from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import field
 from jaxfl.numerics.order import smallest

@@ -17,7 +17,7 @@ class Privacy(Component):
     """A mechanism of differential privacy. Abstract.
 
     ``noise_multiplier`` is the noise in units of the clip; 0 is no noise and no privacy. Instead
-    of it, ``epsilon`` may be given: ``jaxfl.privacy.calibrate`` then finds the least noise that
+    of it, ``epsilon`` may be given: ``jaxfl.accounting.calibrate`` then finds the least noise that
     keeps a run of known length within (epsilon, delta), and runs by ``simulate`` or from a file
     do so by themselves.
     """

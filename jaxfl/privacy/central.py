@@ -162,3 +162,13 @@ class CentralPrivacy(Privacy):
             multiplier = multiplier * self.correlated.sensitivity(separation)
         scale = (multiplier * clip / expected).astype(jnp.float32)
         return aggregate + (scale * noise).astype(aggregate.dtype), (new_clip, memory)
+
+
+def caution(privacy: Privacy | None, expected: int) -> None:
+    """Raises ValueError where an adaptive clip's noise cannot make up the mechanism's."""
+    if isinstance(privacy, CentralPrivacy) and isinstance(privacy.clip, QuantileClip):
+        bits, z = np.min(privacy.clip.bits_noise(expected)), np.max(privacy.multiplier())
+        if 2 * bits <= z:
+            raise ValueError(
+                f"QuantileClip: noise must be above half of noise_multiplier = {z:g}; got {bits:g}"
+            )

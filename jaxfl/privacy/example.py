@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxfl.clients import Samples
 from jaxfl.component import Scalar, field
-from jaxfl.models.objective import Objective, Statistics
+from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
 from jaxfl.privacy.base import GAUSSIAN, Privacy, draw
@@ -67,11 +67,11 @@ class PrivateObjective(Objective):
     """Expected size of a batch."""
 
     def value_and_grad(
-        self, params: PyTree, statistics: Statistics, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[tuple[Float[Array, ""], Statistics], PyTree]:
+        self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], ModelState], PyTree]:
         model_key, noise_key = jax.random.split(key)
-        loss, statistics, total = clipped_sum(
-            *(self.plain, params, statistics, batch, model_key, self.privacy.clip),
+        loss, model_state, total = clipped_sum(
+            *(self.plain, params, model_state, batch, model_key, self.privacy.clip),
             microbatch=self.privacy.microbatch,
         )
         flat, unravel = ravel_pytree(total)
@@ -79,4 +79,4 @@ class PrivateObjective(Objective):
         scale = jnp.asarray(self.privacy.multiplier(), value.dtype)
         scale = scale * jnp.asarray(self.privacy.clip, value.dtype)
         noisy = value + scale * draw(GAUSSIAN, noise_key, value)
-        return (loss, statistics), unravel((noisy / self.expected).astype(flat.dtype))
+        return (loss, model_state), unravel((noisy / self.expected).astype(flat.dtype))

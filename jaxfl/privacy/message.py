@@ -22,7 +22,7 @@ class MessagePrivacy(Privacy):
     The whole message is protected, also from the server: replacing it by nothing has sensitivity
     ``clip``, by another ``2 clip``; clipping a mean gives no 1 / batch for an example.
     ``clip_byzantine`` says whether what attackers craft is clipped to ``clip`` as well; None: as
-    the order of noise and attack implies (see ``Federation.noise``).
+    the order of noise and attack implies (see ``Federation.noise_order``).
     Dwork et al., "Calibrating noise to sensitivity in private data analysis", TCC 2006; Abadi et
     al., "Deep learning with differential privacy", CCS 2016, on the message instead of the example.
     """

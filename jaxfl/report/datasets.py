@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from jaxfl.data.catalog import Availability
 from jaxfl.data.dataset import Summary
+from jaxfl.data.loaders import Availability
 
 
 def availability_table(found: Sequence[Availability]) -> Table:

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from jaxfl.accounting import statement
 from jaxfl.attacks import NoAttack
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe
 from jaxfl.experiments.results import FAIRNESS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.privacy import statement
 
 
 def pivot(

@@ -150,7 +150,7 @@ def test_the_success_of_a_backdoor_is_that_of_the_model(attack):
     )
     history = Simulation(federation, split, MLP(hidden=[16]), evaluate_every=20).run(60)
     assert history.evaluations.attack_success.shape == (3,)
-    inputs = split.prepare(split.test_inputs)
+    inputs = split.normalise(split.test_inputs)
     peak = (1 - 0.4) / 0.2
     assert split.peak == pytest.approx((peak,))
     stamped = np.array(inputs)

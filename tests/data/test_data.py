@@ -43,7 +43,7 @@ def test_images_are_normalised_inside_the_program():
     ).split(IID(), clients=2)
     assert data.inputs.dtype == jnp.uint8
     expected = (images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.6, 0.7])
-    np.testing.assert_allclose(data.prepare(data.inputs), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data.normalise(data.inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_digits_and_synthetic():

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from jaxfl.accounting import Meter
 from jaxfl.experiments.findings import findings, pairs, verdicts
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.results import add_guarantee, add_privacy, conclude, result_of
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.schema import load, packaged, parse
-from jaxfl.privacy import Meter
 from jaxfl.report.plots import sweep_plot
 from jaxfl.report.tables import entries, markdown, summary
 

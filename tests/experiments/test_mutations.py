@@ -15,7 +15,7 @@ TABLE = {
     "checkpoint_every": 1,
     "byzantine": 2,
     "validation": 0.2,
-    "noise": "noise_then_attack",
+    "noise_order": "noise_then_attack",
     "client_chunk": 2,
     "model": {"name": "mlp", "hidden": [4], "dropout": 0.0},
     "algorithm": {"name": "fedavg", "batch_size": 8, "epochs": 1},

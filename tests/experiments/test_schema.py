@@ -77,7 +77,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"attack": {"name": "ipm", "scale": "big"}}, "IPM: scale must be a number; got 'big'"),
         ({"attack": {"name": "onset", "attack": "ipm"}}, "attack: Onset needs start"),
         ({"optimizer": {"name": "sgd", "momentum": 1.5}}, "SGD: momentum must be"),
-        ({"noise": "sometimes"}, "noise must be one of noise_then_attack, attack_then_noise"),
+        ({"noise_order": "sometimes"}, "noise_order must be one of noise_then_attack, attack"),
         ({"data": {"name": "imagenet"}}, "data.name: unknown name 'imagenet'"),
         ({"data": {"name": "synthetic", "clients": 0}}, "data.clients must be an integer"),
         ({"data": {"name": "synthetic", "samples": "all"}}, "samples must be an integer"),

@@ -22,18 +22,11 @@ from jaxfl import (
     Poisson,
     Uniform,
 )
+from jaxfl.accounting import Meter, calibrate, guarantee
 from jaxfl.clients import SCAFFOLD
 from jaxfl.fairness import QFFL
 from jaxfl.participation import Cyclic
-from jaxfl.privacy import (
-    BandedNoise,
-    CentralPrivacy,
-    ExamplePrivacy,
-    Meter,
-    QuantileClip,
-    calibrate,
-    guarantee,
-)
+from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
 
 DELTA = 1e-5
 EQUAL = np.full(20, 1_000)
@@ -249,7 +242,7 @@ def test_losses_in_the_clear_are_a_caveat():
                 privacy=MessagePrivacy(clip=1.0, noise_multiplier=2.0),
                 attack=IPM(scale=1.0),
                 byzantine=2,
-                noise="attack_then_noise",
+                noise_order="attack_then_noise",
             ),
             True,
         ),
@@ -326,7 +319,7 @@ def test_an_algorithm_of_ones_own_is_not_taken_for_private():
         ),
         (lambda: MessagePrivacy(clip_byzantine=True), "clip_byzantine needs a clip"),
         (
-            lambda: central().replace(noise="attack_then_noise").check(20),
+            lambda: central().replace(noise_order="attack_then_noise").check(20),
             "with CentralPrivacy it must be noise_then_attack",
         ),
     ],

@@ -315,7 +315,7 @@ def test_crafted_messages_are_clipped_where_that_is_asked_for(order, clips, boun
         attack=IPM(scale=100.0),
         byzantine=2,
         privacy=MessagePrivacy(clip=0.5, noise_multiplier=0.0, clip_byzantine=clips),
-        noise=order,
+        noise_order=order,
     )
     exchange = simulation(federation).messages()
     norms, byzantine = np.linalg.norm(exchange.sent, axis=1), np.asarray(exchange.byzantine)

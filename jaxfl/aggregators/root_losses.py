@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.devices import map_clients
-from jaxfl.models.objective import Statistics
+from jaxfl.models.objective import ModelState
 from jaxfl.numerics import rows
 from jaxfl.numerics.order import smallest
 from jaxfl.types import Aggregated, Batch, Context, Info, PyTree, State, Struct, present_mask
@@ -27,8 +27,8 @@ class Worth(Struct):
 
 def evaluate(flat: Float[Array, " d"], batch: Batch, context: Context) -> Worth:
     """One model. Not differentiable: rules that evaluate models select by it."""
-    statistics = {} if context.statistics is None else context.statistics
-    return _worth(*jax.lax.stop_gradient((flat, statistics, batch)), context)
+    model_state = {} if context.model_state is None else context.model_state
+    return _worth(*jax.lax.stop_gradient((flat, model_state, batch)), context)
 
 
 def evaluate_each(
@@ -57,20 +57,20 @@ def evaluate_each(
     """
 
     def one(shared: PyTree, row: Array) -> tuple[Array, Array]:
-        origin, scale, statistics, batch, than = shared
-        worth = _worth(origin + scale * row.astype(origin.dtype), statistics, batch, context)
+        origin, scale, model_state, batch, than = shared
+        worth = _worth(origin + scale * row.astype(origin.dtype), model_state, batch, context)
         return jnp.sum(worth.losses - than.losses) / _count(batch), worth.error
 
-    statistics = {} if context.statistics is None else context.statistics
-    shared = (origin, scale, statistics, batch, than)
+    model_state = {} if context.model_state is None else context.model_state
+    shared = (origin, scale, model_state, batch, than)
     shared, updates = jax.lax.stop_gradient((shared, updates))
     return map_clients(one, shared, updates, chunk=context.client_chunk)
 
 
 def _worth(
-    flat: Float[Array, " d"], statistics: Statistics, batch: Batch, context: Context
+    flat: Float[Array, " d"], model_state: ModelState, batch: Batch, context: Context
 ) -> Worth:
-    losses, correct = context.objective.evaluate(flat, statistics, batch.inputs, batch.labels)
+    losses, correct = context.objective.evaluate(flat, model_state, batch.inputs, batch.labels)
     wrong = jnp.sum(jnp.where(batch.mask, 1 - correct, 0)).astype(flat.dtype)
     losses = jnp.where(batch.mask, losses, 0).astype(flat.dtype)
     return Worth(losses=losses, error=wrong / _count(batch))
@@ -92,7 +92,7 @@ def rejected(
     return smallest(order[:, None], count)[:, 0]
 
 
-def mean_of(
+def mean_of_kept(
     kept: Bool[Array, " n"],
     usable: Bool[Array, " n"],
     updates: Float[Array, "n d"],

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from jaxfl.data import images, prepared, sources, tabular, text
+from jaxfl.data import builtin, images, tabular, text, tfds
 from jaxfl.data.dataset import Dataset
-from jaxfl.data.published import Published, data_root, find_file
+from jaxfl.data.raw_files import Published, data_root, find_file
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
-    "digits": sources.digits,
-    "synthetic": sources.synthetic,
+    "digits": builtin.digits,
+    "synthetic": builtin.synthetic,
     "mnist": images.mnist,
     "fashion_mnist": images.fashion_mnist,
     "cifar10": images.cifar10,
@@ -79,7 +79,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     known = {p.name: p for p in PUBLISHED if p.tfds}
     if name not in known:
         raise ValueError(f"prepare: name must be one of {', '.join(known)}; got {name!r}")
-    return prepared.prepare(known[name], data_root(name, data_dir))
+    return tfds.prepare_with_tfds(known[name], data_root(name, data_dir))
 
 
 def _look(published: Published, data_dir: str | Path | None) -> Availability:

@@ -5,11 +5,11 @@ import gzip
 import pytest
 
 from jaxfl import data as sources
-from jaxfl.data import catalog
+from jaxfl.data import loaders
 
 
 def test_every_published_data_set_has_a_name():
-    assert {p.name for p in catalog.PUBLISHED} | {"digits", "synthetic"} == set(sources.SOURCES)
+    assert {p.name for p in loaders.PUBLISHED} | {"digits", "synthetic"} == set(sources.SOURCES)
 
 
 def test_without_a_folder_only_the_embedded_are_here(monkeypatch):
@@ -34,7 +34,7 @@ def test_what_lies_in_the_folder_is_found(tmp_path, monkeypatch, environment):
             (tmp_path / name).write_bytes(gzip.compress(b""))
 
     touch("ag_news/test.csv.xz", "ag_news/train_part.csv", "fashion_mnist/3.0.1/dataset_info.json")
-    touch(*(f"mnist/{file}.gz" for file in catalog.PUBLISHED[0].forms[0]))
+    touch(*(f"mnist/{file}.gz" for file in loaders.PUBLISHED[0].forms[0]))
     touch(*(f"cifar10/data_batch_{i}.bin" for i in range(1, 6)), "cifar10/3.0.2/dataset_info.json")
     if environment:
         monkeypatch.setenv("JAXFL_DATA_DIR", str(tmp_path))

@@ -1,24 +1,20 @@
 """What a run releases about the one that its mechanism protects, and what that costs."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxfl.aggregators.mean import Mean
+from jaxfl.federation import Federation
 from jaxfl.participation import Poisson, Uniform
 from jaxfl.privacy.base import GAUSSIAN, LAPLACE
 from jaxfl.privacy.central import CentralPrivacy
 from jaxfl.privacy.example import FIXED, ExamplePrivacy
 from jaxfl.privacy.message import MessagePrivacy
-
-if TYPE_CHECKING:
-    from jaxfl.parts import Federation
 
 RDP, PLD = "rdp", "pld"
 LARGE = 30.0

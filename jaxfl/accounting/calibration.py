@@ -1,20 +1,14 @@
 """The noise that an epsilon takes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxfl.privacy.accounting import caveats
-from jaxfl.privacy.base import Privacy
-from jaxfl.privacy.central import CentralPrivacy, QuantileClip
-from jaxfl.privacy.mechanism import PLD, RDP, mechanisms, worst
-
-if TYPE_CHECKING:
-    from jaxfl.parts import Federation
+from jaxfl.accounting.guarantee import caveats
+from jaxfl.accounting.releases import PLD, RDP, mechanisms, worst
+from jaxfl.federation import Federation
+from jaxfl.privacy.central import caution
 
 MOST = 1e6
 """The largest noise multiplier that is tried."""
@@ -69,13 +63,3 @@ def _least(reached: Callable[[float], bool], low: float, high: float) -> float:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if reached(middle) else (middle, high)
     return high
-
-
-def caution(privacy: Privacy | None, expected: int) -> None:
-    """Raises ValueError where an adaptive clip's noise cannot make up the mechanism's."""
-    if isinstance(privacy, CentralPrivacy) and isinstance(privacy.clip, QuantileClip):
-        bits, z = np.min(privacy.clip.bits_noise(expected)), np.max(privacy.multiplier())
-        if 2 * bits <= z:
-            raise ValueError(
-                f"QuantileClip: noise must be above half of noise_multiplier = {z:g}; got {bits:g}"
-            )

@@ -1,23 +1,18 @@
 """What a run guarantees: epsilon by dp-accounting, and in words what it means."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxfl.accounting.releases import PLD, RDP, averages, mechanisms, replaces, worst
 from jaxfl.attacks.base import ALL
+from jaxfl.federation import Federation
 from jaxfl.privacy.base import ATTACK_FIRST
 from jaxfl.privacy.central import CentralPrivacy
 from jaxfl.privacy.example import FIXED, ExamplePrivacy
-from jaxfl.privacy.mechanism import PLD, RDP, averages, mechanisms, replaces, worst
 from jaxfl.privacy.message import MessagePrivacy
-
-if TYPE_CHECKING:
-    from jaxfl.parts import Federation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +164,7 @@ def _words(federation: Federation, rounds: int) -> tuple[str, str, tuple[str, ..
             doubts.append(LIKE_POISSON)
     elif isinstance(privacy, MessagePrivacy) and privacy.clip is None:
         doubts.append("without a clip a message may be arbitrarily large")
-    if federation.noise == ATTACK_FIRST and overheard:
+    if federation.noise_order == ATTACK_FIRST and overheard:
         doubts.append(OVERHEARD)
     if federation.fairness is not None:
         doubts.append("clients also send their losses and norms, which are not noised")

@@ -10,9 +10,9 @@ from jaxfl.attacks.base import (
     Defence,
     InformedAttack,
     mean_and_std,
-    mean_of,
+    mean_of_known,
 )
-from jaxfl.attacks.hidden import direction_of
+from jaxfl.attacks.statistical import direction_of
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import State
@@ -100,7 +100,7 @@ class SignGuardAware(InformedAttack):
         defence: Defence,
     ) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, d = mean_of(updates, known), updates.shape[1]
+        mean, d = mean_of_known(updates, known), updates.shape[1]
 
         def counts(block: Array) -> Array:
             return jnp.stack([jnp.sum(block > 0, axis=1), jnp.sum(block < 0, axis=1)])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.data.published import Published
+from jaxfl.data.raw_files import Published
 
 _INSTALL = "pip install 'jaxfl[tfds]'"
 
@@ -46,7 +46,7 @@ def read_texts(
     return train, train_labels, test, test_labels
 
 
-def prepare(published: Published, root: Path) -> Path:
+def prepare_with_tfds(published: Published, root: Path) -> Path:
     """Prepares a data set below ``root``; see ``jaxfl.data.prepare``."""
     tfds = _import_tfds()
     if importlib.util.find_spec("tensorflow") is None:

@@ -1,21 +1,43 @@
 """Pre-aggregators in a row: their product, and the statistics of the rows that come out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.component import Component
 from jaxfl.types import Context, Info
 
-if TYPE_CHECKING:
-    from jaxfl.aggregators.base import PreAggregator
+
+class PreAggregator(Component):
+    """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract."""
+
+    accepts_absent: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    affine: ClassVar[bool] = True
+    """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
+    diagonal: ClassVar[bool] = False
+    """The matrix only rescales rows."""
+    selects: ClassVar[bool] = False
+    """Hands on only some of the rows, or means of only some."""
+
+    def check(self, n: int) -> None:
+        """Raises ValueError where the mixing is not defined for n rows."""
+
+    def rows(self, n: int) -> int:
+        """How many rows are handed on."""
+        return n
+
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
+        """The matrix; a row of zeros marks the mixed row as not usable."""
+        raise NotImplementedError
 
 
-def run(
-    pre: Sequence["PreAggregator"],
+def measure_mixed(
+    pre: Sequence[PreAggregator],
     updates: Float[Array, "n d"],
     references: Float[Array, "r d"],
     context: Context,

@@ -9,7 +9,7 @@ from jaxfl.attacks.base import (
     Defence,
     InformedAttack,
     mean_and_std,
-    mean_of,
+    mean_of_known,
 )
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import columns, rows
@@ -79,7 +79,7 @@ class IPM(InformedAttack):
         key: Key[Array, ""],
         defence: Defence,
     ) -> tuple[Float[Array, "1 d"], State]:
-        mean = mean_of(updates, self.known(view))
+        mean = mean_of_known(updates, self.known(view))
         return -jnp.asarray(self.scale, mean.dtype) * mean[None], state
 
 
