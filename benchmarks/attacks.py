@@ -63,8 +63,9 @@ from jaxfl.clients import FedSGD
 from jaxfl.federation import Federation
 from jaxfl.models import MLP
 from jaxfl.optimizers import SGD
+from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
-from jaxfl.simulation import Simulation, make_plan
+from jaxfl.simulation import Simulation
 from jaxfl.types import Context, PyTree, Spec
 
 FIXED: dict[str, Attack] = {

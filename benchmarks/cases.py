@@ -13,11 +13,13 @@ from jaxfl.clients import FedSGD
 from jaxfl.data import IID, FederatedData, from_arrays
 from jaxfl.devices import compile_for, copy_to
 from jaxfl.federation import Federation
+from jaxfl.local_work import work_locally
 from jaxfl.models import MLP, Model, SignGuardCNN
 from jaxfl.optimizers import SGD
+from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
-from jaxfl.round import Plan, _client_phase, init_state, run_round
-from jaxfl.simulation import make_plan
+from jaxfl.round import run_round
+from jaxfl.state import Plan, init_state, round_keys
 from jaxfl.types import PyTree
 
 BATCH, BYZANTINE = 50, 10
@@ -84,7 +86,7 @@ def rounds_of(
     def body(data: FederatedData, state: PyTree, _: None) -> tuple[PyTree, PyTree]:
         if not clients_only:
             return run_round(parts, plan, data, state)
-        messages = _client_phase(parts, plan, data, state)[1]
+        messages = work_locally(parts, plan, data, state, round_keys(state)).messages
         moved = state.params + 1e-9 * messages.update[0]  # the next round waits for this one
         return state.replace(params=moved, round=state.round + 1), messages.loss
 

@@ -47,8 +47,8 @@ from jaxfl.models import Model, SignGuardCNN
 from jaxfl.models.objective import Factory, Objective
 from jaxfl.models.per_example import uses_ghost_norms
 from jaxfl.numerics.noise import normal
+from jaxfl.plan import make_plan
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, MessagePrivacy, Privacy
-from jaxfl.simulation import make_plan
 from jaxfl.types import Batch, PyTree
 
 NOISE, CLIP, MICROBATCH = 1.0, 1.0, 16
@@ -102,7 +102,7 @@ def objective_of(model: str, name: str) -> Objective:
 def client_gradient(objective: Objective, privacy: ExamplePrivacy | None) -> Any:
     """A compiled function of flat parameters, statistics, a batch and a key."""
     if privacy is not None:
-        objective = privacy.private(objective, jnp.int32(BATCH), BATCH)
+        objective = privacy.objective(objective, jnp.int32(BATCH), BATCH)
 
     def gradient(params: jax.Array, statistics: PyTree, batch: Batch, key: jax.Array) -> jax.Array:
         tree = objective.unravel(params)

@@ -39,7 +39,7 @@ from benchmarks.timing import Report
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import ALIE
 from jaxfl.attacks.base import Defence, attack_rows
-from jaxfl.simulation import make_plan
+from jaxfl.plan import make_plan
 from jaxfl.types import Context, PyTree
 
 LOOP_SUBSET = 500

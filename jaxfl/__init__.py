@@ -80,7 +80,6 @@ from jaxfl.clients import FedProx as FedProx
 from jaxfl.clients import FedSGD as FedSGD
 from jaxfl.clients import MimeLite as MimeLite
 from jaxfl.component import Component as Component
-from jaxfl.evaluation import History as History
 from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
@@ -103,7 +102,10 @@ from jaxfl.privacy import BandedNoise as BandedNoise
 from jaxfl.privacy import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy import ExamplePrivacy as ExamplePrivacy
 from jaxfl.privacy import MessagePrivacy as MessagePrivacy
+from jaxfl.privacy import NoPrivacy as NoPrivacy
+from jaxfl.privacy import Privacy as Privacy
 from jaxfl.privacy import QuantileClip as QuantileClip
+from jaxfl.simulation import History as History
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate

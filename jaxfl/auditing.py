@@ -8,7 +8,7 @@ al., "One-shot empirical privacy estimation for federated learning", ICLR 2024.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from jaxfl.accounting import calibrate, guarantee
-from jaxfl.accounting.releases import replaces
+from jaxfl.accounting.releases import deployment
 from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
+from jaxfl.component import capability
 from jaxfl.data.dataset import FederatedData
+from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
-from jaxfl.privacy.base import LAPLACE, clipped
-from jaxfl.privacy.central import CentralPrivacy
-from jaxfl.privacy.example import ExamplePrivacy
-from jaxfl.round import Federation, Plan, exchange, init_state, minority_clients, run_round
-from jaxfl.simulation import make_plan
+from jaxfl.plan import make_plan
+from jaxfl.privacy.base import CLIENT, EXAMPLE, LAPLACE, MESSAGE, clipped
+from jaxfl.round import Exchange, answer, exchanged, minority_clients, receive
+from jaxfl.state import Plan, init_state
 from jaxfl.types import Batch, Context, State
 
 GUESSED = (1.0, 0.5, 0.25, 0.125)
@@ -69,8 +70,8 @@ class Canaries(ClientAlgorithm):
     what: Array
     labels: Array | None
 
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
+    private = capability(True)
+    post_processes = capability(True)
 
     def step(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, state: State, key: Array
@@ -118,38 +119,71 @@ def audit(
 ) -> Audit:
     """Runs the federation once, as ``Simulation`` would, with canaries among honest clients.
 
-    ``MessagePrivacy``: a canary is a client that sends a vector of ten times the clip or nothing;
-    the adversary is the server, which sees what clients send. ``CentralPrivacy``: the same; the
-    adversary sees what the server releases. ``ExamplePrivacy``: a canary is an example of noise
-    in place of a client's last one, or nothing there; the adversary is the server, which knows
-    how many samples a client has. Where the guarantee is about replacing, nothing is the opposite.
+    Where a mechanism protects a client's whole message, a canary is a client that sends a vector
+    of ten times the clip or nothing; the adversary is the server, which sees what clients send.
+    Where it protects all data of one client: the same; the adversary sees what the server
+    releases. Where it protects one example, a canary is an example of noise in place of a
+    client's last one, or nothing there; the adversary is the server, which knows how many samples
+    a client has. Where the guarantee is about replacing, nothing is the opposite.
 
-    With ``canaries=None`` all honest clients are, in ``CentralPrivacy`` no more than the model
+    With ``canaries=None`` all honest clients are, of a server's release no more than the model
     has parameters, because canaries beyond that hide one another.
 
     Raises:
-      ValueError: no privacy, fairness weights, ``CentralPrivacy`` without Mean(weighted=False),
-        ``ExamplePrivacy`` without FedSGD, or too many canaries.
+      ValueError: no privacy, fairness weights, privacy of clients without Mean(weighted=False),
+        privacy of examples without FedSGD, privacy of something else, or too many canaries.
     """
-    if federation.privacy is None or federation.fairness is not None:
-        raise ValueError("audit: needs a federation with privacy and without fairness weights")
-    sizes, rule = np.asarray(data.count), federation.aggregator
+    _check(federation)
+    sizes = np.asarray(data.count)
     federation = calibrate(federation, sizes, rounds)
-    privacy: Any = federation.privacy
-    central, by_example = isinstance(privacy, CentralPrivacy), isinstance(privacy, ExamplePrivacy)
-    if central and not (isinstance(rule, Mean) and not rule.weighted):
-        raise ValueError(f"audit: CentralPrivacy goes with Mean(weighted=False); got {rule}")
-    if by_example and not isinstance(federation.algorithm, FedSGD):
-        raise ValueError(f"audit: ExamplePrivacy goes with FedSGD; got {federation.algorithm}")
     plan = make_plan(federation, data, model)
-    state, wide = init_state(federation, plan, seed), plan.spec.dim * federation.algorithm.width
+    wide = plan.spec.dim * federation.algorithm.width
+    state = init_state(federation, plan, seed)
     honest = np.flatnonzero(~np.asarray(state.byzantine))
-    m = min(len(honest), wide if central else len(honest)) if canaries is None else canaries
+    by_client = federation.privacy.protects == CLIENT
+    m = min(len(honest), wide if by_client else len(honest)) if canaries is None else canaries
     if not 2 <= m <= len(honest):
         raise ValueError(f"audit: canaries must be from 2 to {len(honest)} (honest); got {m}")
+    planted = _planted(federation, data, rounds, wide, honest[:m], seed)
+    state = state.replace(server=(state.server, jnp.zeros((wide,), plan.spec.dtype)))
+    found = _run(federation.replace(algorithm=planted), plan, data, state, rounds)
+
+    scores, participations, coins = jax.device_get((*found, planted.coins))
+    scores = np.nan_to_num(scores.astype(np.float64))
+    taken = None if by_client else int(np.max(participations))
+    upper: Any = guarantee(federation, sizes, rounds, participations=taken)
+    lower = _lower(scores, coins, upper.delta, confidence)
+    return Audit(lower, upper.epsilon, confidence, m, scores[coins], scores[~coins])
+
+
+def _check(federation: Federation) -> None:
+    """Raises ValueError where no canary is known for the federation."""
+    if not federation.private or federation.fairness is not None:
+        raise ValueError("audit: needs a federation with privacy and without fairness weights")
+    rule, algorithm = federation.aggregator, federation.algorithm
+    name, protects = type(federation.privacy).__name__, federation.privacy.protects
+    if protects not in (EXAMPLE, MESSAGE, CLIENT):
+        raise ValueError(f"audit: knows no canary for {name}, which protects {protects}")
+    if protects == CLIENT and not (isinstance(rule, Mean) and not rule.weighted):
+        raise ValueError(f"audit: {name} goes with Mean(weighted=False); got {rule}")
+    if protects == EXAMPLE and not isinstance(algorithm, FedSGD):
+        raise ValueError(f"audit: {name} goes with FedSGD; got {algorithm}")
+
+
+def _planted(
+    federation: Federation,
+    data: FederatedData,
+    rounds: int,
+    wide: int,
+    chosen: np.ndarray,
+    seed: int,
+) -> Canaries:
+    """The federation's algorithm with canaries among its clients: those chosen."""
+    privacy: Any = federation.privacy
+    by_example, m = privacy.protects == EXAMPLE, len(chosen)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), 3)
     slot = np.full(data.clients, m, np.int32)
-    slot[honest[:m]] = np.arange(m)
+    slot[chosen] = np.arange(m)
     if by_example:
         what = jax.random.normal(keys[0], (m, *data.sample_shape))
     elif getattr(privacy, "mechanism", None) == LAPLACE:
@@ -159,26 +193,18 @@ def audit(
         number, place = np.arange(m)[:, None] % wide, np.arange(wide)[None] + 0.5
         waves = np.cos(np.pi / wide * number * place) * np.sqrt((1 + (number > 0)) / wide)
         what = jnp.asarray(waves, jnp.float32) * jax.random.rademacher(keys[0], (1, wide))
-    clip = getattr(privacy.clip, "initial", privacy.clip)
+    clip = getattr(privacy, "clip", None)
+    clip = getattr(clip, "initial", clip)  # of a clip that adapts
     strength = 1.0 if by_example else 10.0 if clip is None else 10 * float(np.max(clip))
-    planted = Canaries(
+    return Canaries(
         inner=federation.algorithm,
         batch_size=federation.algorithm.batch_size,
         slot=jnp.asarray(slot),
         coins=jax.random.bernoulli(keys[2], shape=(m,)),
-        absent=-1.0 if replaces(federation) else 0.0,
+        absent=-1.0 if privacy.replaces(deployment(federation, rounds)) else 0.0,
         what=strength * what,
         labels=jax.random.randint(keys[1], (m,), 0, data.classes) if by_example else None,
     )
-    state = state.replace(server=(state.server, jnp.zeros((wide,), plan.spec.dtype)))
-    found = _run(federation.replace(algorithm=planted), plan, data, state, rounds)
-
-    scores, participations, coins = jax.device_get((*found, planted.coins))
-    scores = np.nan_to_num(scores.astype(np.float64))
-    taken = None if central else int(np.max(participations))
-    upper: Any = guarantee(federation, sizes, rounds, participations=taken)
-    lower = _lower(scores, coins, upper.delta, confidence)
-    return Audit(lower, upper.epsilon, confidence, m, scores[coins], scores[~coins])
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "rounds"))
@@ -187,28 +213,29 @@ def _run(
 ) -> tuple[Float[Array, " m"], Int[Array, " K"]]:
     """The whole run: every canary's score, and how often each client took part."""
     planted: Any = federation.algorithm
-    privacy, minority_of = federation.privacy, minority_clients(data, state)
+    privacy, minority = federation.privacy, minority_clients(data, state)
 
     def body(carry: Any, _: None) -> tuple[Any, None]:
         before, scores = carry
-        state, _record = run_round(federation, plan, data, before, minority_of)
-        if isinstance(privacy, CentralPrivacy):
+        received = receive(federation, plan, data, before)
+        state, _record = answer(federation, plan, before, received, minority)
+        if privacy.protects == CLIENT:
             # A round of a larger clip has more noise.
             released = state.server[1] / privacy.threshold(before.privacy)
             seen = jnp.matmul(planted.what, released, precision="highest")
         else:
-            seen = _excess(federation, plan, data, before)
+            seen = _excess(federation, plan, data, before, exchanged(received))
         return (state, scores + seen), None
 
     (state, scores), _ = jax.lax.scan(body, (state, jnp.zeros(len(planted.coins))), None, rounds)
     return scores, state.participations
 
 
-def _excess(federation: Federation, plan: Plan, data: FederatedData, state: State) -> Array:
+def _excess(
+    federation: Federation, plan: Plan, data: FederatedData, state: State, messages: Exchange
+) -> Array:
     """How far each canary's message goes its way, less the others' mean: noise that all share."""
     planted: Any = federation.algorithm
-    # Same state, same keys: the messages of the very round that is taken.
-    messages = exchange(federation, plan, data, state)
     ids, sent, along, m = messages.ids, messages.sent, planted.what, len(planted.coins)
     if planted.labels is not None:
         along = _gradients(planted, federation.privacy, plan, state)

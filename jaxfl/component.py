@@ -53,10 +53,10 @@ class capability(Generic[V]):  # noqa: N801 - used like a keyword, as ``property
 
     def __get__(self, instance: Any, owner: type) -> V:
         if not callable(self._value):
-            return self._value
+            return typing.cast(V, self._value)
         if instance is None:
             raise AttributeError(f"{owner.__name__}.{self._name} depends on its fields: ask one")
-        return self._value(instance)
+        return typing.cast(V, self._value(instance))
 
 
 @dataclass_transform(

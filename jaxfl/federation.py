@@ -13,9 +13,8 @@ from jaxfl.component import Component, field
 from jaxfl.fairness import Fairness
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
-from jaxfl.privacy import CentralPrivacy, ExamplePrivacy, Privacy
-from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST
-from jaxfl.privacy.central import caution
+from jaxfl.privacy import NoPrivacy, Privacy
+from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST, NOTHING
 
 
 class Federation(Component):
@@ -26,7 +25,7 @@ class Federation(Component):
     aggregator: Aggregator = Mean()
     optimizer: Optimizer = SGD(learning_rate=0.1)
     participation: Participation = Full()
-    privacy: Privacy | None = None
+    privacy: Privacy = NoPrivacy()
     fairness: Fairness | None = None
     byzantine: int = field(default=0, at_least=0)
     """How many clients of the population are Byzantine; which ones, the seed decides."""
@@ -34,10 +33,11 @@ class Federation(Component):
     """How many of them are in every cohort of ``Uniform`` participation; None: as it happens.
     Fixing it changes what subsampling adds to privacy."""
     noise_order: str = field(default=NOISE_FIRST, choices=(NOISE_FIRST, ATTACK_FIRST))
-    """The order of ``MessagePrivacy`` and the attack. ``noise_then_attack``: all follow the
-    mechanism, attackers then rewrite their messages; what they craft is neither clipped nor
-    noised. ``attack_then_noise``: the attack works on clean updates, and every message, also a
-    crafted one, is clipped and noised. ``privacy.clip_byzantine`` overrides the clip."""
+    """The order of a mechanism on messages, such as ``MessagePrivacy``, and the attack.
+    ``noise_then_attack``: all follow the mechanism, attackers then rewrite their messages; what
+    they craft is neither clipped nor noised. ``attack_then_noise``: the attack works on clean
+    updates, and every message, also a crafted one, is clipped and noised.
+    ``MessagePrivacy.clip_byzantine`` overrides the clip."""
 
     def check(self, population: int, root: int = 0) -> None:
         """Raises ValueError where the parts do not fit together.
@@ -73,34 +73,26 @@ class Federation(Component):
                 f"{type(self.participation).__name__} participation; use Full or Uniform"
             )
 
+    @property
+    def private(self) -> bool:
+        """Whether there is a mechanism of differential privacy."""
+        return self.privacy.protects != NOTHING
+
+    def check_privacy(self, population: int) -> None:
+        """Raises ValueError where the mechanism does not go with the parts that it depends on."""
+        expected = self.participation.expected(population)
+        self.privacy.check(self.algorithm, self.noise_order, expected)
+
     def _check_messages(self, population: int) -> None:
-        algorithm, privacy = self.algorithm, self.privacy
-        name = type(algorithm).__name__
+        algorithm, name = self.algorithm, type(self.algorithm).__name__
         follower = next((p for p in (self.aggregator, self.attack) if p.follows_model), None)
         if algorithm.width > 1 and follower is not None:
             raise ValueError(
                 f"{name} sends more than a model, which {follower} compares messages with"
             )
-        if isinstance(privacy, ExamplePrivacy) and not algorithm.private:
-            raise ValueError(
-                f"{name} sends more than gradients of samples, which ExamplePrivacy does not cover"
-            )
-        if isinstance(privacy, CentralPrivacy) and not algorithm.post_processes:
-            raise ValueError(
-                f"{name} multiplies the aggregate by numbers of the cohort, which CentralPrivacy "
-                "does not cover"
-            )
         if self.fairness is not None and algorithm.width > 1:
             raise ValueError(f"{name} sends more than an update, which fairness cannot weigh")
-        if self.noise_order == ATTACK_FIRST and isinstance(
-            privacy, ExamplePrivacy | CentralPrivacy
-        ):
-            raise ValueError(
-                f"noise_order is of MessagePrivacy and the attack; with {type(privacy).__name__} "
-                f"it must be {NOISE_FIRST}; got {ATTACK_FIRST}"
-            )
-        if privacy is not None:
-            caution(privacy, self.participation.expected(population))
+        self.check_privacy(population)
 
     def _check_fixed(self, population: int) -> None:
         fixed, cohort = self.byzantine_per_round, self.participation.cohort(population)

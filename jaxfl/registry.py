@@ -131,6 +131,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
         "cyclic": participation.Cyclic,
     },
     privacy.Privacy: {
+        "none": privacy.NoPrivacy,
         "message": privacy.MessagePrivacy,
         "example": privacy.ExamplePrivacy,
         "central": privacy.CentralPrivacy,
@@ -197,7 +198,7 @@ def build(kind: type[Component], table: Any, where: str, *, f: int = 0) -> Any:
         raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}")
     try:
         return cls(**values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a method that it must have is missing
         raise ValueError(f"{where}: {error}") from None
 
 

@@ -1,5 +1,6 @@
-"""Many rounds: blocks of a ``scan``, evaluation between them, and what comes out."""
+"""Many rounds: blocks of a ``scan``, evaluation between them, and the history of a run."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,124 +15,28 @@ from jaxtyping import Array, Int
 from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
-from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Samples
+from jaxfl.clients import ClientAlgorithm, FedSGD
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
     check_way,
-    choose_chunk,
     compile_for,
     copy_to,
-    memory_of_device,
-    working_set,
 )
-from jaxfl.evaluation import Evaluation, History, evaluate
+from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
-from jaxfl.models.objective import Factory, Loss, Objective
-from jaxfl.models.per_example import check_per_example
+from jaxfl.models.objective import Factory, Loss
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.privacy import ExamplePrivacy, Privacy
+from jaxfl.plan import make_plan
+from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.base import NOISE_FIRST
 from jaxfl.record import RoundRecord
-from jaxfl.round import (
-    Exchange,
-    FederationState,
-    Plan,
-    exchange,
-    init_state,
-    minority_clients,
-    run_round,
-)
-from jaxfl.types import Batch, PyTree, Spec
-
-
-def make_plan(
-    federation: Federation,
-    data: FederatedData,
-    model: Model | nnx.Module | Factory,
-    *,
-    loss: Loss | None = None,
-    client_chunk: int | None = None,
-    runs: int = 1,
-) -> Plan:
-    """Sizes and choices that shape the program, after checking that the parts fit together.
-
-    ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
-
-    Raises:
-      ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
-        cannot leave out absent clients or lacks the server's own samples, a chunk below 1, privacy
-        that is not calibrated or a model it cannot cover, memory of clients that does not fit.
-    """
-    population = data.clients
-    federation.check(population, data.root)
-    federation.attack.check(data.sample_shape, data.classes)
-    cohort = federation.participation.cohort(population)
-    if client_chunk is not None and client_chunk < 1:
-        raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
-    extra = {} if loss is None else {"loss": loss}
-    objective = Objective.of(model, data.sample_shape, data.classes, **extra)
-    spec = Spec(
-        population=population,
-        cohort=cohort,
-        dim=objective.dim,
-        dtype=objective.dtype,
-        max_byzantine=_most_byzantine(federation, cohort),
-    )
-    if federation.privacy is not None and not federation.privacy.calibrated:
-        raise ValueError(
-            f"{type(federation.privacy).__name__}: epsilon is a target; "
-            "jaxfl.accounting.calibrate finds the noise"
-        )
-    if federation.privacy is not None:
-        check_per_example(objective)
-    _check_memory(federation, spec, runs)
-    chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
-    return Plan(objective=objective, spec=spec, chunk=chunk)
-
-
-def _check_memory(federation: Federation, spec: Spec, runs: int) -> None:
-    """Refuses memories of clients that would not fit the device."""
-    one = jax.tree.leaves(jax.eval_shape(lambda: federation.algorithm.init(spec)))
-    needed = runs * spec.population * sum(x.size * x.dtype.itemsize for x in one)
-    available = memory_of_device()
-    if available is not None and needed > available / 2:
-        raise ValueError(
-            f"{type(federation.algorithm).__name__} keeps memory for every client: "
-            f"{spec.population} clients times {runs} need {needed / 2**30:.1f} GiB, more than "
-            f"half of the device's {available / 2**30:.1f} GiB"
-        )
-
-
-def _most_byzantine(federation: Federation, cohort: int) -> int:
-    if federation.byzantine_per_round is not None:
-        return federation.byzantine_per_round
-    return min(federation.byzantine, cohort)
-
-
-def _automatic_chunk(
-    federation: Federation, objective: Objective, data: FederatedData, spec: Spec, runs: int
-) -> int:
-    def one_client(params: Array, model_state: PyTree, key: Array) -> PyTree:
-        def load(place: Array, mask: Array, key: Array) -> Batch:
-            inputs, labels = data.samples(place)
-            return Batch(inputs, labels, mask)
-
-        samples = Samples(jnp.int32(1), load, data.capacity)
-        server = federation.algorithm.init_server(spec)
-        broadcast = Broadcast(objective.unravel(params), model_state, jnp.int32(0), server)
-        memory, work, privacy = federation.algorithm.init(spec), objective, federation.privacy
-        if isinstance(privacy, ExamplePrivacy):
-            work = privacy.private(objective, samples.count, federation.algorithm.batch_size)
-            samples = privacy.samples(samples)
-        return federation.algorithm.step(work, broadcast, samples, memory, key)
-
-    key = jax.random.key(0)
-    params, model_state = jax.eval_shape(objective.init, key)
-    return choose_chunk(spec.cohort, runs * working_set(one_client, params, model_state, key))
+from jaxfl.round import Exchange, exchange, minority_clients, run_round
+from jaxfl.state import FederationState, Plan, init_state
+from jaxfl.types import PyTree
 
 
 def run_block(
@@ -153,10 +58,10 @@ def run_rounds(
     federation: Federation, plan: Plan, data: FederatedData, state: FederationState, *, rounds: int
 ) -> tuple[FederationState, RoundRecord]:
     """``rounds`` rounds in one ``scan``: one program, compiled once. Pure."""
-    minority_of = minority_clients(data, state)
+    minority = minority_clients(data, state)
 
     def body(state: FederationState, _: None) -> tuple[FederationState, RoundRecord]:
-        return run_round(federation, plan, data, state, minority_of)
+        return run_round(federation, plan, data, state, minority)
 
     return jax.lax.scan(body, state, None, length=rounds)
 
@@ -189,6 +94,52 @@ def run(
     )
     records = jax.tree.map(lambda x: x.reshape(rounds, *x.shape[2:]), records)
     return state, records, evaluations
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run leaves behind, as NumPy arrays; with several seeds they lead by a seed axis."""
+
+    records: RoundRecord
+    """One entry per round."""
+    evaluations: Evaluation
+    """One entry per evaluation."""
+    state: FederationState
+    simulation: "Simulation" = dataclasses.field(repr=False)
+    """The ``Simulation`` that ran: to go on with, or to ask for the next round's messages."""
+
+    @property
+    def rounds(self) -> np.ndarray:
+        """The rounds after which the model was evaluated."""
+        return np.asarray(self.evaluations.round)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Test accuracy at each evaluation."""
+        return np.asarray(self.evaluations.accuracy)
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last round, mean over seeds."""
+        return float(np.mean(self.accuracy[..., -1]))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether, in any seed, the parameters or the last test loss are not finite.
+
+        The loss counts because rules leave out rows that are not finite: parameters so large that
+        no client can compute a gradient then stay where they are.
+        """
+        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
+        return not all(bool(np.all(np.isfinite(x))) for x in ends)
+
+    @property
+    def model(self) -> nnx.Module:
+        """The trained model, in evaluation mode (of the first seed)."""
+        state = self.state
+        if np.ndim(state.params) == 2:
+            state = jax.tree.map(lambda x: x[0], state)
+        return self.simulation.plan.objective.module(state.params, state.model_state)
 
 
 class Simulation:
@@ -380,7 +331,7 @@ def simulate(
     algorithm: ClientAlgorithm = FedSGD(batch_size=32),
     optimizer: Optimizer = SGD(learning_rate=0.1),
     participation: Participation = Full(),
-    privacy: Privacy | None = None,
+    privacy: Privacy = NoPrivacy(),
     fairness: Fairness | None = None,
     noise_order: str = NOISE_FIRST,
     seed: int = 0,

@@ -40,9 +40,10 @@ from jaxfl.fairness import QFFL
 from jaxfl.models import MLP, Softmax
 from jaxfl.optimizers import Adagrad
 from jaxfl.participation import Poisson
+from jaxfl.plan import make_plan
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy
-from jaxfl.round import init_state
-from jaxfl.simulation import make_plan, run_rounds
+from jaxfl.simulation import run_rounds
+from jaxfl.state import init_state
 from jaxfl.types import Context
 
 DATA = ragged()

@@ -17,9 +17,11 @@ from jaxfl.data import from_arrays
 from jaxfl.fairness import TERM
 from jaxfl.models import Softmax
 from jaxfl.participation import Uniform
+from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
-from jaxfl.round import ATTACK_FIRST, init_state
-from jaxfl.simulation import make_plan, run_rounds
+from jaxfl.privacy.base import ATTACK_FIRST
+from jaxfl.simulation import run_rounds
+from jaxfl.state import init_state
 
 ROUNDS = 5
 ALLOWED = 2
@@ -72,10 +74,15 @@ class BrokenMessages(MessagePrivacy):
     own: Scalar = 1.0
     common: Scalar = 0.0
 
-    def cover(self, message, key):
+    def message(self, message, key, crafted=False):
+        clipped = self.replace(noise_multiplier=0.0)
+        clipped = MessagePrivacy.message(clipped, message, key, crafted)
         shared = jax.random.normal(jax.random.key(7), message.shape)
         noise = self.own * jax.random.normal(key, message.shape) + self.common * shared
-        return message + self.noise_multiplier * self.clip * noise
+        return clipped + self.noise_multiplier * self.clip * noise
+
+    def releases(self, run):
+        return super().releases(run)
 
 
 class BrokenCentral(CentralPrivacy):
@@ -85,13 +92,19 @@ class BrokenCentral(CentralPrivacy):
         weak = self.replace(noise_multiplier=self.noise_multiplier / 10)
         return CentralPrivacy.release(weak, *arguments)
 
+    def releases(self, run):
+        return super().releases(run)
+
 
 class BrokenExamples(ExamplePrivacy):
     """A tenth of the noise."""
 
-    def private(self, *arguments):
+    def objective(self, *arguments):
         weak = {"clip": self.clip, "noise_multiplier": self.noise_multiplier / 10}
-        return ExamplePrivacy(**weak).private(*arguments)
+        return ExamplePrivacy(**weak).objective(*arguments)
+
+    def releases(self, run):
+        return super().releases(run)
 
 
 def test_a_bound_on_known_guesses_is_right_as_often_as_it_says():

@@ -16,6 +16,7 @@ from jaxfl import (
     Mean,
     Median,
     MessagePrivacy,
+    NoPrivacy,
     Onset,
     Poisson,
     SignFlip,
@@ -24,7 +25,7 @@ from jaxfl import (
     Uniform,
 )
 from jaxfl.models import MLP, Softmax
-from jaxfl.simulation import make_plan
+from jaxfl.plan import make_plan
 
 SIZES = (6, 9, 5, 12, 7, 8, 4, 10, 6)
 
@@ -156,7 +157,7 @@ def test_noise_is_each_clients_own_and_new_every_round(order):
         noise_order=order,
     )
     run = simulation(federation)
-    clean = simulation(federation.replace(privacy=None)).messages().sent
+    clean = simulation(federation.replace(privacy=NoPrivacy())).messages().sent
     first = np.asarray(run.messages().sent - clean)
     run.run(1)
     second = np.asarray(run.messages().sent - clean)
@@ -170,7 +171,7 @@ def test_another_client_does_not_change_what_the_others_draw():
     noisy = {}
     for sizes in (SIZES, (*SIZES, 5)):
         run = simulation(federation, sizes)
-        clean = simulation(federation.replace(privacy=None), sizes)
+        clean = simulation(federation.replace(privacy=NoPrivacy()), sizes)
         noisy[sizes] = np.asarray(run.messages().sent - clean.messages().sent)
     few, many = noisy.values()
     np.testing.assert_allclose(few, many[: len(few)], atol=1e-5)

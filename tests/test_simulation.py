@@ -27,7 +27,8 @@ from jaxfl import (
 from jaxfl.attacks.base import mean_of
 from jaxfl.data import Dirichlet, from_arrays, synthetic
 from jaxfl.models import Softmax
-from jaxfl.simulation import make_plan, run
+from jaxfl.plan import make_plan
+from jaxfl.simulation import run
 from jaxfl.types import Aggregated, Info
 
 DATASET = synthetic(samples=200, features=6, classes=4)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxfl.accounting.guarantee import caveats
-from jaxfl.accounting.releases import PLD, RDP, mechanisms, worst
+from jaxfl.accounting.releases import PLD, RDP, deployment, worst
 from jaxfl.federation import Federation
-from jaxfl.privacy.central import caution
 
 MOST = 1e6
 """The largest noise multiplier that is tried."""
@@ -29,8 +28,9 @@ def calibrate(
       ValueError: no noise reaches that epsilon, or what it takes does not go with the clip.
     """
     privacy = federation.privacy
-    if privacy is None or privacy.calibrated:
+    if privacy.calibrated:
         return federation
+    privacy.check_declared()
     target = privacy.epsilon
     assert target is not None
 
@@ -39,7 +39,8 @@ def calibrate(
         return federation.replace(privacy=noisy)
 
     def reached(multiplier: float, kind: str) -> bool:
-        found = mechanisms(with_noise(multiplier), sizes, rounds)
+        noisy = with_noise(multiplier)
+        found = noisy.privacy.releases(deployment(noisy, rounds, sizes))
         return worst(found, privacy.delta, kind) <= target
 
     if not reached(MOST, RDP) and not reached(MOST, accountant):
@@ -51,8 +52,9 @@ def calibrate(
     if accountant != RDP:
         # The tight accountant needs less noise than Renyi's, seldom less than half of it.
         least = _least(lambda m: reached(m, accountant), least / 2, least)
-    caution(with_noise(least).privacy, federation.participation.expected(len(sizes)))
-    return with_noise(least)
+    calibrated = with_noise(least)
+    calibrated.check_privacy(len(sizes))
+    return calibrated
 
 
 def _least(reached: Callable[[float], bool], low: float, high: float) -> float:

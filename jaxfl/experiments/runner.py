@@ -45,7 +45,7 @@ def not_applicable(cell: Cell) -> str | None:
 
 def unreachable(cell: Cell, load: Callable[[Cell], Dataset]) -> str | None:
     """Why no noise reaches the epsilon that the cell asks for, or None."""
-    if all(f.privacy is None or f.privacy.calibrated for f in cell.federations):
+    if all(f.privacy.calibrated for f in cell.federations):
         return None
     try:
         for data in cell.divide(load(cell)):
@@ -131,7 +131,7 @@ def _run_cell(
         calibrate(cell.federations[candidate], own, cell.rounds)
         for (candidate, _), own in zip(cell.runs, sizes, strict=True)
     ]
-    private = cell.federation.privacy is not None
+    private = cell.federation.private
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
     simulation = Simulation(
         federations,

@@ -1,6 +1,9 @@
 """Mechanisms of differential privacy: what they clip and where they add noise."""
 
+from jaxfl.privacy.base import Deployment as Deployment
+from jaxfl.privacy.base import NoPrivacy as NoPrivacy
 from jaxfl.privacy.base import Privacy as Privacy
+from jaxfl.privacy.base import Release as Release
 from jaxfl.privacy.central import BandedNoise as BandedNoise
 from jaxfl.privacy.central import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy.central import QuantileClip as QuantileClip

@@ -1,16 +1,91 @@
-"""What all mechanisms share: a clip, noise, and the delta that they are reported at."""
+"""What a mechanism of differential privacy is to the rest: hooks, and what it declares.
 
-from typing import ClassVar
+The round, the accountants and the audits know mechanisms by these hooks alone. A hook that a
+class leaves out changes nothing; what a run releases, and in which words that is guaranteed, every
+class must say itself, or it is refused before anything runs.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.component import Component, Scalar, field
+from jaxfl.clients import ClientAlgorithm, Samples
+from jaxfl.component import Component, Scalar, capability, field
+from jaxfl.models.objective import Objective
+from jaxfl.models.per_example import check_per_example
 from jaxfl.numerics.noise import laplace, normal
-from jaxfl.types import State
+from jaxfl.participation import Participation
+from jaxfl.types import State, Struct
 
 GAUSSIAN, LAPLACE = "gaussian", "laplace"
 NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
+
+NOTHING = "nothing"
+EXAMPLE = "one example of one client"
+MESSAGE = "a client's whole message"
+CLIENT = "all data of one client"
+
+OVERHEARD = "attackers who see other clients' clean updates send messages that depend on them"
+SAID_OPENLY = "clients also send their losses and norms, which are not noised"
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Releases of noised data about what is protected, as an accountant counts them."""
+
+    multiplier: float
+    """Noise in units of the sensitivity; 0 is no noise."""
+    count: int
+    """How often such a release happens."""
+    rate: float = 1.0
+    """Probability that the protected data is in a release (Poisson sampling)."""
+    overflow: float = 0.0
+    """Probability that some sample of the run was truncated."""
+    kind: str = GAUSSIAN
+    event: Any = None
+    """The ``dp_accounting.DpEvent`` of one release, for noise that is neither Gaussian nor
+    Laplacian; it then counts instead of ``multiplier``, ``rate`` and ``kind``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """What a mechanism may know of the run that it is part of, to say what that releases."""
+
+    algorithm: ClientAlgorithm
+    participation: Participation
+    aggregator: str
+    averages: bool
+    """Whether the aggregate moves by clip / cohort at most when one client's update does."""
+    noise_order: str
+    fairness: bool
+    overheard: bool
+    """Whether attackers see other clients' updates as they are before the attack."""
+    byzantine: int
+    byzantine_per_round: int | None
+    rounds: int
+    population: int = 0
+    sizes: tuple[int, ...] = ()
+    """Numbers of samples that clients have, each once."""
+    taken: int = 0
+    """Rounds in which the most frequent client takes part."""
+
+
+class Turn(Struct):
+    """What ``release`` may know of the round."""
+
+    present: Float[Array, " n"]
+    """1 in slots that hold a client, else 0."""
+    expected: int = struct.field(pytree_node=False)
+    """Clients that a round has on average."""
+    separation: int = struct.field(pytree_node=False)
+    """After how many rounds a client is back at the earliest."""
+    mean: bool = struct.field(pytree_node=False)
+    """Whether the aggregate is a mean over the clients present."""
 
 
 class Privacy(Component):
@@ -20,6 +95,10 @@ class Privacy(Component):
     of it, ``epsilon`` may be given: ``jaxfl.accounting.calibrate`` then finds the least noise that
     keeps a run of known length within (epsilon, delta), and runs by ``simulate`` or from a file
     do so by themselves.
+
+    A class of one's own overrides at least one of ``objective``, ``message`` and ``release``,
+    which add noise, and declares ``protects``, ``trusts``, ``neighbours`` and ``releases``; one
+    that changes a hook of another mechanism declares ``releases`` anew. ``check`` refuses others.
     """
 
     noise_multiplier: Scalar | None = field(default=None, at_least=0)
@@ -27,7 +106,26 @@ class Privacy(Component):
     """Target; only without ``noise_multiplier``."""
     delta: float = field(default=1e-5, above=0, below=1)
 
-    protects: ClassVar[str] = ""
+    protects = capability("")
+    """Whose data: ``EXAMPLE``, ``MESSAGE``, ``CLIENT``, or what it is in words."""
+    trusts = capability("")
+    """Whom the guarantee trusts, and against whom it protects, in words."""
+    hides_cohort = capability(False)
+    """Whether who takes part is part of the secret: the server's step then sees the expected
+    share of clients, not the true one."""
+
+    NOISING: ClassVar[tuple[str, ...]] = ("objective", "message", "release")
+    HOOKS: ClassVar[tuple[str, ...]] = (
+        "init",
+        "multiplier",
+        "threshold",
+        "objective",
+        "samples",
+        "message",
+        "crafted",
+        "bound",
+        "release",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +140,47 @@ class Privacy(Component):
         """Whether the noise is known; otherwise ``epsilon`` says what it should reach."""
         return self.epsilon is None
 
+    @property
+    def on_messages(self) -> bool:
+        """Whether it works on messages, so that it can come before or after the attack."""
+        return type(self).message is not Privacy.message
+
+    def check_declared(self) -> None:
+        """Raises ValueError where the class adds no noise or does not say what it releases."""
+        name = type(self).__name__
+        if all(getattr(type(self), hook) is getattr(Privacy, hook) for hook in self.NOISING):
+            raise ValueError(
+                f"{name} overrides none of {', '.join(self.NOISING)}: it would add no noise"
+            )
+        missing = [what for what in ("protects", "trusts") if not getattr(self, what)]
+        if missing:
+            raise ValueError(f"{name} does not declare {' and '.join(missing)}")
+        declared = _depth(type(self), "releases")
+        for hook in self.HOOKS:
+            if _depth(type(self), hook) < declared:
+                raise ValueError(
+                    f"{name} changes {hook} and does not declare what it releases: define "
+                    "releases in the same class"
+                )
+
+    def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
+        """Raises ValueError where the mechanism does not go with the other parts.
+
+        ``expected`` is the number of clients that a round has on average.
+        """
+        self.check_declared()
+        if noise_order == ATTACK_FIRST and not self.on_messages:
+            raise ValueError(
+                f"noise_order is of a mechanism on messages and the attack; with "
+                f"{type(self).__name__} it must be {NOISE_FIRST}; got {ATTACK_FIRST}"
+            )
+
+    def check_model(self, objective: Objective) -> None:
+        """Raises ValueError where the mechanism cannot cover the model."""
+        check_per_example(objective)
+
+    # What it does, from the client's data to the model; each the identity by default.
+
     def init(self, dim: int) -> State:
         """The server's memory at the start of a run, for messages of so many numbers."""
         return ()
@@ -49,6 +188,108 @@ class Privacy(Component):
     def multiplier(self) -> Scalar:
         """The noise multiplier; 0 where none was given."""
         return 0.0 if self.noise_multiplier is None else self.noise_multiplier
+
+    def threshold(self, state: State) -> Float[Array, ""]:
+        """The server's clip of this round; NaN where there is none."""
+        return jnp.full((), jnp.nan)
+
+    def objective(
+        self, objective: Objective, count: Int[Array, ""], batch_size: int | None
+    ) -> Objective:
+        """The objective of a client with ``count`` samples, as its algorithm sees it."""
+        return objective
+
+    def samples(self, samples: Samples) -> Samples:
+        """The client's samples, drawn as the mechanism draws them."""
+        return samples
+
+    def message(
+        self,
+        message: Float[Array, " d"],
+        key: Key[Array, ""],
+        crafted: Bool[Array, ""] | bool = False,
+    ) -> Float[Array, " d"]:
+        """One client's message as it is sent.
+
+        Args:
+          message: a client's update; where the attack comes first, what it made of it.
+          key: this client's, of this round.
+          crafted: whether an attacker made it.
+        """
+        return message
+
+    def crafted(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
+        """What the server takes a message for that was crafted after the mechanism."""
+        return message
+
+    def bound(self, sent: Float[Array, "n d"], state: State) -> tuple[Float[Array, "n d"], State]:
+        """All messages as the server bounds them, and what ``release`` must know of them."""
+        return sent, ()
+
+    def release(
+        self,
+        aggregate: Float[Array, " d"],
+        seen: State,
+        turn: Turn,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Float[Array, " d"], State]:
+        """The aggregate as it leaves the server, and the new memory."""
+        return aggregate, state
+
+    # What that amounts to.
+
+    @abc.abstractmethod
+    def releases(self, run: Deployment) -> Sequence[Release]:
+        """What a run releases about each kind of client; empty where no noise bounds it."""
+
+    @abc.abstractmethod
+    def neighbours(self, run: Deployment) -> str:
+        """Between which neighbouring runs the guarantee is, in words."""
+
+    def replaces(self, run: Deployment) -> bool:
+        """Whether neighbours differ by one replaced by another, rather than by nothing."""
+        return False
+
+    def caveats(self, run: Deployment) -> tuple[str, ...]:
+        """What is not guaranteed in such a run, besides noise that is missing."""
+        local = type(self).objective is not Privacy.objective or self.on_messages
+        clean = not local or run.noise_order == ATTACK_FIRST
+        overheard = (OVERHEARD,) if clean and run.overheard else ()
+        return (*overheard, *((SAID_OPENLY,) if run.fairness else ()))
+
+
+class NoPrivacy(Privacy):
+    """No mechanism: updates are sent and aggregated as they are.
+
+    >>> NoPrivacy().protects
+    'nothing'
+    """
+
+    name = "none"
+    protects = capability(NOTHING)
+    trusts = capability("trusts everybody")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for asked in ("noise_multiplier", "epsilon"):
+            if getattr(self, asked) is not None:
+                raise ValueError(f"NoPrivacy adds no noise; got {asked} = {getattr(self, asked)}")
+
+    def check_declared(self) -> None:
+        """Nothing is promised."""
+
+    def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
+        """Goes with everything."""
+
+    def check_model(self, objective: Objective) -> None:
+        """Goes with every model."""
+
+    def releases(self, run: Deployment) -> Sequence[Release]:
+        return ()
+
+    def neighbours(self, run: Deployment) -> str:
+        return "none"
 
 
 def clipped(
@@ -68,3 +309,8 @@ def draw(kind: str, key: Key[Array, ""], like: Float[Array, " d"]) -> Float[Arra
     """Noise of scale 1: standard deviation for a Gaussian, parameter b for a Laplacian."""
     sample = laplace if kind == LAPLACE else normal
     return sample(key, like.shape, like.dtype)
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up in the classes of ``cls`` the attribute is defined."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))

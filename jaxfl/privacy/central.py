@@ -1,16 +1,29 @@
 """Central privacy: of a client, against all who see the model, by a server that is trusted."""
 
 import functools
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxfl.component import Component, Scalar, field
+from jaxfl.clients import ClientAlgorithm
+from jaxfl.component import Component, Scalar, capability, field
 from jaxfl.numerics import rows
-from jaxfl.privacy.base import GAUSSIAN, Privacy, draw
+from jaxfl.participation import Poisson, Uniform
+from jaxfl.privacy.base import (
+    CLIENT,
+    GAUSSIAN,
+    OVERHEARD,
+    Deployment,
+    Privacy,
+    Release,
+    Turn,
+    draw,
+)
+from jaxfl.privacy.example import LIKE_POISSON
 from jaxfl.types import State
 
 
@@ -88,13 +101,20 @@ class CentralPrivacy(Privacy):
     server; Poisson participation adds privacy. What attackers send is clipped as well. Under any
     other rule the aggregate is noised alike but has no sensitivity of clip / cohort: there is no
     guarantee then, and the run says so.
+
+    >>> CentralPrivacy(clip=1.0, noise_multiplier=1.1).trusts
+    'trusts the server, which sees every update'
+
     McMahan et al., "Learning differentially private recurrent language models", ICLR 2018.
     """
 
+    name = "central"
     clip: Scalar | QuantileClip = field(default=1.0, above=0)
     correlated: BandedNoise | None = None
 
-    protects: ClassVar[str] = "all data of one client"
+    protects = capability(CLIENT)
+    trusts = capability("trusts the server, which sees every update")
+    hides_cohort = capability(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +123,21 @@ class CentralPrivacy(Privacy):
                 "CentralPrivacy: correlated noise is one release of the whole run, and a clip "
                 "that adapts is one every round; give clip a number"
             )
+
+    def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
+        super().check(algorithm, noise_order, expected)
+        if not algorithm.post_processes:
+            raise ValueError(
+                f"{type(algorithm).__name__} multiplies the aggregate by numbers of the cohort, "
+                f"which {type(self).__name__} does not cover"
+            )
+        if isinstance(self.clip, QuantileClip):
+            bits, z = np.min(self.clip.bits_noise(expected)), np.max(self.multiplier())
+            if 2 * bits <= z:
+                raise ValueError(
+                    f"QuantileClip: noise must be above half of noise_multiplier = {z:g}; "
+                    f"got {bits:g}"
+                )
 
     def init(self, dim: int) -> State:
         """The clip, where it adapts, and the noise of earlier rounds, where it is correlated."""
@@ -133,25 +168,24 @@ class CentralPrivacy(Privacy):
     def release(
         self,
         aggregate: Float[Array, " d"],
-        norms: Float[Array, " n"],
-        present: Float[Array, " n"],
-        expected: int,
-        separation: int,
+        seen: Float[Array, " n"],
+        turn: Turn,
         state: State,
         key: Key[Array, ""],
     ) -> tuple[Float[Array, " d"], State]:
-        """The aggregate noised, and the new state.
-
-        ``aggregate`` is in units of one client's update; ``expected`` the expected cohort.
-        """
+        """The aggregate noised, and the new memory; ``seen`` are the norms before the clip."""
         noise_key, bits_key = jax.random.split(key)
         clip, memory = self.threshold(state), state[1]
+        expected, present = turn.expected, turn.present.astype(seen.dtype)
+        if turn.mean:
+            # The divisor must not tell how many took part.
+            aggregate = aggregate * (jnp.sum(present) / expected).astype(aggregate.dtype)
         multiplier = jnp.asarray(self.multiplier(), jnp.float32)
         new_clip: Any = ()
         if isinstance(self.clip, QuantileClip):
             bits = jnp.asarray(self.clip.bits_noise(expected), jnp.float32)
             # Less a half each, one client more or less changes the sum by a half only.
-            below = jnp.sum(present * ((norms <= clip) - 0.5))
+            below = jnp.sum(present * ((seen <= clip) - 0.5))
             noised = below + jnp.where(multiplier > 0, bits, 0) * jax.random.normal(bits_key)
             excess = noised / expected + 0.5 - jnp.asarray(self.clip.quantile, jnp.float32)
             new_clip = clip * jnp.exp(-jnp.asarray(self.clip.rate, jnp.float32) * excess)
@@ -159,16 +193,52 @@ class CentralPrivacy(Privacy):
         noise = draw(GAUSSIAN, noise_key, aggregate.astype(jnp.float32))
         if self.correlated is not None:
             noise, memory = self.correlated.stream().multiply_next(noise, memory)
-            multiplier = multiplier * self.correlated.sensitivity(separation)
+            multiplier = multiplier * self.correlated.sensitivity(turn.separation)
         scale = (multiplier * clip / expected).astype(jnp.float32)
         return aggregate + (scale * noise).astype(aggregate.dtype), (new_clip, memory)
 
+    def releases(self, run: Deployment) -> Sequence[Release]:
+        if not run.averages or run.fairness:
+            return ()
+        participation = run.participation
+        multiplier = float(np.min(self.multiplier())) / (2 if self.replaces(run) else 1)
+        poisson = isinstance(participation, Poisson)
+        lost = run.rounds * participation.overflow if poisson else 0.0
+        if self.correlated is not None:
+            whole = Release(multiplier, 1, overflow=lost)
+            return (whole,) if run.rounds <= self.correlated.rounds else ()
+        if poisson:
+            return (Release(multiplier, run.rounds, participation.rate, lost),)
+        if isinstance(participation, Uniform):
+            return (Release(multiplier, run.rounds, self._rate(run)),)
+        return (Release(multiplier, -(-run.rounds // participation.separation)),)
 
-def caution(privacy: Privacy | None, expected: int) -> None:
-    """Raises ValueError where an adaptive clip's noise cannot make up the mechanism's."""
-    if isinstance(privacy, CentralPrivacy) and isinstance(privacy.clip, QuantileClip):
-        bits, z = np.min(privacy.clip.bits_noise(expected)), np.max(privacy.multiplier())
-        if 2 * bits <= z:
-            raise ValueError(
-                f"QuantileClip: noise must be above half of noise_multiplier = {z:g}; got {bits:g}"
+    def _rate(self, run: Deployment) -> float:
+        """How likely a client is in a cohort of fixed size: the likelier kind of client."""
+        cohort, fixed = run.participation.cohort(run.population), run.byzantine_per_round
+        rate, honest = cohort / run.population, run.population - run.byzantine
+        return rate if fixed is None or not honest else max(rate, (cohort - fixed) / honest)
+
+    def replaces(self, run: Deployment) -> bool:
+        # In a cohort of fixed size another client takes the place.
+        return isinstance(run.participation, Uniform)
+
+    def neighbours(self, run: Deployment) -> str:
+        return f"one client replaced by {'another' if self.replaces(run) else 'nothing'}"
+
+    def caveats(self, run: Deployment) -> tuple[str, ...]:
+        found = []
+        if not run.averages:
+            found.append(
+                f"{run.aggregator} has no sensitivity of clip / cohort, which only "
+                "Mean(weighted=False) has"
             )
+        if self.correlated is not None and run.rounds > self.correlated.rounds:
+            found.append(f"the noise is correlated over {self.correlated.rounds} rounds only")
+        if self.replaces(run) and self.correlated is None:
+            found.append(LIKE_POISSON)
+        if run.fairness:
+            found.append("fairness weights depend on other clients' losses")
+        if run.overheard:
+            found.append(OVERHEARD)
+        return tuple(found)

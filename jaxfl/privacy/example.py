@@ -1,22 +1,26 @@
 """Privacy of one example of one client: DP-SGD inside the client's steps."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
-from jaxfl.clients import Samples
-from jaxfl.component import Scalar, field
+from jaxfl.clients import ClientAlgorithm, Samples
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
-from jaxfl.privacy.base import GAUSSIAN, Privacy, draw
+from jaxfl.privacy.base import EXAMPLE, GAUSSIAN, Deployment, Privacy, Release, draw
 from jaxfl.types import Batch, PyTree
 
 POISSON, FIXED = "poisson", "fixed"
+
+LIKE_POISSON = "samples of a fixed size are accounted as Poisson samples at half the noise"
+"""For one release that is a theorem (one replaced by another); for many it is common practice."""
 
 
 class ExamplePrivacy(Privacy):
@@ -33,21 +37,34 @@ class ExamplePrivacy(Privacy):
     in every algorithm whose clients use their samples through gradients alone, and with every
     model without batch normalisation. ``microbatch`` examples at a time bound the memory; None:
     all at once where the model's layers allow norms without gradients, else 16.
+
+    >>> ExamplePrivacy(clip=1.0, noise_multiplier=1.1).protects
+    'one example of one client'
+
     Abadi et al., "Deep learning with differential privacy", CCS 2016.
     """
 
+    name = "example"
     clip: Scalar = field(default=1.0, above=0)
     sampling: str = field(default=POISSON, choices=(POISSON, FIXED))
     overflow: float = field(default=1e-18, above=0, below=1)
     microbatch: int | None = field(default=None, at_least=1)
 
-    protects: ClassVar[str] = "one example of one client"
+    protects = capability(EXAMPLE)
+    trusts = capability("trusts nobody: the server sees noised messages only")
+
+    def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
+        super().check(algorithm, noise_order, expected)
+        if not algorithm.private:
+            raise ValueError(
+                f"{type(algorithm).__name__} sends more than gradients of samples, which "
+                f"{type(self).__name__} does not cover"
+            )
 
     def samples(self, samples: Samples) -> Samples:
-        """The client's samples, drawn as this mechanism draws them."""
         return samples.replace(overflow=self.overflow if self.sampling == POISSON else None)
 
-    def private(
+    def objective(
         self, objective: Objective, count: Int[Array, ""], batch_size: int | None
     ) -> "PrivateObjective":
         """The objective of a client with so many samples, whose gradients are private."""
@@ -55,6 +72,35 @@ class ExamplePrivacy(Privacy):
         return PrivateObjective(
             **vars(objective), plain=objective, privacy=self, expected=jnp.maximum(expected, 1)
         )
+
+    def releases(self, run: Deployment) -> Sequence[Release]:
+        # The client that is worst off counts: few samples are sampled often.
+        return tuple(dict.fromkeys(self._of_client(run, size) for size in run.sizes))
+
+    def _of_client(self, run: Deployment, samples: int) -> Release:
+        """What is released about one example of a client with so many."""
+        multiplier, algorithm = float(np.min(self.multiplier())), run.algorithm
+        size = min(algorithm.batch_size or samples, samples)
+        steps, passes = algorithm.uses(-(-samples // size))
+        if self.sampling != FIXED:
+            lost = steps * run.taken * self.overflow if size < samples else 0.0
+            return Release(multiplier, steps * run.taken, size / samples, lost)
+        if algorithm.gradients:
+            return Release(multiplier / 2, run.taken, size / samples)
+        # A pass has every example in one batch: no sampling, one release.
+        return Release(multiplier / 2, passes * run.taken)
+
+    def replaces(self, run: Deployment) -> bool:
+        # In a batch of fixed size another example takes the place.
+        return self.sampling == FIXED
+
+    def neighbours(self, run: Deployment) -> str:
+        other = "another" if self.replaces(run) else "nothing"
+        return f"one example replaced by {other}; numbers of samples are public"
+
+    def caveats(self, run: Deployment) -> tuple[str, ...]:
+        alike = self.sampling == FIXED and run.algorithm.gradients
+        return (*((LIKE_POISSON,) if alike else ()), *super().caveats(run))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +117,12 @@ class PrivateObjective(Objective):
     ) -> tuple[tuple[Float[Array, ""], ModelState], PyTree]:
         model_key, noise_key = jax.random.split(key)
         loss, model_state, total = clipped_sum(
-            *(self.plain, params, model_state, batch, model_key, self.privacy.clip),
+            self.plain,
+            params,
+            model_state,
+            batch,
+            model_key,
+            self.privacy.clip,
             microbatch=self.privacy.microbatch,
         )
         flat, unravel = ravel_pytree(total)

@@ -1,13 +1,25 @@
 """Local privacy: of a client's whole message, against the server."""
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import accumulator
-from jaxfl.privacy.base import GAUSSIAN, LAPLACE, Privacy, clipped, draw
+from jaxfl.privacy.base import (
+    GAUSSIAN,
+    LAPLACE,
+    MESSAGE,
+    Deployment,
+    Privacy,
+    Release,
+    clipped,
+    draw,
+)
+
+UNCLIPPED = "without a clip a message may be arbitrarily large"
 
 
 class MessagePrivacy(Privacy):
@@ -23,37 +35,61 @@ class MessagePrivacy(Privacy):
     ``clip``, by another ``2 clip``; clipping a mean gives no 1 / batch for an example.
     ``clip_byzantine`` says whether what attackers craft is clipped to ``clip`` as well; None: as
     the order of noise and attack implies (see ``Federation.noise_order``).
+
+    >>> message = jnp.array([3.0, 4.0])
+    >>> MessagePrivacy(clip=1.0, noise_multiplier=0.0).message(message, jax.random.key(0)).round(1)
+    Array([0.6, 0.8], dtype=float32)
+
     Dwork et al., "Calibrating noise to sensitivity in private data analysis", TCC 2006; Abadi et
     al., "Deep learning with differential privacy", CCS 2016, on the message instead of the example.
     """
 
+    name = "message"
     clip: Scalar | None = field(default=None, above=0)
     mechanism: str = field(default=GAUSSIAN, choices=(GAUSSIAN, LAPLACE))
     clip_byzantine: bool | None = None
 
-    protects: ClassVar[str] = "a client's whole message"
+    protects = capability(MESSAGE)
+    trusts = capability("trusts nobody: the server sees noised messages only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clip is None and self.clip_byzantine is not None:
             raise ValueError("MessagePrivacy: clip_byzantine needs a clip")
 
-    def bound(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
+    def message(
+        self,
+        message: Float[Array, " d"],
+        key: Key[Array, ""],
+        crafted: Bool[Array, ""] | bool = False,
+    ) -> Float[Array, " d"]:
+        """One message, clipped and noised."""
+        value = self._clipped(message)
+        if self.clip_byzantine is False:
+            value = jnp.where(crafted, message.astype(value.dtype), value)
+        scale = jnp.asarray(self.multiplier(), value.dtype)
+        if self.clip is not None:
+            scale = scale * jnp.asarray(self.clip, value.dtype)
+        return (value + scale * draw(self.mechanism, key, value)).astype(message.dtype)
+
+    def crafted(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self._clipped(message).astype(message.dtype) if self.clip_byzantine else message
+
+    def releases(self, run: Deployment) -> Sequence[Release]:
+        if self.clip is None:
+            return ()
+        return (Release(float(np.min(self.multiplier())), run.taken, kind=self.mechanism),)
+
+    def neighbours(self, run: Deployment) -> str:
+        return "the message replaced by nothing"
+
+    def caveats(self, run: Deployment) -> tuple[str, ...]:
+        return (*((UNCLIPPED,) if self.clip is None else ()), *super().caveats(run))
+
+    def _clipped(self, message: Float[Array, " d"]) -> Float[Array, " d"]:
         """The message clipped, where there is a clip; float32 or better."""
         value = message.astype(accumulator(message.dtype))
         if self.clip is None:
             return value
         order = 1 if self.mechanism == LAPLACE else 2
         return clipped(value, jnp.asarray(self.clip, value.dtype), order)
-
-    def cover(self, message: Float[Array, " d"], key: Key[Array, ""]) -> Float[Array, " d"]:
-        """The message noised; float32 or better."""
-        value = message.astype(accumulator(message.dtype))
-        scale = jnp.asarray(self.multiplier(), value.dtype)
-        if self.clip is not None:
-            scale = scale * jnp.asarray(self.clip, value.dtype)
-        return value + scale * draw(self.mechanism, key, value)
-
-    def privatise(self, message: Float[Array, " d"], key: Key[Array, ""]) -> Float[Array, " d"]:
-        """One message, clipped and noised."""
-        return self.cover(self.bound(message), key).astype(message.dtype)

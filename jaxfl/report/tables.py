@@ -69,7 +69,7 @@ def caption(experiment: Experiment) -> str:
     """What the numbers are."""
     seeds = len(experiment.cells[0].seeds)
     text = f"Test accuracy in % after the last round; mean ± deviation over {seeds} seed(s)"
-    deltas = {c.federation.privacy.delta for c in experiment.cells if c.federation.privacy}
+    deltas = {c.federation.privacy.delta for c in experiment.cells if c.federation.private}
     if deltas:
         text += f"; epsilon at delta {', '.join(f'{d:g}' for d in sorted(deltas))}"
         text += ", starred where the mechanism does not cover all"
@@ -114,7 +114,7 @@ def privacy_statements(experiment: Experiment) -> list[str]:
     """Whose data the mechanisms of the experiment protect, against whom, and what does not hold."""
     said: dict[str, None] = {}
     for cell in experiment.cells:
-        if cell.federation.privacy is not None:
+        if cell.federation.private:
             said |= dict.fromkeys([statement(cell.federation, cell.rounds)])
     return list(said)
 
@@ -165,7 +165,7 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
                 result.status,
                 experiment.candidates[result.chosen] if result.reason is None else "",
                 *("" if math.isnan(x) else f"{x:.9g}" for x in (*accuracies, *rates)),
-                "" if privacy is None else privacy.delta,
+                privacy.delta if result.cell.federation.private else "",
                 result.guaranteed,
                 *result.cell.federation.attack.threat_model,
                 len(result.cell.seeds),

@@ -25,7 +25,8 @@ from jaxfl import (
 from jaxfl.clients import Samples
 from jaxfl.models import MLP, Softmax
 from jaxfl.participation import Cyclic
-from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
+from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, NoPrivacy, QuantileClip
+from jaxfl.privacy.base import Turn
 from jaxfl.types import Batch
 
 SIZES = (3, 9, 5, 12, 7)
@@ -39,7 +40,7 @@ def simulation(federation, sizes=SIZES, model=None, **settings):
 def test_a_million_draws_have_the_stated_distribution(key, kind, law):
     """Chi-square over 100 cells of equal probability."""
     privacy = MessagePrivacy(clip=2.0, noise_multiplier=1.5, mechanism=kind)
-    noise = np.asarray(privacy.privatise(jnp.zeros((1_000_000,)), key), np.float64)
+    noise = np.asarray(privacy.message(jnp.zeros((1_000_000,)), key), np.float64)
     cells = np.floor(law.cdf(noise, scale=3.0) * 100).clip(0, 99)
     counts = np.bincount(cells.astype(int), minlength=100)
     assert stats.chisquare(counts).pvalue > 1e-4
@@ -49,15 +50,15 @@ def test_a_million_draws_have_the_stated_distribution(key, kind, law):
 def test_laplacian_noise_clips_the_sum_of_magnitudes(key):
     privacy = MessagePrivacy(clip=2.0, noise_multiplier=0.0, mechanism="laplace")
     message = np.random.default_rng(0).normal(size=30).astype(np.float32)
-    clipped = np.asarray(privacy.privatise(jnp.asarray(message), key))
+    clipped = np.asarray(privacy.message(jnp.asarray(message), key))
     np.testing.assert_allclose(clipped, message * 2 / np.abs(message).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_message_that_is_not_finite_is_nothing_and_a_huge_one_is_clipped(key, bad):
     privacy = MessagePrivacy(clip=2.0)
-    assert not np.any(privacy.privatise(jnp.asarray([1.0, bad, 3.0]), key))
-    huge = privacy.privatise(jnp.asarray([3e38, -3e38, 3e38, 3e38]), key)
+    assert not np.any(privacy.message(jnp.asarray([1.0, bad, 3.0]), key))
+    huge = privacy.message(jnp.asarray([3e38, -3e38, 3e38, 3e38]), key)
     np.testing.assert_allclose(huge, [1, -1, 1, 1], rtol=1e-5)
 
 
@@ -66,7 +67,7 @@ def test_sensitivity_is_the_clip_for_any_neighbours(key):
     privacy, rng = MessagePrivacy(clip=1.5), np.random.default_rng(0)
     scales = 10.0 ** rng.uniform(-30, 30, size=(200, 1))
     messages = (scales * rng.normal(size=(200, 6))).astype(np.float32)
-    bounded = np.asarray(jax.vmap(privacy.privatise, (0, None))(messages, key), np.float64)
+    bounded = np.asarray(jax.vmap(privacy.message, (0, None))(messages, key), np.float64)
     assert np.linalg.norm(bounded, axis=1).max() <= 1.5 * (1 + 1e-6)
     pairs = np.linalg.norm(bounded[:, None] - bounded[None], axis=2)
     assert pairs.max() <= 3.0 * (1 + 1e-6)
@@ -80,7 +81,7 @@ def test_no_noise_where_the_multiplier_is_zero():
     ):
         federation = Federation(algorithm=FedSGD(batch_size=4), privacy=privacy)
         private = simulation(federation).messages().sent
-        plain = simulation(federation.replace(privacy=None)).messages().sent
+        plain = simulation(federation.replace(privacy=NoPrivacy())).messages().sent
         # Loss and gradient of the same batches; only the order of sums differs.
         np.testing.assert_allclose(private, plain, rtol=1e-4, atol=1e-5)
 
@@ -261,7 +262,8 @@ def test_one_client_more_moves_the_count_below_the_clip_by_a_half():
 
         def draw(key):
             state, zero = privacy.init(3), jnp.zeros(3)
-            return privacy.release(zero, norms, present, 5, 1, state, key)[1][0]
+            turn = Turn(present=present, expected=5, separation=1, mean=True)
+            return privacy.release(zero, norms, turn, state, key)[1][0]
 
         return np.log(np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 4_000))))
 

@@ -1,0 +1,168 @@
+"""The clients' half of the round: who takes part, what they train on, what they would send."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxfl.attacks.base import ClientView
+from jaxfl.clients import Broadcast, Message, Samples
+from jaxfl.data.dataset import FederatedData
+from jaxfl.devices import by_columns, map_clients
+from jaxfl.federation import Federation
+from jaxfl.models.objective import Objective
+from jaxfl.numerics import rows
+from jaxfl.privacy.base import NOISE_FIRST
+from jaxfl.state import FederationState, Plan, RoundKeys
+from jaxfl.types import Batch, Context, State, Struct
+
+
+class Standing(Struct):
+    """What clients say about themselves to be weighed fairly; of their clean update."""
+
+    loss: Float[Array, " n"]
+    """Training loss of the model they received."""
+    squared_norm: Float[Array, " n"]
+
+
+class LocalWork(Struct):
+    """What the cohort has done before any attack on messages."""
+
+    context: Context
+    messages: Message
+    standing: Standing | None
+    """None where nothing is weighed fairly."""
+    clients: State
+    """The new memory of every client of the population."""
+
+
+class _Shared(Struct):
+    """What all clients of a round have in common."""
+
+    federation: Federation
+    data: FederatedData
+    broadcast: Broadcast
+    client_key: Key[Array, ""]
+    noise_key: Key[Array, ""]
+
+
+class _Own(Struct):
+    """What each client has of its own; clients lead every array."""
+
+    view: ClientView
+    start: Int[Array, " n"]
+    count: Int[Array, " n"]
+    memory: State
+
+
+def work_locally(
+    federation: Federation,
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    keys: RoundKeys,
+) -> LocalWork:
+    """Draws the cohort and computes every client's message, standing and new memory."""
+    population = plan.spec.population
+    ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
+    taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
+    byzantine = state.byzantine[taken] & (ids < population)
+    shared = _Shared(federation, data, broadcast(plan, state), keys.clients, keys.noise)
+    own = _Own(
+        view=_views(data, state, taken, byzantine),
+        start=data.start[taken],
+        count=data.count[taken],
+        memory=jax.tree.map(lambda x: x[taken], state.clients),
+    )
+    one_client = functools.partial(_one_client, plan)
+    messages, standing, memory = map_clients(one_client, shared, own, chunk=plan.chunk)
+    share = data.count[taken] * (ids < population)
+    context = Context(
+        key=keys.server,
+        round=state.round,
+        weights=share / jnp.maximum(jnp.sum(share), 1),
+        client_ids=ids,
+        present=present,
+        params=state.params,
+        byzantine=byzantine,
+    )
+    return LocalWork(
+        context=context,
+        messages=messages.replace(update=by_columns(messages.update)),
+        standing=standing,
+        clients=jax.tree.map(lambda x, m: x.at[ids].set(m, mode="drop"), state.clients, memory),
+    )
+
+
+def broadcast(plan: Plan, state: FederationState) -> Broadcast:
+    """What the server sends to every client."""
+    return Broadcast(
+        params=plan.objective.unravel(state.params),
+        model_state=state.model_state,
+        round=state.round,
+        server=state.server,
+    )
+
+
+def train(
+    federation: Federation,
+    objective: Objective,
+    received: Broadcast,
+    samples: Samples,
+    memory: State,
+    key: Key[Array, ""],
+) -> tuple[Message, State]:
+    """One client's algorithm, which sees its samples as the mechanism of privacy shows them."""
+    algorithm, privacy = federation.algorithm, federation.privacy
+    objective = privacy.objective(objective, samples.count, algorithm.batch_size)
+    return algorithm.step(objective, received, privacy.samples(samples), memory, key)
+
+
+def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Message, Standing | None, State]:
+    """One client's message, standing and new memory."""
+    federation, received, view = shared.federation, shared.broadcast, own.view
+    key = jax.random.fold_in(shared.client_key, view.id)
+    samples = _samples(plan, shared, own)
+    message, memory = train(federation, plan.objective, received, samples, own.memory, key)
+    standing = None
+    if federation.fairness is not None:
+        loss = federation.algorithm.starting_loss(plan.objective, received, samples, message)
+        standing = Standing(loss=loss, squared_norm=rows.squared_norms(message.update[None])[0])
+    if federation.noise_order == NOISE_FIRST:
+        noise_key = jax.random.fold_in(shared.noise_key, view.id)
+        message = message.replace(update=federation.privacy.message(message.update, noise_key))
+    return message, standing, memory
+
+
+def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:
+    """The client's own samples, poisoned where it is Byzantine and the attack is on data."""
+    data, attack, received = shared.data, shared.federation.attack, shared.broadcast
+
+    def logits(inputs: Array) -> Array:
+        return plan.objective.logits(received.params, received.model_state, inputs)
+
+    def load(place: Array, mask: Array, key: Array) -> Batch:
+        batch = Batch(*data.samples(data.order[own.start + place]), mask)
+        if plan.spec.max_byzantine == 0 or not attack.poisons:
+            return batch
+        poisoned = attack.poison(batch, own.view.replace(logits=logits), key)
+        return jax.tree.map(lambda a, b: jnp.where(own.view.byzantine, a, b), poisoned, batch)
+
+    return Samples(count=own.count, load=load, capacity=data.capacity, client=own.view.id)
+
+
+def _views(
+    data: FederatedData,
+    state: FederationState,
+    taken: Int[Array, " n"],
+    byzantine: Bool[Array, " n"],
+) -> ClientView:
+    return ClientView(
+        id=taken,
+        byzantine=byzantine,
+        rank=state.ranks[taken],
+        round=jnp.full_like(taken, state.round),
+        classes=data.classes,
+        peak=data.peak,
+    )

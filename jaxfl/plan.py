@@ -1,0 +1,97 @@
+"""Sizes and choices that shape the program, found before anything is traced."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jaxfl.clients import Broadcast, Samples
+from jaxfl.data.dataset import FederatedData
+from jaxfl.devices import choose_chunk, memory_of_device, working_set
+from jaxfl.federation import Federation
+from jaxfl.local_work import train
+from jaxfl.models.objective import Factory, Loss, Objective
+from jaxfl.models.zoo import Model
+from jaxfl.state import Plan
+from jaxfl.types import Batch, PyTree, Spec
+
+
+def make_plan(
+    federation: Federation,
+    data: FederatedData,
+    model: Model | nnx.Module | Factory,
+    *,
+    loss: Loss | None = None,
+    client_chunk: int | None = None,
+    runs: int = 1,
+) -> Plan:
+    """Sizes and choices that shape the program, after checking that the parts fit together.
+
+    ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
+
+    Raises:
+      ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
+        cannot leave out absent clients or lacks the server's own samples, a chunk below 1, privacy
+        that is not calibrated or a model it cannot cover, memory of clients that does not fit.
+    """
+    population = data.clients
+    federation.check(population, data.root)
+    federation.attack.check(data.sample_shape, data.classes)
+    cohort = federation.participation.cohort(population)
+    if client_chunk is not None and client_chunk < 1:
+        raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
+    extra = {} if loss is None else {"loss": loss}
+    objective = Objective.of(model, data.sample_shape, data.classes, **extra)
+    spec = Spec(
+        population=population,
+        cohort=cohort,
+        dim=objective.dim,
+        dtype=objective.dtype,
+        max_byzantine=_most_byzantine(federation, cohort),
+    )
+    if not federation.privacy.calibrated:
+        raise ValueError(
+            f"{type(federation.privacy).__name__}: epsilon is a target; "
+            "jaxfl.accounting.calibrate finds the noise"
+        )
+    federation.privacy.check_model(objective)
+    _check_memory(federation, spec, runs)
+    chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
+    return Plan(objective=objective, spec=spec, chunk=chunk)
+
+
+def _check_memory(federation: Federation, spec: Spec, runs: int) -> None:
+    """Refuses memories of clients that would not fit the device."""
+    one = jax.tree.leaves(jax.eval_shape(lambda: federation.algorithm.init(spec)))
+    needed = runs * spec.population * sum(x.size * x.dtype.itemsize for x in one)
+    available = memory_of_device()
+    if available is not None and needed > available / 2:
+        raise ValueError(
+            f"{type(federation.algorithm).__name__} keeps memory for every client: "
+            f"{spec.population} clients times {runs} need {needed / 2**30:.1f} GiB, more than "
+            f"half of the device's {available / 2**30:.1f} GiB"
+        )
+
+
+def _most_byzantine(federation: Federation, cohort: int) -> int:
+    if federation.byzantine_per_round is not None:
+        return federation.byzantine_per_round
+    return min(federation.byzantine, cohort)
+
+
+def _automatic_chunk(
+    federation: Federation, objective: Objective, data: FederatedData, spec: Spec, runs: int
+) -> int:
+    def one_client(params: Array, model_state: PyTree, key: Array) -> PyTree:
+        def load(place: Array, mask: Array, key: Array) -> Batch:
+            return Batch(*data.samples(place), mask)
+
+        samples = Samples(jnp.int32(1), load, data.capacity)
+        server = federation.algorithm.init_server(spec)
+        received = Broadcast(objective.unravel(params), model_state, jnp.int32(0), server)
+        memory = federation.algorithm.init(spec)
+        return train(federation, objective, received, samples, memory, key)
+
+    key = jax.random.key(0)
+    params, model_state = jax.eval_shape(objective.init, key)
+    return choose_chunk(spec.cohort, runs * working_set(one_client, params, model_state, key))
