@@ -1,0 +1,212 @@
+"""A mechanism of somebody else's: refused where it would promise too much, applied and counted."""
+
+import json
+
+import dp_accounting
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dp_accounting import pld
+from helpers import ragged
+
+import jaxfl
+from jaxfl import Federation, FedSGD, Mean, Simulation
+from jaxfl.accounting import Meter, calibrate, guarantee
+from jaxfl.cli import main
+from jaxfl.component import Scalar, capability, field
+from jaxfl.models import Softmax
+from jaxfl.privacy import MessagePrivacy, NoPrivacy, Privacy, Release
+from jaxfl.privacy.base import MESSAGE
+
+EQUAL = np.full(20, 1_000)
+
+
+class Silent(Privacy):
+    """Accepted by name, and adds no noise."""
+
+    protects = capability(MESSAGE)
+    trusts = capability("trusts nobody")
+
+    def privatise(self, message, key):
+        return message + self.noise_multiplier * jax.random.normal(key, message.shape)
+
+    def releases(self, run):
+        return (Release(float(self.multiplier()), run.taken),)
+
+    def neighbours(self, run):
+        return "the message replaced by nothing"
+
+
+class Undeclared(MessagePrivacy):
+    """Changes the noise and leaves the promise as it was."""
+
+    def message(self, message, key, crafted=False):
+        return message
+
+
+class Wordless(Silent):
+    """Adds noise and does not say whom it protects."""
+
+    protects = capability("")
+
+    def message(self, message, key, crafted=False):
+        return self.privatise(message, key)
+
+    def releases(self, run):
+        return super().releases(run)
+
+
+class Bounded(Privacy):
+    """Every number of a message cut to [-clip, clip], then Gaussian noise on it."""
+
+    clip: Scalar = field(default=0.1, above=0)
+
+    protects = capability(MESSAGE)
+    trusts = capability("trusts nobody: the server sees noised messages only")
+
+    def message(self, message, key, crafted=False):
+        scale = jnp.asarray(self.clip * self.multiplier(), message.dtype)
+        cut = jnp.clip(message, -self.clip, self.clip).astype(message.dtype)
+        return cut + scale * jax.random.normal(key, message.shape, message.dtype)
+
+    def releases(self, run):
+        # The largest message has the norm clip * sqrt(d), d = 15 in these tests.
+        return (Release(float(np.min(self.multiplier())) / 15**0.5, run.taken),)
+
+    def neighbours(self, run):
+        return "the message replaced by nothing"
+
+
+class Discrete(Bounded):
+    """Accounted by an event of dp-accounting's own."""
+
+    def releases(self, run):
+        return (Release(0.0, run.taken, event=dp_accounting.LaplaceDpEvent(2.0)),)
+
+
+def federation(privacy):
+    return Federation(algorithm=FedSGD(batch_size=4), aggregator=Mean(), privacy=privacy)
+
+
+def run(privacy, rounds=3):
+    simulation = Simulation(federation(privacy), ragged(), Softmax())
+    assert simulation.plan.spec.dim == 15
+    simulation.run(rounds)
+    return np.asarray(simulation.state.params)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        (Silent(noise_multiplier=100.0), "Silent overrides none of objective, message, release"),
+        (
+            Undeclared(clip=1.0, noise_multiplier=100.0),
+            "Undeclared changes message and does not declare what it releases",
+        ),
+        (Wordless(noise_multiplier=100.0), "Wordless does not declare protects"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, Privacy) else "",
+)
+def test_who_does_not_declare_what_it_does_is_refused_before_anything_runs(privacy, message):
+    with pytest.raises(ValueError, match=message):
+        Simulation(federation(privacy), ragged(), Softmax())
+    with pytest.raises(ValueError, match=message):
+        jaxfl.simulate(model=Softmax(), data=ragged(), rounds=1, privacy=privacy)
+    with pytest.raises(ValueError, match=message):
+        guarantee(federation(privacy), EQUAL, 10)
+    with pytest.raises(ValueError, match=message):
+        calibrate(federation(privacy.replace(noise_multiplier=None, epsilon=1.0)), EQUAL, 10)
+
+
+def test_a_class_that_leaves_a_declaration_out_cannot_be_made():
+    class Nothing(Privacy):
+        def message(self, message, key, crafted=False):
+            return message
+
+    with pytest.raises(TypeError, match=r"Nothing.*neighbours.*releases"):
+        Nothing(noise_multiplier=1.0)
+    with pytest.raises(TypeError, match="Privacy"):
+        Privacy()
+
+
+def test_no_privacy_takes_no_noise():
+    with pytest.raises(ValueError, match="NoPrivacy adds no noise; got noise_multiplier = 100"):
+        NoPrivacy(noise_multiplier=100.0)
+    with pytest.raises(ValueError, match="NoPrivacy adds no noise; got epsilon = 1"):
+        NoPrivacy(epsilon=1.0)
+    assert guarantee(federation(NoPrivacy()), EQUAL, 10) is None
+
+
+def test_the_noise_of_a_foreign_mechanism_is_in_the_parameters():
+    plain, cut = run(NoPrivacy()), run(Bounded())
+    a, b = run(Bounded(noise_multiplier=5.0)), run(Bounded(noise_multiplier=10.0))
+    assert np.abs(plain - cut).max() > 1e-3
+    # The same draws at twice the scale; gradients of models so near differ by less.
+    np.testing.assert_allclose((b - cut) / 2, a - cut, atol=0.2 * np.abs(a - cut).max())
+    # Three rounds of five clients' noise of 5 * 0.1, averaged by shares, at a rate of 0.1.
+    shares = np.asarray([3, 9, 5, 12, 7]) / 36
+    expected = 0.1 * 5 * 0.1 * np.sqrt(3 * np.sum(shares**2))
+    assert 0.5 * expected < np.std(a - cut) < 2 * expected
+
+
+def test_a_foreign_mechanism_is_accounted_for_metered_and_calibrated():
+    private = federation(Bounded(noise_multiplier=40.0))
+    found = guarantee(private, EQUAL, 10)
+    event = dp_accounting.GaussianDpEvent(40.0 / 15**0.5)
+    expected = pld.PLDAccountant().compose(event, 10).get_epsilon(1e-5)
+    assert found.epsilon == pytest.approx(expected, rel=1e-2)
+    assert found.holds
+    assert "a client's whole message" in str(found)
+    assert Meter(private, EQUAL, 10)(10, 10) == pytest.approx(found.epsilon)
+    asked = federation(Bounded(epsilon=1.0))
+    noisy = calibrate(asked, EQUAL, 10)
+    assert 0.99 < guarantee(noisy, EQUAL, 10).epsilon <= 1.0
+
+
+def test_an_event_of_ones_own_counts():
+    found = guarantee(federation(Discrete(noise_multiplier=1.0)), EQUAL, 10)
+    event = dp_accounting.LaplaceDpEvent(2.0)
+    expected = pld.PLDAccountant().compose(event, 10).get_epsilon(1e-5)
+    assert found.epsilon == pytest.approx(expected, rel=1e-6)
+
+
+FILE = """
+rounds = 2
+evaluate_every = 1
+data = {{ name = "synthetic", samples = 60, features = 4, classes = 3, clients = 5 }}
+model = "softmax"
+algorithm = {{ name = "fedsgd", batch_size = 4 }}
+privacy = {{ name = "test_foreign:{name}", noise_multiplier = 40.0 }}
+aggregator = "mean"
+"""
+
+
+def jaxfl_run(tmp_path, monkeypatch, name):
+    path = tmp_path / "own.toml"
+    path.write_text(FILE.format(name=name))
+    monkeypatch.setattr("sys.argv", ["jaxfl", "run", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_its_epsilon_is_in_the_log(tmp_path, monkeypatch, capsys):
+    assert jaxfl_run(tmp_path, monkeypatch, "Bounded") == 0
+    assert "Bounded protects a client's whole message" in capsys.readouterr().out
+    lines = [json.loads(s) for s in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
+    private = federation(Bounded(noise_multiplier=40.0))
+    for line in lines:
+        expected = guarantee(private, EQUAL[:5], line["round"]).epsilon
+        assert line["epsilon"] == pytest.approx(expected, rel=1e-4)
+    assert lines[-1]["guaranteed_epsilon"] == pytest.approx(lines[-1]["epsilon"], rel=1e-4)
+
+
+def test_a_file_that_names_one_that_is_not_declared_ends_with_one_line(
+    tmp_path, monkeypatch, capsys
+):
+    assert jaxfl_run(tmp_path, monkeypatch, "Silent") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Silent overrides none of" in error
+    assert not (tmp_path / "out" / "rounds.jsonl").exists()

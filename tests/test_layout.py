@@ -1,0 +1,99 @@
+"""The house: imports go one way, without circles; mechanisms are known by their hooks."""
+
+import ast
+import graphlib
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxfl
+
+PACKAGE = Path(jaxfl.__file__).parent
+ORDER = (
+    ("numerics", "component", "files", "_public"),
+    ("types",),
+    ("models", "optimizers", "devices"),
+    ("aggregators",),
+    ("preaggregators",),
+    ("attacks", "clients", "participation", "data", "fairness", "metrics"),
+    ("privacy",),
+    ("federation",),
+    ("state", "accounting", "record"),
+    ("local_work",),
+    ("plan", "round", "evaluation"),
+    ("simulation",),
+    ("auditing",),
+    ("registry",),
+    ("experiments",),
+    ("report",),
+    ("cli",),
+    ("__init__",),
+)
+"""What may import what: only what stands in an earlier line, or in the same place."""
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> set[str]:
+    """The modules of jaxfl that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            module = node.module or ""
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                found.add(inner if inner in MODULES else module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {module for module in found if module in MODULES} - {name}
+
+
+GRAPH = {name: imported(name) for name in MODULES}
+
+
+def place(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def test_the_graph_of_imports_has_no_circle():
+    # A package's own __init__ hands on what its modules define; they never import it.
+    order = list(graphlib.TopologicalSorter(GRAPH).static_order())
+    assert len(order) == len(MODULES)
+    assert sum(map(len, GRAPH.values())) > 300
+
+
+def test_a_circle_would_be_seen():
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter(GRAPH | {"jaxfl.types": {"jaxfl.round"}}).static_order())
+
+
+def test_no_import_runs_upwards():
+    floor = {name: i for i, line in enumerate(ORDER) for name in line}
+    assert set(floor) >= {place(name) for name in MODULES}
+    for name, others in GRAPH.items():
+        for other in others:
+            if place(other) != place(name):
+                assert floor[place(other)] < floor[place(name)], f"{name} imports {other}"
+
+
+def test_no_type_test_on_mechanisms_outside_their_package():
+    for name, path in MODULES.items():
+        if place(name) != "privacy":
+            found = re.findall(r"isinstance\([^()]*\b\w*Privacy\w*", path.read_text())
+            assert not found, name
+
+
+def test_nothing_imports_for_the_types_alone():
+    for name, path in MODULES.items():
+        assert "TYPE_CHECKING" not in path.read_text(), name
