@@ -1,14 +1,12 @@
 """The geometric median, found in n-space."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
@@ -118,7 +116,7 @@ class GeometricMedian(WeightingRule):
     absolute: bool = False
     weighted: bool = False
     reweightings: int = field(default=0, at_least=0)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"] | None:
         return jnp.zeros((1, dim)) if self.start == "zero" else None

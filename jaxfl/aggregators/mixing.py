@@ -1,27 +1,27 @@
 """Pre-aggregators in a row: their product, and the statistics of the rows that come out."""
 
+import abc
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Component
+from jaxfl.component import Component, capability
 from jaxfl.types import Context, Info
 
 
 class PreAggregator(Component):
     """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract."""
 
-    accepts_absent: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    affine: ClassVar[bool] = True
+    accepts_absent = capability(False)
+    needs = capability(frozenset({"gram"}))
+    affine = capability(True)
     """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
-    diagonal: ClassVar[bool] = False
+    diagonal = capability(False)
     """The matrix only rescales rows."""
-    selects: ClassVar[bool] = False
+    selects = capability(False)
     """Hands on only some of the rows, or means of only some."""
 
     def check(self, n: int) -> None:
@@ -31,9 +31,9 @@ class PreAggregator(Component):
         """How many rows are handed on."""
         return n
 
+    @abc.abstractmethod
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
         """The matrix; a row of zeros marks the mixed row as not usable."""
-        raise NotImplementedError
 
 
 def measure_mixed(

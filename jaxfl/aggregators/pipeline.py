@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.mixing import PreAggregator
+from jaxfl.component import capability
 from jaxfl.types import Aggregated, Context, Spec, State
 
 
@@ -23,24 +24,24 @@ class Pipeline(Aggregator):
     pre: tuple[PreAggregator, ...]
     rule: Aggregator
 
-    @property
-    def tolerates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def tolerates(self) -> bool:
         return self.rule.tolerates
 
-    @property
-    def by_client(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def by_client(self) -> bool:
         return self.rule.by_client
 
-    @property
-    def accepts_absent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def accepts_absent(self) -> bool:
         return self.rule.accepts_absent and all(p.accepts_absent for p in self.pre)
 
-    @property
-    def needs_root(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def needs_root(self) -> frozenset[str]:
         return self.rule.needs_root
 
-    @property
-    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def follows_model(self) -> bool:
         return self.rule.follows_model
 
     def check(self, n: int) -> None:
