@@ -57,7 +57,7 @@ class capability(Generic[V]):  # noqa: N801 - used like a keyword, as ``property
             return typing.cast(V, self._value)
         if instance is None:
             raise AttributeError(f"{owner.__name__}.{self._name} depends on its fields: ask one")
-        return self._value(instance)
+        return typing.cast(V, self._value(instance))
 
 
 @dataclass_transform(

@@ -1,5 +1,7 @@
 """The auto-weighted geometric median."""
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -54,6 +56,13 @@ class AutoGM(WeightingRule):
     iterations: int = field(default=16, at_least=1)
     steps: int = field(default=32, at_least=1)
     accepts_absent = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
+    in_units = capability(("lamb",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(lamb=20.0)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

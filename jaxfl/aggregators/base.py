@@ -10,7 +10,7 @@ is handed the mixed rows.
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxfl.aggregators.mixing import (
     measure_mixed,
     mix_block,
     to_clients,
+    with_f,
 )
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
@@ -50,6 +51,31 @@ class Aggregator(Component):
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
     follows_model = capability(False)
     """Reads the model's parameters: an update must be a vector of their size."""
+    permutation_equivariant = capability(True)
+    """The order of the clients, with all that the server knows of each, changes no answer."""
+    scale_equivariant = capability(False)
+    """``A(c G) = c A(G)`` for every c > 0, whatever the rule remembers."""
+    translation_equivariant = capability(False)
+    """``A(G + v) = A(G) + v`` where the vector v is added to every update."""
+    unanimous = capability(True)
+    """Equal updates, in the first round, give that update (up to the rule's own noise)."""
+    differentiable = capability(False)
+    """Its gradient with respect to the updates is finite, where updates coincide too, and not 0."""
+    in_units = capability(tuple[str, ...]())
+    """Fields in the units of the updates: times c, with updates times c, so is the answer."""
+
+    @capability
+    def unit_free(self) -> bool:
+        """Whether all answers of a run are times c where all its updates are.
+
+        Weaker than ``scale_equivariant`` for rules that remember lengths.
+        """
+        return self.scale_equivariant
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        """A rule with settings that suit updates of unit scale from a dozen clients."""
+        return with_f(cls, f)
 
     def check(self, n: int) -> None:
         """Raises ValueError where the rule is not defined for n updates."""

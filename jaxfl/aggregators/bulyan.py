@@ -60,6 +60,8 @@ class KrumSelection(PreAggregator):
     f: int = field(at_least=0)
     variant: str = field(default="paper", choices=("paper", "ndss21", "epfl"))
     selects = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def rows(self, n: int) -> int:
         return selection_size(n, self.f, self.variant)
@@ -78,6 +80,8 @@ class NearestMedian(CoordinatewiseRule):
 
     dropped: int = field(at_least=0)
     lower: bool = False
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         centre = order.median(block, lower=self.lower)
@@ -99,6 +103,8 @@ class Bulyan(Aggregator):
 
     f: int = field(at_least=0)
     variant: str = field(default="paper", choices=("paper", "ndss21", "epfl"))
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 4 * self.f + 3, "n >= 4f + 3")

@@ -73,6 +73,9 @@ class CAF(WeightingRule):
 
     f: int = field(at_least=0)
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

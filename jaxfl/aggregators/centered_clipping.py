@@ -1,6 +1,7 @@
 """Centred clipping: differences from the previous output, clipped."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,13 @@ class CenteredClipping(WeightingRule):
     tau: Scalar = field(default=10.0, above=0)
     iterations: int = field(default=3, at_least=1)
     accepts_absent = capability(True)
+    differentiable = capability(True)
+    unanimous = capability(False)
+    in_units = capability(("tau",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(tau=3.0)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)

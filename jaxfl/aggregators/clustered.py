@@ -1,5 +1,7 @@
 """Rules that cluster the directions of the updates and trust the majority."""
 
+from typing import Self
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -56,6 +58,11 @@ class ClippedClustering(WeightingRule):
     window: int = field(default=1000, at_least=1)
     needs = capability(frozenset({"norms", "inner"}))
     accepts_absent = capability(True)
+    unit_free = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(window=5)
 
     def init(self, spec: Spec) -> State:
         norms = jnp.full((self.window, spec.cohort), -1, jnp.promote_types(spec.dtype, "f4"))
@@ -102,6 +109,11 @@ class FLAME(WeightingRule):
     noise_factor: Scalar | None = field(default=0.001, at_least=0)
     needs = capability(frozenset({"norms", "inner"}))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(noise_factor=1e-7)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

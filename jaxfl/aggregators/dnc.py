@@ -48,11 +48,14 @@ class DnC(WeightingRule):
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
     """
 
+    name = "dnc"
     f: int = field(at_least=0)
     iterations: int = field(default=5, at_least=1)
     columns_per_sample: int = field(default=10_000, at_least=1)
     c: float = field(default=1.0, above=0)
     needs = capability(frozenset({"norms"}))
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -28,11 +28,13 @@ class FLTrust(WeightingRule):
     NDSS 2021.
     """
 
+    name = "fltrust"
     root_scale: Scalar = field(default=1.0, above=0)
 
     accepts_absent = capability(True)
     needs = capability(frozenset({"norms", "products"}))
     needs_root = capability(frozenset({"update"}))
+    unanimous = capability(False)
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"]:
         assert context.root_update is not None

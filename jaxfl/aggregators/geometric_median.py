@@ -117,6 +117,19 @@ class GeometricMedian(WeightingRule):
     weighted: bool = False
     reweightings: int = field(default=0, at_least=0)
     accepts_absent = capability(True)
+    differentiable = capability(True)
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return not self.absolute and self.reweightings == 0
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.start != "zero"
+
+    @capability
+    def in_units(self) -> tuple[str, ...]:
+        return ("nu",) if self.absolute and self.reweightings == 0 else ()
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"] | None:
         return jnp.zeros((1, dim)) if self.start == "zero" else None

@@ -47,10 +47,16 @@ class FoolsGold(Aggregator):
     2020.
     """
 
+    name = "foolsgold"
     average: bool = True
     tolerates = capability(False)
     accepts_absent = capability(True)
     by_client = capability(True)
+    unit_free = capability(True)
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.average
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.population, spec.dim), spec.dtype)
@@ -111,6 +117,7 @@ class ByzantineSGD(Aggregator):
     delta: Scalar = field(default=0.01, above=0, below=1)
     by_client = capability(True)
     follows_model = capability(True)
+    in_units = capability(("deviation",))
 
     def init(self, spec: Spec) -> State:
         return ByzantineSGDState(

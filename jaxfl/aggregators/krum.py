@@ -128,6 +128,9 @@ class Krum(WeightingRule):
     neighbours: int | None = field(default=None, at_least=1)
     power: int = field(default=2, choices=(1, 2, 4))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         _check_neighbours(self, n)
@@ -161,6 +164,9 @@ class MultiKrum(WeightingRule):
     power: int = field(default=2, choices=(1, 2, 4))
     iterative: bool = False
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         _check_neighbours(self, n)

@@ -1,5 +1,7 @@
 """Rejection by the harm that an update does on the server's own samples."""
 
+from typing import Self
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -46,6 +48,10 @@ class LossRejection(Aggregator):
     accepts_absent = capability(True)
     needs_root = capability(frozenset({"batch"}))
     follows_model = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(f=f, method="lfr")
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

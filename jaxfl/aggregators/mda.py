@@ -159,6 +159,9 @@ class MDA(WeightingRule):
 
     f: int = field(at_least=0)
     accepts_absent = capability(False)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
         """Whether of n updates no n - f have a smaller diameter than those chosen."""

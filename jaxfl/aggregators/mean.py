@@ -27,6 +27,9 @@ class Mean(WeightingRule):
     tolerates = capability(False)
     accepts_absent = capability(True)
     needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context
@@ -47,6 +50,9 @@ class Oracle(WeightingRule):
     by_client = capability(True)
     accepts_absent = capability(True)
     needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from typing import Self, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -10,6 +11,13 @@ from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
 from jaxfl.types import Context, Info
+
+C = TypeVar("C", bound=Component)
+
+
+def with_f(cls: type[C], f: int) -> C:
+    """A component with its default fields, and this f where it has one."""
+    return cls(**({"f": f} if "f" in cls._hints else {}))
 
 
 class PreAggregator(Component):
@@ -23,6 +31,21 @@ class PreAggregator(Component):
     """The matrix only rescales rows."""
     selects = capability(False)
     """Hands on only some of the rows, or means of only some."""
+    permutation_equivariant = capability(True)
+    """The order of the rows changes nothing but the order of those handed on."""
+    scale_equivariant = capability(False)
+    """The matrix is the same for ``c G`` and every c > 0."""
+    translation_equivariant = capability(False)
+    """The matrix is the same where one vector is added to every row, which it hands on."""
+    unanimous = capability(True)
+    """Equal rows are handed on as they are."""
+    in_units = capability(tuple[str, ...]())
+    """Fields in the units of the rows."""
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        """A pre-aggregator with settings that suit updates of unit scale from a dozen clients."""
+        return with_f(cls, f)
 
     def check(self, n: int) -> None:
         """Raises ValueError where the mixing is not defined for n rows."""

@@ -34,9 +34,23 @@ class MoNNA(WeightingRule):
     linear gradient overhead", ICML 2023.
     """
 
+    name = "monna"
     f: int = field(at_least=0)
     trusted: int = field(default=0, at_least=0)
     pivot: Aggregator | None = None
+    differentiable = capability(True)
+
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.pivot is not None and self.pivot.permutation_equivariant
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return self.pivot is None or self.pivot.scale_equivariant
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.pivot is None or self.pivot.translation_equivariant
 
     @capability
     def by_client(self) -> bool:

@@ -58,6 +58,11 @@ class CGE(WeightingRule):
     average: bool = True
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.average
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
@@ -89,6 +94,7 @@ class NBS(WeightingRule):
     beta: float | None = field(default=None, at_least=0, below=1)
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, self.f + 1, "n > f")
@@ -125,6 +131,7 @@ class TNBS(WeightingRule):
     quantile: float | None = field(default=None, at_least=0, below=0.5)
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         if self.quantile is not None:
@@ -171,6 +178,18 @@ class NormClipping(WeightingRule):
     noise_std: Scalar | None = field(default=None, at_least=0)
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return not self.in_units
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.tau is None
+
+    @capability
+    def in_units(self) -> tuple[str, ...]:
+        return tuple(n for n in ("tau", "noise_std") if getattr(self, n) is not None)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

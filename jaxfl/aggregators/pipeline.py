@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator
+from jaxfl.aggregators.coordinatewise import TrimmedMean
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.component import capability
 from jaxfl.types import Aggregated, Context, Spec, State
@@ -23,6 +25,37 @@ class Pipeline(Aggregator):
 
     pre: tuple[PreAggregator, ...]
     rule: Aggregator
+
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.rule.permutation_equivariant and all(
+            p.permutation_equivariant for p in self.pre
+        )
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return self.rule.scale_equivariant and all(p.scale_equivariant for p in self.pre)
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.rule.translation_equivariant and all(
+            p.translation_equivariant for p in self.pre
+        )
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.rule.unanimous and all(p.unanimous for p in self.pre)
+
+    @capability
+    def unit_free(self) -> bool:
+        return self.rule.unit_free and all(p.scale_equivariant for p in self.pre)
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        # Not above: pre-aggregators import the rules.
+        from jaxfl.preaggregators.nnm import NNM
+
+        return cls(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
 
     @capability
     def tolerates(self) -> bool:

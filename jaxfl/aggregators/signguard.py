@@ -3,6 +3,7 @@
 import abc
 import math
 from fractions import Fraction
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,11 @@ class _SignGuard(WeightingRule):
     clip: bool = True
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(fraction=0.5)
 
     @abc.abstractmethod
     def feature(
@@ -136,6 +142,8 @@ class SignGuard(_SignGuard):
     gradient filtering", ICDCS 2022.
     """
 
+    name = "signguard"
+
     def feature(
         self, statistics: Statistics, state: State
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
@@ -187,6 +195,7 @@ class SignGuardSim(_Remembering):
     gradient filtering", ICDCS 2022.
     """
 
+    name = "signguard_sim"
     needs = capability(frozenset({"norms", "inner", "products"}))
 
     def feature(
@@ -223,7 +232,10 @@ class SignGuardDist(_Remembering):
     gradient filtering", ICDCS 2022.
     """
 
+    name = "signguard_dist"
     needs = capability(frozenset({"norms", "gram", "products"}))
+    scale_equivariant = capability(False)
+    unit_free = capability(True)
 
     def feature(
         self, statistics: Statistics, state: State

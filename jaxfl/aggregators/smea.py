@@ -141,6 +141,9 @@ class SMEA(WeightingRule):
 
     f: int = field(at_least=0)
     accepts_absent = capability(False)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
         """Whether of n updates no n - f have a smaller top eigenvalue than those chosen."""

@@ -22,6 +22,7 @@ class ARC(PreAggregator):
     f: int = field(at_least=0)
     needs = capability(frozenset({"norms"}))
     affine = capability(False)
+    scale_equivariant = capability(True)
     diagonal = capability(True)
 
     def check(self, n: int) -> None:

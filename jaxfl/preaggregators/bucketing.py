@@ -24,6 +24,12 @@ class Bucketing(PreAggregator):
 
     size: int = field(default=2, at_least=1)
     needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.size == 1
 
     def rows(self, n: int) -> int:
         return -(-n // self.size)

@@ -1,5 +1,7 @@
 """Clipping to a fixed norm."""
 
+from typing import Self
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -24,6 +26,13 @@ class Clipping(PreAggregator):
     accepts_absent = capability(True)
     affine = capability(False)
     diagonal = capability(True)
+    scale_equivariant = capability(False)
+    unanimous = capability(False)
+    in_units = capability(("tau",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> Self:
+        return cls(tau=5.0)
 
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
         norms = statistics.norms
