@@ -1,7 +1,5 @@
 """The auto-weighted geometric median."""
 
-from typing import Self
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -61,7 +59,7 @@ class AutoGM(WeightingRule):
     in_units = capability(("lamb",))
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "AutoGM":
         return cls(lamb=20.0)
 
     def weigh(

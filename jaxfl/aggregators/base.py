@@ -10,7 +10,7 @@ is handed the mixed rows.
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.mixing import (
+    C,
     PreAggregator,
     context_of,
     measure_mixed,
@@ -73,7 +74,7 @@ class Aggregator(Component):
         return self.scale_equivariant
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls: type[C], f: int = 2) -> C:
         """A rule with settings that suit updates of unit scale from a dozen clients."""
         return with_f(cls, f)
 

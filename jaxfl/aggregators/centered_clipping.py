@@ -1,7 +1,6 @@
 """Centred clipping: differences from the previous output, clipped."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class CenteredClipping(WeightingRule):
     in_units = capability(("tau",))
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "CenteredClipping":
         return cls(tau=3.0)
 
     def init(self, spec: Spec) -> State:

@@ -1,7 +1,5 @@
 """Rules that cluster the directions of the updates and trust the majority."""
 
-from typing import Self
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -61,7 +59,7 @@ class ClippedClustering(WeightingRule):
     unit_free = capability(True)
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "ClippedClustering":
         return cls(window=5)
 
     def init(self, spec: Spec) -> State:
@@ -112,7 +110,7 @@ class FLAME(WeightingRule):
     scale_equivariant = capability(True)
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "FLAME":
         return cls(noise_factor=1e-7)
 
     def weigh(

@@ -1,7 +1,5 @@
 """Rejection by the harm that an update does on the server's own samples."""
 
-from typing import Self
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,7 +48,7 @@ class LossRejection(Aggregator):
     follows_model = capability(True)
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "LossRejection":
         return cls(f=f, method="lfr")
 
     def check(self, n: int) -> None:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -43,7 +43,7 @@ class PreAggregator(Component):
     """Fields in the units of the rows."""
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls: type[C], f: int = 2) -> C:
         """A pre-aggregator with settings that suit updates of unit scale from a dozen clients."""
         return with_f(cls, f)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 from jaxtyping import Array, Float
 
@@ -51,7 +50,7 @@ class Pipeline(Aggregator):
         return self.rule.unit_free and all(p.scale_equivariant for p in self.pre)
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "Pipeline":
         # Not above: pre-aggregators import the rules.
         from jaxfl.preaggregators.nnm import NNM
 

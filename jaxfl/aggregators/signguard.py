@@ -3,7 +3,6 @@
 import abc
 import math
 from fractions import Fraction
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,7 @@ class _SignGuard(WeightingRule):
     scale_equivariant = capability(True)
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "_SignGuard":
         return cls(fraction=0.5)
 
     @abc.abstractmethod

@@ -1,7 +1,5 @@
 """Clipping to a fixed norm."""
 
-from typing import Self
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,7 +29,7 @@ class Clipping(PreAggregator):
     in_units = capability(("tau",))
 
     @classmethod
-    def example(cls, f: int = 2) -> Self:
+    def example(cls, f: int = 2) -> "Clipping":
         return cls(tau=5.0)
 
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
