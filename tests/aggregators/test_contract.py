@@ -209,7 +209,15 @@ def test_calls_compile_once_whatever_the_values(name):
     assert traces[type(rule), jax.tree.structure(rule), x.shape, x.dtype] == 1
 
 
-@each(["mean", "median", "bulyan", "geometric_median", "signguard", "smea", "fltrust", "pipeline"])
+ONE_OF_A_KIND = ["geometric_median", "median", "pipeline"]
+"""A weighting rule, a coordinatewise one, and one with rows mixed before it."""
+EAGER = [
+    pytest.param(name, marks=() if name in ONE_OF_A_KIND else pytest.mark.slow)
+    for name in ("mean", "bulyan", "signguard", "smea", "fltrust", *ONE_OF_A_KIND)
+]
+
+
+@pytest.mark.parametrize("name", EAGER)
 def test_compiled_equals_eager(name):
     rule, x = NAMED[name], jnp.asarray(draw())
     close(rule.aggregate(x, start(rule, x), given()), run(rule, x))
