@@ -2,83 +2,11 @@
 
 from jaxfl import data as data
 from jaxfl import models as models
-from jaxfl.aggregators import CAF as CAF
-from jaxfl.aggregators import CGE as CGE
-from jaxfl.aggregators import FLAME as FLAME
-from jaxfl.aggregators import MDA as MDA
-from jaxfl.aggregators import NBS as NBS
-from jaxfl.aggregators import SMEA as SMEA
-from jaxfl.aggregators import TNBS as TNBS
-from jaxfl.aggregators import Aggregator as Aggregator
-from jaxfl.aggregators import AutoGM as AutoGM
-from jaxfl.aggregators import Bulyan as Bulyan
-from jaxfl.aggregators import ByzantineSGD as ByzantineSGD
-from jaxfl.aggregators import CenteredClipping as CenteredClipping
-from jaxfl.aggregators import ClippedClustering as ClippedClustering
-from jaxfl.aggregators import DnC as DnC
-from jaxfl.aggregators import FLTrust as FLTrust
-from jaxfl.aggregators import FoolsGold as FoolsGold
-from jaxfl.aggregators import GeometricMedian as GeometricMedian
-from jaxfl.aggregators import Krum as Krum
-from jaxfl.aggregators import LossRejection as LossRejection
-from jaxfl.aggregators import MeaMed as MeaMed
-from jaxfl.aggregators import Mean as Mean
-from jaxfl.aggregators import Median as Median
-from jaxfl.aggregators import MoNNA as MoNNA
-from jaxfl.aggregators import MultiKrum as MultiKrum
-from jaxfl.aggregators import NormClipping as NormClipping
-from jaxfl.aggregators import Oracle as Oracle
-from jaxfl.aggregators import Phocas as Phocas
-from jaxfl.aggregators import Pipeline as Pipeline
-from jaxfl.aggregators import SignGuard as SignGuard
-from jaxfl.aggregators import SignGuardDist as SignGuardDist
-from jaxfl.aggregators import SignGuardSim as SignGuardSim
-from jaxfl.aggregators import SignMajority as SignMajority
-from jaxfl.aggregators import TrimmedMean as TrimmedMean
-from jaxfl.aggregators import Zeno as Zeno
-from jaxfl.attacks import ALIE as ALIE
-from jaxfl.attacks import DBA as DBA
-from jaxfl.attacks import IPM as IPM
-from jaxfl.attacks import AGRTailored as AGRTailored
-from jaxfl.attacks import Attack as Attack
-from jaxfl.attacks import Backdoor as Backdoor
-from jaxfl.attacks import BitFlip as BitFlip
-from jaxfl.attacks import ByzMean as ByzMean
-from jaxfl.attacks import Combined as Combined
-from jaxfl.attacks import FangKrum as FangKrum
-from jaxfl.attacks import FangTrim as FangTrim
-from jaxfl.attacks import FLTrustAdaptive as FLTrustAdaptive
-from jaxfl.attacks import FreeRider as FreeRider
-from jaxfl.attacks import Gaussian as Gaussian
-from jaxfl.attacks import GradientAttack as GradientAttack
-from jaxfl.attacks import Infinity as Infinity
-from jaxfl.attacks import LabelFlip as LabelFlip
-from jaxfl.attacks import Mimic as Mimic
-from jaxfl.attacks import MinMax as MinMax
-from jaxfl.attacks import MinSum as MinSum
-from jaxfl.attacks import Mixed as Mixed
-from jaxfl.attacks import NaN as NaN
-from jaxfl.attacks import NoAttack as NoAttack
-from jaxfl.attacks import Noise as Noise
-from jaxfl.attacks import Onset as Onset
-from jaxfl.attacks import OptimizedALIE as OptimizedALIE
-from jaxfl.attacks import OptimizedIPM as OptimizedIPM
-from jaxfl.attacks import ReverseScaling as ReverseScaling
-from jaxfl.attacks import Scaling as Scaling
-from jaxfl.attacks import SignFlip as SignFlip
-from jaxfl.attacks import SignGuardAware as SignGuardAware
-from jaxfl.attacks import TimeVarying as TimeVarying
-from jaxfl.attacks import TNBSStealth as TNBSStealth
-from jaxfl.attacks import Zero as Zero
-from jaxfl.attacks import z_max as z_max
+from jaxfl._public import public as _public
+from jaxfl.aggregators import *
+from jaxfl.attacks import *
 from jaxfl.auditing import audit as audit
-from jaxfl.clients import SCAFFOLD as SCAFFOLD
-from jaxfl.clients import FedAvg as FedAvg
-from jaxfl.clients import FedDyn as FedDyn
-from jaxfl.clients import FedNova as FedNova
-from jaxfl.clients import FedProx as FedProx
-from jaxfl.clients import FedSGD as FedSGD
-from jaxfl.clients import MimeLite as MimeLite
+from jaxfl.clients import *
 from jaxfl.component import Component as Component
 from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
@@ -94,17 +22,8 @@ from jaxfl.participation import Cyclic as Cyclic
 from jaxfl.participation import Full as Full
 from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
-from jaxfl.preaggregators import ARC as ARC
-from jaxfl.preaggregators import NNM as NNM
-from jaxfl.preaggregators import Bucketing as Bucketing
-from jaxfl.preaggregators import Clipping as Clipping
-from jaxfl.privacy import BandedNoise as BandedNoise
-from jaxfl.privacy import CentralPrivacy as CentralPrivacy
-from jaxfl.privacy import ExamplePrivacy as ExamplePrivacy
-from jaxfl.privacy import MessagePrivacy as MessagePrivacy
-from jaxfl.privacy import NoPrivacy as NoPrivacy
-from jaxfl.privacy import Privacy as Privacy
-from jaxfl.privacy import QuantileClip as QuantileClip
+from jaxfl.preaggregators import *
+from jaxfl.privacy import *
 from jaxfl.simulation import History as History
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
@@ -112,3 +31,4 @@ from jaxfl.simulation import simulate as simulate
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"
+__all__ = ["data", "models", *_public(globals())]

@@ -1,5 +1,6 @@
 """The base of every configurable part: a frozen dataclass that is a pytree."""
 
+import abc
 import dataclasses
 import inspect
 import types
@@ -62,7 +63,7 @@ class capability(Generic[V]):  # noqa: N801 - used like a keyword, as ``property
 @dataclass_transform(
     frozen_default=True, kw_only_default=True, field_specifiers=(field, dataclasses.field)
 )
-class Component:
+class Component(abc.ABC):
     """A frozen, keyword-only dataclass that is also a pytree.
 
     Fields annotated ``Scalar`` (and nested components) are pytree children; fields annotated

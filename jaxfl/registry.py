@@ -1,15 +1,19 @@
 """Names of components, for TOML files, the command line and the contract tests.
 
-Adding a component of ours is one class and one line here. ``"package.module:Class"`` names a
-user's own.
+They follow from the classes that the packages export: a component of ours is one class, and one
+line in the ``__init__`` of its package. ``"package.module:Class"`` names a user's own.
 """
 
 import dataclasses
 import difflib
 import importlib
+import inspect
+import re
+import sys
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 from jaxfl import (
     aggregators,
@@ -25,139 +29,84 @@ from jaxfl import (
 from jaxfl.component import Component
 from jaxfl.data import RootData, partitions
 
-AGGREGATORS: dict[str, type[aggregators.Aggregator]] = {
-    "oracle": aggregators.Oracle,
-    "mean": aggregators.Mean,
-    "median": aggregators.Median,
-    "trimmed_mean": aggregators.TrimmedMean,
-    "mea_med": aggregators.MeaMed,
-    "phocas": aggregators.Phocas,
-    "sign_majority": aggregators.SignMajority,
-    "krum": aggregators.Krum,
-    "multi_krum": aggregators.MultiKrum,
-    "bulyan": aggregators.Bulyan,
-    "geometric_median": aggregators.GeometricMedian,
-    "auto_gm": aggregators.AutoGM,
-    "centered_clipping": aggregators.CenteredClipping,
-    "cge": aggregators.CGE,
-    "nbs": aggregators.NBS,
-    "tnbs": aggregators.TNBS,
-    "norm_clipping": aggregators.NormClipping,
-    "fltrust": aggregators.FLTrust,
-    "zeno": aggregators.Zeno,
-    "loss_rejection": aggregators.LossRejection,
-    "dnc": aggregators.DnC,
-    "foolsgold": aggregators.FoolsGold,
-    "byzantine_sgd": aggregators.ByzantineSGD,
-    "mda": aggregators.MDA,
-    "smea": aggregators.SMEA,
-    "caf": aggregators.CAF,
-    "monna": aggregators.MoNNA,
-    "signguard": aggregators.SignGuard,
-    "signguard_sim": aggregators.SignGuardSim,
-    "signguard_dist": aggregators.SignGuardDist,
-    "clipped_clustering": aggregators.ClippedClustering,
-    "flame": aggregators.FLAME,
-    "pipeline": aggregators.Pipeline,
+C = TypeVar("C", bound=Component)
+
+# To be moved into the classes, as ``name = "..."``.
+_NAMES: dict[type[Component], str] = {
+    attacks.FLTrustAdaptive: "fltrust_adaptive",
+    attacks.GradientAttack: "gradient",
+    attacks.NaN: "nan",
+    attacks.NoAttack: "none",
+    attacks.SignGuardAware: "signguard_aware",
+    clients.FedAvg: "fedavg",
+    clients.FedDyn: "feddyn",
+    clients.FedNova: "fednova",
+    clients.FedProx: "fedprox",
+    clients.FedSGD: "fedsgd",
+    models.SignGuardCNN: "signguard_cnn",
+    RootData: "root",
 }
-PREAGGREGATORS: dict[str, type[aggregators.PreAggregator]] = {
-    "nnm": preaggregators.NNM,
-    "bucketing": preaggregators.Bucketing,
-    "arc": preaggregators.ARC,
-    "clipping": preaggregators.Clipping,
-}
-ATTACKS: dict[str, type[attacks.Attack]] = {
-    "none": attacks.NoAttack,
-    "gaussian": attacks.Gaussian,
-    "noise": attacks.Noise,
-    "sign_flip": attacks.SignFlip,
-    "reverse_scaling": attacks.ReverseScaling,
-    "scaling": attacks.Scaling,
-    "zero": attacks.Zero,
-    "nan": attacks.NaN,
-    "infinity": attacks.Infinity,
-    "bit_flip": attacks.BitFlip,
-    "alie": attacks.ALIE,
-    "ipm": attacks.IPM,
-    "min_max": attacks.MinMax,
-    "min_sum": attacks.MinSum,
-    "byz_mean": attacks.ByzMean,
-    "fang_trim": attacks.FangTrim,
-    "fang_krum": attacks.FangKrum,
-    "agr_tailored": attacks.AGRTailored,
-    "optimized_alie": attacks.OptimizedALIE,
-    "optimized_ipm": attacks.OptimizedIPM,
-    "gradient": attacks.GradientAttack,
-    "mimic": attacks.Mimic,
-    "tnbs_stealth": attacks.TNBSStealth,
-    "signguard_aware": attacks.SignGuardAware,
-    "fltrust_adaptive": attacks.FLTrustAdaptive,
-    "free_rider": attacks.FreeRider,
-    "label_flip": attacks.LabelFlip,
-    "backdoor": attacks.Backdoor,
-    "dba": attacks.DBA,
-    "combined": attacks.Combined,
-    "onset": attacks.Onset,
-    "time_varying": attacks.TimeVarying,
-    "mixed": attacks.Mixed,
-}
+# To go once these have abstract methods.
+_ABSTRACT: set[type[Component]] = {attacks.InformedAttack}
+
+
+def name_of(cls: type[Component]) -> str:
+    """What a component is called in TOML: its own attribute ``name``, or ``TrimmedMean`` as
+    ``trimmed_mean``.
+    """
+    if cls in _NAMES:
+        return _NAMES[cls]
+    # Not an inherited one: a subclass is another component.
+    name = vars(cls).get("name")
+    if isinstance(name, str):
+        return name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+
+
+def exported(kind: type[C], package: ModuleType) -> dict[str, type[C]]:
+    """The concrete classes of a kind that a package exports, by name.
+
+    They come in the order of their files, and in a file in that of their definitions. A kind
+    without subclasses is its own only member.
+    """
+    members = [
+        cls
+        for attribute, cls in vars(package).items()
+        if not attribute.startswith("_")
+        and inspect.isclass(cls)
+        and issubclass(cls, kind)
+        and cls is not kind
+        and not inspect.isabstract(cls)
+        and cls not in _ABSTRACT
+    ]
+    named = {name_of(cls): cls for cls in sorted(members or [kind], key=_place)}
+    if len(named) < len(members):
+        raise ValueError(f"{package.__name__}: two of {members} have the same name")
+    return named
+
+
+def _place(cls: type) -> tuple[str, int]:
+    return cls.__module__, list(vars(sys.modules[cls.__module__])).index(cls.__name__)
+
+
+AGGREGATORS = exported(aggregators.Aggregator, aggregators)
+PREAGGREGATORS = exported(aggregators.PreAggregator, preaggregators)
+ATTACKS = exported(attacks.Attack, attacks)
 REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     aggregators.Aggregator: AGGREGATORS,
     aggregators.PreAggregator: PREAGGREGATORS,
     attacks.Attack: ATTACKS,
-    clients.ClientAlgorithm: {
-        "fedsgd": clients.FedSGD,
-        "fedavg": clients.FedAvg,
-        "fedprox": clients.FedProx,
-        "fednova": clients.FedNova,
-        "scaffold": clients.SCAFFOLD,
-        "feddyn": clients.FedDyn,
-        "mime_lite": clients.MimeLite,
-    },
-    optimizers.Optimizer: {
-        "sgd": optimizers.SGD,
-        "adam": optimizers.Adam,
-        "yogi": optimizers.Yogi,
-        "adagrad": optimizers.Adagrad,
-    },
-    optimizers.Schedule: {
-        "step_decay": optimizers.StepDecay,
-        "cosine_decay": optimizers.CosineDecay,
-    },
-    participation.Participation: {
-        "full": participation.Full,
-        "uniform": participation.Uniform,
-        "poisson": participation.Poisson,
-        "cyclic": participation.Cyclic,
-    },
-    privacy.Privacy: {
-        "none": privacy.NoPrivacy,
-        "message": privacy.MessagePrivacy,
-        "example": privacy.ExamplePrivacy,
-        "central": privacy.CentralPrivacy,
-    },
-    privacy.QuantileClip: {"quantile": privacy.QuantileClip},
-    privacy.BandedNoise: {"banded": privacy.BandedNoise},
-    fairness.Fairness: {"qffl": fairness.QFFL, "afl": fairness.AFL, "term": fairness.TERM},
-    models.Model: {
-        "softmax": models.Softmax,
-        "mlp": models.MLP,
-        "signguard_cnn": models.SignGuardCNN,
-        "cnn": models.CNN,
-    },
-    partitions.Partition: {
-        "iid": partitions.IID,
-        "dirichlet": partitions.Dirichlet,
-        "shards": partitions.Shards,
-        "s_fraction": partitions.SFraction,
-        "bias_groups": partitions.BiasGroups,
-        "gamma_similarity": partitions.GammaSimilarity,
-        "quantity_dirichlet": partitions.QuantityDirichlet,
-        "quantity_log_normal": partitions.QuantityLogNormal,
-        "minority": partitions.Minority,
-        "natural": partitions.Natural,
-    },
-    RootData: {"root": RootData},
+    clients.ClientAlgorithm: exported(clients.ClientAlgorithm, clients),
+    optimizers.Optimizer: exported(optimizers.Optimizer, optimizers),
+    optimizers.Schedule: exported(optimizers.Schedule, optimizers),
+    participation.Participation: exported(participation.Participation, participation),
+    privacy.Privacy: exported(privacy.Privacy, privacy),
+    privacy.QuantileClip: exported(privacy.QuantileClip, privacy),
+    privacy.BandedNoise: exported(privacy.BandedNoise, privacy),
+    fairness.Fairness: exported(fairness.Fairness, fairness),
+    models.Model: exported(models.Model, models),
+    partitions.Partition: exported(partitions.Partition, partitions),
+    RootData: {name_of(RootData): RootData},
 }
 
 
@@ -213,6 +162,9 @@ def find(kind: type[Component], name: Any, where: str) -> type[Component]:
             raise ValueError(f"{where}: cannot import {name!r}: {error}") from None
         if not (isinstance(cls, type) and issubclass(cls, kind)):
             raise ValueError(f"{where}: {name!r} is not a {kind.__name__}")
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise ValueError(f"{where}: {cls.__name__} is abstract: it does not define {missing}")
         return cls
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"{where}: {unknown(name, names)}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, TrimmedMean
-from jaxfl.component import Component
+from jaxfl.aggregators.mixing import with_f
 from jaxfl.data import FederatedData, from_arrays
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Aggregated, Batch, Context, Info, Spec
@@ -62,11 +62,6 @@ class NumpySoftmax:
         logits = inputs @ flat[self.kernel] + flat[self.bias]
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
         return share / share.sum(axis=1, keepdims=True)
-
-
-def with_f(cls: type[Component], f: int) -> Component:
-    """A component with its default fields, and f where it has one."""
-    return cls(f=f) if "f" in cls._hints else cls()
 
 
 def every_rule(f: int) -> dict[str, Aggregator]:

@@ -1,13 +1,27 @@
+import importlib
+import inspect
 import re
+from collections import Counter
 
+import pinned
 import pytest
 
-from jaxfl import attacks
-from jaxfl.aggregators import Aggregator, CenteredClipping, Krum, Mean, MultiKrum, Pipeline
+import jaxfl
+from jaxfl.aggregators import (
+    Aggregator,
+    CenteredClipping,
+    CoordinatewiseRule,
+    Krum,
+    Mean,
+    MultiKrum,
+    Pipeline,
+    PreAggregator,
+    WeightingRule,
+)
 from jaxfl.attacks import IPM, Attack, Onset
 from jaxfl.component import Component
 from jaxfl.preaggregators import ARC, NNM, Bucketing
-from jaxfl.registry import ATTACKS, REGISTRY, build, find, unknown
+from jaxfl.registry import REGISTRY, build, find, name_of, unknown
 
 
 class Mine(Mean):
@@ -23,13 +37,70 @@ def test_names_are_concrete_components_of_their_kind(kind):
     assert len(set(REGISTRY[kind].values())) == len(REGISTRY[kind])
 
 
-def test_every_exported_attack_has_a_name():
-    exported = {
-        value
-        for value in vars(attacks).values()
-        if isinstance(value, type) and issubclass(value, Attack)
-    }
-    assert exported == {*ATTACKS.values(), Attack, attacks.InformedAttack}
+@pytest.mark.parametrize("kind", REGISTRY, ids=lambda kind: kind.__name__)
+def test_no_name_was_lost(kind):
+    names = {name: cls.__name__ for name, cls in REGISTRY[kind].items()}
+    assert names.items() >= pinned.NAMES[kind.__name__].items()
+    assert all(not inspect.isabstract(cls) for cls in REGISTRY[kind].values())
+
+
+def test_every_exported_component_has_a_name():
+    named = {cls for names in REGISTRY.values() for cls in names.values()}
+    abstract = {*REGISTRY, *(base for cls in named for base in cls.__mro__)}
+    for package in ("aggregators", "preaggregators", "attacks", "clients", "privacy", "models"):
+        for value in vars(importlib.import_module(f"jaxfl.{package}")).values():
+            if isinstance(value, type) and issubclass(value, Component):
+                assert value in named | abstract
+
+
+def test_names_are_derived_unless_the_class_has_its_own():
+    class TwoWords(Mean):
+        pass
+
+    class ABCRule(Krum):
+        name = "abc"
+
+    assert (name_of(TwoWords), name_of(ABCRule), name_of(Krum)) == ("two_words", "abc", "krum")
+
+    class Child(ABCRule):
+        pass
+
+    assert name_of(Child) == "child"
+
+
+def test_every_public_name_can_be_imported_from_jaxfl():
+    assert set(jaxfl.__all__) >= pinned.EXPORTED
+    assert len(set(jaxfl.__all__)) == len(jaxfl.__all__)
+    for name in jaxfl.__all__:
+        assert hasattr(jaxfl, name)
+    assert inspect.ismodule(jaxfl.data)
+    assert jaxfl.data.__name__ == "jaxfl.data"
+
+
+def test_no_two_packages_export_one_name():
+    packages = ["aggregators", "preaggregators", "attacks", "clients", "privacy", "data", "models"]
+    exported = [importlib.import_module(f"jaxfl.{package}").__all__ for package in packages]
+    count = Counter(name for names in exported for name in names)
+    assert [name for name, times in count.items() if times > 1] == []
+    modules = [importlib.import_module(f"jaxfl.{package}") for package in packages]
+    for module in modules:
+        assert not any(inspect.ismodule(getattr(module, name)) for name in module.__all__)
+
+
+@pytest.mark.parametrize("cls", [Aggregator, WeightingRule, CoordinatewiseRule, PreAggregator])
+def test_an_abstract_class_cannot_be_made(cls):
+    with pytest.raises(TypeError, match=f"abstract class {cls.__name__} with.* abstract method"):
+        cls()
+
+
+class Unfinished(WeightingRule):
+    """A user's rule that lacks its one method."""
+
+
+def test_a_users_abstract_class_is_refused_in_one_line():
+    message = "aggregator: Unfinished is abstract: it does not define weigh"
+    with pytest.raises(ValueError, match=message):
+        build(Aggregator, f"{__name__}:Unfinished", "aggregator")
 
 
 def test_name_alone():
@@ -67,7 +138,7 @@ def test_nested_attack():
     ("table", "message"),
     [
         ("krumm", "aggregator: unknown name 'krumm'; did you mean 'krum'?"),
-        ("qqqqq", "aggregator: unknown name 'qqqqq'; known: oracle, mean, median"),
+        ("qqqqq", "aggregator: unknown name 'qqqqq'; known: auto_gm, bulyan, caf"),
         ({"name": "krum", "ff": 1}, "aggregator.ff: unknown name 'ff'; did you mean 'f'?"),
         ({"name": "krum", "f": -1}, "aggregator: Krum: f must be at least 0; got -1"),
         ({"name": "pipeline", "pre": ["nnm"]}, "aggregator: Pipeline needs rule"),

@@ -1,5 +1,6 @@
 """Rules that turn the clients' updates into one."""
 
+from jaxfl._public import public as _public
 from jaxfl.aggregators.auto_gm import AutoGM as AutoGM
 from jaxfl.aggregators.base import Aggregator as Aggregator
 from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
@@ -38,3 +39,5 @@ from jaxfl.aggregators.signguard import SignGuardSim as SignGuardSim
 from jaxfl.aggregators.smea import SMEA as SMEA
 from jaxfl.aggregators.statistics import Statistics as Statistics
 from jaxfl.aggregators.zeno import Zeno as Zeno
+
+__all__ = _public(globals())

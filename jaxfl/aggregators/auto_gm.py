@@ -1,7 +1,5 @@
 """The auto-weighted geometric median."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -9,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.geometric_median import at_a_row, near_medoid, shares, weiszfeld
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State
@@ -55,7 +53,14 @@ class AutoGM(WeightingRule):
     lamb: Scalar = field(default=2.0, above=0)
     iterations: int = field(default=16, at_least=1)
     steps: int = field(default=32, at_least=1)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
+    in_units = capability(("lamb",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> "AutoGM":
+        return cls(lamb=20.0)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

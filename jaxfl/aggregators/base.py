@@ -8,8 +8,9 @@ the left; they compose with both kinds without forming the mixed rows in memory.
 is handed the mixed rows.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.mixing import (
+    C,
     PreAggregator,
     context_of,
     measure_mixed,
     mix_block,
     to_clients,
+    with_f,
 )
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Component
+from jaxfl.component import Component, capability
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.noise import normal
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
@@ -39,16 +42,41 @@ class Aggregator(Component):
     ``rule(updates)`` is the notebook's way in; ``rule.aggregate`` is the simulator's.
     """
 
-    tolerates: ClassVar[bool] = True
+    tolerates = capability(True)
     """Stays bounded by the honest rows when f finite rows are arbitrary."""
-    accepts_absent: ClassVar[bool] = False
+    accepts_absent = capability(False)
     """Can leave out slots that hold no client (Poisson sampling)."""
-    by_client: ClassVar[bool] = False
+    by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
-    needs_root: ClassVar[frozenset[str]] = frozenset()
+    needs_root = capability(frozenset[str]())
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
-    follows_model: ClassVar[bool] = False
+    follows_model = capability(False)
     """Reads the model's parameters: an update must be a vector of their size."""
+    permutation_equivariant = capability(True)
+    """The order of the clients, with all that the server knows of each, changes no answer."""
+    scale_equivariant = capability(False)
+    """``A(c G) = c A(G)`` for every c > 0, whatever the rule remembers."""
+    translation_equivariant = capability(False)
+    """``A(G + v) = A(G) + v`` where the vector v is added to every update."""
+    unanimous = capability(True)
+    """Equal updates, in the first round, give that update (up to the rule's own noise)."""
+    differentiable = capability(False)
+    """Its gradient with respect to the updates is finite, where updates coincide too, and not 0."""
+    in_units = capability(tuple[str, ...]())
+    """Fields in the units of the updates: times c, with updates times c, so is the answer."""
+
+    @capability
+    def unit_free(self) -> bool:
+        """Whether all answers of a run are times c where all its updates are.
+
+        Weaker than ``scale_equivariant`` for rules that remember lengths.
+        """
+        return self.scale_equivariant
+
+    @classmethod
+    def example(cls: type[C], f: int = 2) -> C:
+        """A rule with settings that suit updates of unit scale from a dozen clients."""
+        return with_f(cls, f)
 
     def check(self, n: int) -> None:
         """Raises ValueError where the rule is not defined for n updates."""
@@ -59,9 +87,9 @@ class Aggregator(Component):
         """The memory at the start of a run; ``()`` where the rule has none."""
         return ()
 
+    @abc.abstractmethod
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         """Aggregates one round: pure, traceable, without checks."""
-        raise NotImplementedError
 
     def aggregate_mixed(
         self,
@@ -152,7 +180,7 @@ def _inspect(rule: Aggregator, updates: PyTree, context: Context, state: State) 
 class WeightingRule(Aggregator):
     """A rule whose answer is ``weights @ [updates; references]``. Abstract."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    needs = capability(frozenset({"gram"}))
     """Statistics that ``weigh`` reads: any of "norms", "gram", "inner", "products"."""
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
@@ -167,14 +195,14 @@ class WeightingRule(Aggregator):
         """Whether this round's Gram matrix is worth its pass; it is 0 where not. None: always."""
         return None
 
+    @abc.abstractmethod
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " k"], Info]:
         """The weights of the m rows and r references, 0 wherever a row is not usable.
 
-        ``weights[:m]`` alone says that no reference has weight.
+        Where the weights are those of the m rows only, the references get weight 0.
         """
-        raise NotImplementedError
 
     def noise(self, statistics: Statistics, context: Context) -> Float[Array, ""] | None:
         """Standard deviation of the Gaussian noise added to every coordinate; None: no noise."""
@@ -257,9 +285,13 @@ class WeightingRule(Aggregator):
 class CoordinatewiseRule(Aggregator):
     """A rule whose every output coordinate depends on its own column alone. Abstract."""
 
+    @abc.abstractmethod
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        """Columns to numbers; a NaN counts as +inf (as in ``order``), dropped rows are +inf."""
-        raise NotImplementedError
+        """One number for each column of a block of columns.
+
+        A NaN must count as +inf, as it does in ``numerics.order``. A mixed row that is not usable
+        comes as a row of +inf.
+        """
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         return self.aggregate_mixed((), updates, state, context)

@@ -1,7 +1,6 @@
 """Bulyan: Krum's picks, then what is near their median in every coordinate."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxfl.aggregators.base import (
 )
 from jaxfl.aggregators.krum import krum_picks, krum_scores
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics import order
 from jaxfl.types import Aggregated, Context, State
 
@@ -60,7 +59,9 @@ class KrumSelection(PreAggregator):
 
     f: int = field(at_least=0)
     variant: str = field(default="paper", choices=("paper", "ndss21", "epfl"))
-    selects: ClassVar[bool] = True
+    selects = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def rows(self, n: int) -> int:
         return selection_size(n, self.f, self.variant)
@@ -79,6 +80,8 @@ class NearestMedian(CoordinatewiseRule):
 
     dropped: int = field(at_least=0)
     lower: bool = False
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         centre = order.median(block, lower=self.lower)
@@ -100,6 +103,8 @@ class Bulyan(Aggregator):
 
     f: int = field(at_least=0)
     variant: str = field(default="paper", choices=("paper", "ndss21", "epfl"))
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 4 * self.f + 3, "n >= 4f + 3")

@@ -1,14 +1,12 @@
 """Covariance-bound-agnostic filtering."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.gram import tame_gram, weighted_gram
 from jaxfl.numerics.rows import safe_ratio
@@ -74,7 +72,10 @@ class CAF(WeightingRule):
     """
 
     f: int = field(at_least=0)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -1,7 +1,6 @@
 """Centred clipping: differences from the previous output, clipped."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Aggregated, Context, Info, Spec, State, present_mask
@@ -30,7 +29,14 @@ class CenteredClipping(WeightingRule):
 
     tau: Scalar = field(default=10.0, above=0)
     iterations: int = field(default=3, at_least=1)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    differentiable = capability(True)
+    unanimous = capability(False)
+    in_units = capability(("tau",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> "CenteredClipping":
+        return cls(tau=3.0)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)

@@ -1,14 +1,12 @@
 """Rules that cluster the directions of the updates and trust the majority."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.linkage import larger_of_two, smallest_level
 from jaxfl.numerics.order import of_rank_of_many
 from jaxfl.numerics.rows import masked_median, safe_ratio
@@ -56,8 +54,13 @@ class ClippedClustering(WeightingRule):
     """
 
     window: int = field(default=1000, at_least=1)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms", "inner"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms", "inner"}))
+    accepts_absent = capability(True)
+    unit_free = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> "ClippedClustering":
+        return cls(window=5)
 
     def init(self, spec: Spec) -> State:
         norms = jnp.full((self.window, spec.cohort), -1, jnp.promote_types(spec.dtype, "f4"))
@@ -102,8 +105,13 @@ class FLAME(WeightingRule):
     """
 
     noise_factor: Scalar | None = field(default=0.001, at_least=0)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms", "inner"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms", "inner"}))
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> "FLAME":
+        return cls(noise_factor=1e-7)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

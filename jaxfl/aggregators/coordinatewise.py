@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import CoordinatewiseRule, needs_more_than
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics import order
 from jaxfl.types import Context
 
@@ -21,6 +21,9 @@ class Median(CoordinatewiseRule):
     """
 
     lower: bool = False
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         return order.median(block, lower=self.lower)
@@ -34,6 +37,9 @@ class TrimmedMean(CoordinatewiseRule):
     """
 
     f: int = field(at_least=0)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
@@ -51,6 +57,9 @@ class MeaMed(CoordinatewiseRule):
     """
 
     f: int = field(at_least=0)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
@@ -69,6 +78,8 @@ class Phocas(CoordinatewiseRule):
     """
 
     f: int = field(at_least=0)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
@@ -91,6 +102,8 @@ class SignMajority(CoordinatewiseRule):
     Bernstein et al., "signSGD with majority vote is communication efficient and fault tolerant",
     ICLR 2019.
     """
+
+    unanimous = capability(False)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         votes = jnp.where(jnp.isfinite(block), jnp.sign(block), 0)

@@ -2,7 +2,6 @@
 
 import math
 from fractions import Fraction
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.permutation import permute
@@ -49,11 +48,14 @@ class DnC(WeightingRule):
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
     """
 
+    name = "dnc"
     f: int = field(at_least=0)
     iterations: int = field(default=5, at_least=1)
     columns_per_sample: int = field(default=10_000, at_least=1)
     c: float = field(default=1.0, above=0)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
+    needs = capability(frozenset({"norms"}))
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -1,13 +1,11 @@
 """FLTrust: as much trust in an update as it points where the server's own does."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import safe_ratio, squared_norms
 from jaxfl.types import Context, Info, State
 
@@ -30,11 +28,13 @@ class FLTrust(WeightingRule):
     NDSS 2021.
     """
 
+    name = "fltrust"
     root_scale: Scalar = field(default=1.0, above=0)
 
-    accepts_absent: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"norms", "products"})
-    needs_root: ClassVar[frozenset[str]] = frozenset({"update"})
+    accepts_absent = capability(True)
+    needs = capability(frozenset({"norms", "products"}))
+    needs_root = capability(frozenset({"update"}))
+    unanimous = capability(False)
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"]:
         assert context.root_update is not None

@@ -1,14 +1,12 @@
 """The geometric median, found in n-space."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
@@ -118,7 +116,20 @@ class GeometricMedian(WeightingRule):
     absolute: bool = False
     weighted: bool = False
     reweightings: int = field(default=0, at_least=0)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    differentiable = capability(True)
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return not self.absolute and self.reweightings == 0
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.start != "zero"
+
+    @capability
+    def in_units(self) -> tuple[str, ...]:
+        return ("nu",) if self.absolute and self.reweightings == 0 else ()
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "1 d"] | None:
         return jnp.zeros((1, dim)) if self.start == "zero" else None

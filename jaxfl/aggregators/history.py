@@ -1,12 +1,10 @@
 """Rules that judge a client by the sum of all it has sent."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.base import Aggregator
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct, present_mask
 
@@ -49,10 +47,16 @@ class FoolsGold(Aggregator):
     2020.
     """
 
+    name = "foolsgold"
     average: bool = True
-    tolerates: ClassVar[bool] = False
-    accepts_absent: ClassVar[bool] = True
-    by_client: ClassVar[bool] = True
+    tolerates = capability(False)
+    accepts_absent = capability(True)
+    by_client = capability(True)
+    unit_free = capability(True)
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.average
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.population, spec.dim), spec.dtype)
@@ -111,8 +115,9 @@ class ByzantineSGD(Aggregator):
     diameter: Scalar = field(default=10.0, above=0)
     horizon: Scalar = field(default=1000.0, at_least=1)
     delta: Scalar = field(default=0.01, above=0, below=1)
-    by_client: ClassVar[bool] = True
-    follows_model: ClassVar[bool] = True
+    by_client = capability(True)
+    follows_model = capability(True)
+    in_units = capability(("deviation",))
 
     def init(self, spec: Spec) -> State:
         return ByzantineSGDState(

@@ -1,14 +1,12 @@
 """Krum and Multi-Krum: updates that lie close to many others."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State, present_mask
@@ -129,7 +127,10 @@ class Krum(WeightingRule):
     f: int = field(at_least=0)
     neighbours: int | None = field(default=None, at_least=1)
     power: int = field(default=2, choices=(1, 2, 4))
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         _check_neighbours(self, n)
@@ -162,7 +163,10 @@ class MultiKrum(WeightingRule):
     neighbours: int | None = field(default=None, at_least=1)
     power: int = field(default=2, choices=(1, 2, 4))
     iterative: bool = False
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def check(self, n: int) -> None:
         _check_neighbours(self, n)

@@ -1,7 +1,5 @@
 """Rejection by the harm that an update does on the server's own samples."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,7 +11,7 @@ from jaxfl.aggregators.root_losses import (
     rejected,
     usable_rows,
 )
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.types import Aggregated, Context, State
 
@@ -44,10 +42,14 @@ class LossRejection(Aggregator):
     method: str = field(default="union", choices=("err", "lfr", "union"))
     learning_rate: Scalar = field(default=0.1, above=0)
 
-    tolerates: ClassVar[bool] = False
-    accepts_absent: ClassVar[bool] = True
-    needs_root: ClassVar[frozenset[str]] = frozenset({"batch"})
-    follows_model: ClassVar[bool] = True
+    tolerates = capability(False)
+    accepts_absent = capability(True)
+    needs_root = capability(frozenset({"batch"}))
+    follows_model = capability(True)
+
+    @classmethod
+    def example(cls, f: int = 2) -> "LossRejection":
+        return cls(f=f, method="lfr")
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

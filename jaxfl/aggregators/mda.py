@@ -1,14 +1,12 @@
 """Minimum-diameter averaging."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.network import sorting_network
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State
@@ -160,7 +158,10 @@ class MDA(WeightingRule):
     """
 
     f: int = field(at_least=0)
-    accepts_absent: ClassVar[bool] = False
+    accepts_absent = capability(False)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
         """Whether of n updates no n - f have a smaller diameter than those chosen."""

@@ -1,12 +1,11 @@
 """Averages: of all updates, and of the honest ones."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.component import capability
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context, Info, State
 
@@ -25,9 +24,12 @@ class Mean(WeightingRule):
 
     weighted: bool = True
 
-    tolerates: ClassVar[bool] = False
-    accepts_absent: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset()
+    tolerates = capability(False)
+    accepts_absent = capability(True)
+    needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context
@@ -44,10 +46,13 @@ class Oracle(WeightingRule):
     Needs the truth, ``context.byzantine``, which no server knows. Cost: one read of the matrix.
     """
 
-    tolerates: ClassVar[bool] = True
-    by_client: ClassVar[bool] = True
-    accepts_absent: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset()
+    tolerates = capability(True)
+    by_client = capability(True)
+    accepts_absent = capability(True)
+    needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

@@ -1,28 +1,51 @@
 """Pre-aggregators in a row: their product, and the statistics of the rows that come out."""
 
+import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Component
+from jaxfl.component import Component, capability
 from jaxfl.types import Context, Info
+
+C = TypeVar("C", bound=Component)
+
+
+def with_f(cls: type[C], f: int) -> C:
+    """A component with its default fields, and this f where it has one."""
+    return cls(**({"f": f} if "f" in cls._hints else {}))
 
 
 class PreAggregator(Component):
     """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract."""
 
-    accepts_absent: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    affine: ClassVar[bool] = True
+    accepts_absent = capability(False)
+    needs = capability(frozenset({"gram"}))
+    affine = capability(True)
     """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
-    diagonal: ClassVar[bool] = False
+    diagonal = capability(False)
     """The matrix only rescales rows."""
-    selects: ClassVar[bool] = False
+    selects = capability(False)
     """Hands on only some of the rows, or means of only some."""
+    permutation_equivariant = capability(True)
+    """The order of the rows changes nothing but the order of those handed on."""
+    scale_equivariant = capability(False)
+    """The matrix is the same for ``c G`` and every c > 0."""
+    translation_equivariant = capability(False)
+    """The matrix is the same where one vector is added to every row, which it hands on."""
+    unanimous = capability(True)
+    """Equal rows are handed on as they are."""
+    in_units = capability(tuple[str, ...]())
+    """Fields in the units of the rows."""
+
+    @classmethod
+    def example(cls: type[C], f: int = 2) -> C:
+        """A pre-aggregator with settings that suit updates of unit scale from a dozen clients."""
+        return with_f(cls, f)
 
     def check(self, n: int) -> None:
         """Raises ValueError where the mixing is not defined for n rows."""
@@ -31,9 +54,9 @@ class PreAggregator(Component):
         """How many rows are handed on."""
         return n
 
+    @abc.abstractmethod
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
         """The matrix; a row of zeros marks the mixed row as not usable."""
-        raise NotImplementedError
 
 
 def measure_mixed(

@@ -13,7 +13,7 @@ from jaxfl.aggregators.base import (
     needs_more_than,
 )
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.gram import squared_distances_to, tame_gram
 from jaxfl.numerics.order import smallest
@@ -34,16 +34,30 @@ class MoNNA(WeightingRule):
     linear gradient overhead", ICML 2023.
     """
 
+    name = "monna"
     f: int = field(at_least=0)
     trusted: int = field(default=0, at_least=0)
     pivot: Aggregator | None = None
+    differentiable = capability(True)
 
-    @property
-    def by_client(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.pivot is not None and self.pivot.permutation_equivariant
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return self.pivot is None or self.pivot.scale_equivariant
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.pivot is None or self.pivot.translation_equivariant
+
+    @capability
+    def by_client(self) -> bool:
         return self.pivot is None
 
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def needs(self) -> frozenset[str]:
         pivot = self.pivot
         return frozenset({"gram"}) | (
             pivot.needs if isinstance(pivot, WeightingRule) else frozenset()

@@ -2,14 +2,13 @@
 
 import math
 from fractions import Fraction
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import masked_median, safe_ratio
 from jaxfl.types import Context, Info, State
@@ -57,8 +56,13 @@ class CGE(WeightingRule):
 
     f: int = field(at_least=0)
     average: bool = True
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.average
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
@@ -88,8 +92,9 @@ class NBS(WeightingRule):
 
     f: int = field(at_least=0)
     beta: float | None = field(default=None, at_least=0, below=1)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, self.f + 1, "n > f")
@@ -124,8 +129,9 @@ class TNBS(WeightingRule):
     low: int | None = field(default=None, at_least=0)
     high: int | None = field(default=None, at_least=0)
     quantile: float | None = field(default=None, at_least=0, below=0.5)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         if self.quantile is not None:
@@ -170,8 +176,20 @@ class NormClipping(WeightingRule):
 
     tau: Scalar | None = field(default=None, above=0)
     noise_std: Scalar | None = field(default=None, at_least=0)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return not self.in_units
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.tau is None
+
+    @capability
+    def in_units(self) -> tuple[str, ...]:
+        return tuple(n for n in ("tau", "noise_std") if getattr(self, n) is not None)
 
     def weigh(
         self, statistics: Statistics, state: State, context: Context

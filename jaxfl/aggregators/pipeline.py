@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import Aggregator
+from jaxfl.aggregators.coordinatewise import TrimmedMean
 from jaxfl.aggregators.mixing import PreAggregator
+from jaxfl.component import capability
 from jaxfl.types import Aggregated, Context, Spec, State
 
 
@@ -23,24 +25,55 @@ class Pipeline(Aggregator):
     pre: tuple[PreAggregator, ...]
     rule: Aggregator
 
-    @property
-    def tolerates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.rule.permutation_equivariant and all(
+            p.permutation_equivariant for p in self.pre
+        )
+
+    @capability
+    def scale_equivariant(self) -> bool:
+        return self.rule.scale_equivariant and all(p.scale_equivariant for p in self.pre)
+
+    @capability
+    def translation_equivariant(self) -> bool:
+        return self.rule.translation_equivariant and all(
+            p.translation_equivariant for p in self.pre
+        )
+
+    @capability
+    def unanimous(self) -> bool:
+        return self.rule.unanimous and all(p.unanimous for p in self.pre)
+
+    @capability
+    def unit_free(self) -> bool:
+        return self.rule.unit_free and all(p.scale_equivariant for p in self.pre)
+
+    @classmethod
+    def example(cls, f: int = 2) -> "Pipeline":
+        # Not above: pre-aggregators import the rules.
+        from jaxfl.preaggregators.nnm import NNM
+
+        return cls(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
+
+    @capability
+    def tolerates(self) -> bool:
         return self.rule.tolerates
 
-    @property
-    def by_client(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def by_client(self) -> bool:
         return self.rule.by_client
 
-    @property
-    def accepts_absent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def accepts_absent(self) -> bool:
         return self.rule.accepts_absent and all(p.accepts_absent for p in self.pre)
 
-    @property
-    def needs_root(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def needs_root(self) -> frozenset[str]:
         return self.rule.needs_root
 
-    @property
-    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def follows_model(self) -> bool:
         return self.rule.follows_model
 
     def check(self, n: int) -> None:

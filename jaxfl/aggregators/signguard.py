@@ -1,8 +1,8 @@
 """SignGuard: clients whose updates have an ordinary norm and the signs of the majority."""
 
+import abc
 import math
 from fractions import Fraction
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import order
 from jaxfl.numerics.mean_shift import largest_cluster
 from jaxfl.numerics.rows import masked_median, median_row, safe_ratio, safe_sqrt
@@ -63,14 +63,19 @@ class _SignGuard(WeightingRule):
     filter_norms: bool = True
     cluster_signs: bool = True
     clip: bool = True
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
 
+    @classmethod
+    def example(cls, f: int = 2) -> "_SignGuard":
+        return cls(fraction=0.5)
+
+    @abc.abstractmethod
     def feature(
         self, statistics: Statistics, state: State
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
         """One more feature for the clustering, as a column, and what it was made of."""
-        raise NotImplementedError
 
     def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
         if not self.cluster_signs:
@@ -136,6 +141,8 @@ class SignGuard(_SignGuard):
     gradient filtering", ICDCS 2022.
     """
 
+    name = "signguard"
+
     def feature(
         self, statistics: Statistics, state: State
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
@@ -187,7 +194,8 @@ class SignGuardSim(_Remembering):
     gradient filtering", ICDCS 2022.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"norms", "inner", "products"})
+    name = "signguard_sim"
+    needs = capability(frozenset({"norms", "inner", "products"}))
 
     def feature(
         self, statistics: Statistics, state: State
@@ -223,7 +231,10 @@ class SignGuardDist(_Remembering):
     gradient filtering", ICDCS 2022.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"norms", "gram", "products"})
+    name = "signguard_dist"
+    needs = capability(frozenset({"norms", "gram", "products"}))
+    scale_equivariant = capability(False)
+    unit_free = capability(True)
 
     def feature(
         self, statistics: Statistics, state: State

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.gram import tame_gram, weighted_gram
 from jaxfl.numerics.rows import safe_ratio
@@ -141,7 +140,10 @@ class SMEA(WeightingRule):
     """
 
     f: int = field(at_least=0)
-    accepts_absent: ClassVar[bool] = False
+    accepts_absent = capability(False)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
         """Whether of n updates no n - f have a smaller top eigenvalue than those chosen."""

@@ -1,7 +1,5 @@
 """Zeno: updates that lower the loss on the server's own samples."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,7 +12,7 @@ from jaxfl.aggregators.root_losses import (
     rejected,
     usable_rows,
 )
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.permutation import permute
 from jaxfl.types import Aggregated, Batch, Context, State
@@ -46,9 +44,9 @@ class Zeno(Aggregator):
     mean_square: bool = False
     samples: int | None = field(default=None, at_least=1)
 
-    accepts_absent: ClassVar[bool] = True
-    needs_root: ClassVar[frozenset[str]] = frozenset({"batch"})
-    follows_model: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    needs_root = capability(frozenset({"batch"}))
+    follows_model = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, self.f + 1, "n > f")

@@ -1,5 +1,6 @@
 """What Byzantine clients do."""
 
+from jaxfl._public import public as _public
 from jaxfl.attacks.base import Attack as Attack
 from jaxfl.attacks.base import AttackView as AttackView
 from jaxfl.attacks.base import ClientView as ClientView
@@ -39,3 +40,5 @@ from jaxfl.attacks.statistical import IPM as IPM
 from jaxfl.attacks.statistical import MinMax as MinMax
 from jaxfl.attacks.statistical import MinSum as MinSum
 from jaxfl.attacks.statistical import z_max as z_max
+
+__all__ = _public(globals())

@@ -1,5 +1,6 @@
 """What one client does in a round, and what the server does with it."""
 
+from jaxfl._public import public as _public
 from jaxfl.clients.base import Broadcast as Broadcast
 from jaxfl.clients.base import ClientAlgorithm as ClientAlgorithm
 from jaxfl.clients.base import Message as Message
@@ -11,3 +12,5 @@ from jaxfl.clients.local import FedNova as FedNova
 from jaxfl.clients.local import FedProx as FedProx
 from jaxfl.clients.mime import MimeLite as MimeLite
 from jaxfl.clients.scaffold import SCAFFOLD as SCAFFOLD
+
+__all__ = _public(globals())

@@ -1,5 +1,6 @@
 """Data sets, and how they are divided among clients."""
 
+from jaxfl._public import public as _public
 from jaxfl.data.builtin import digits as digits
 from jaxfl.data.builtin import from_arrays as from_arrays
 from jaxfl.data.builtin import synthetic as synthetic
@@ -27,3 +28,5 @@ from jaxfl.data.partitions import Shards as Shards
 from jaxfl.data.root import RootData as RootData
 from jaxfl.data.tabular import spambase as spambase
 from jaxfl.data.text import ag_news as ag_news
+
+__all__ = _public(globals())

@@ -1,5 +1,6 @@
 """Models, and how a federation sees them."""
 
+from jaxfl._public import public as _public
 from jaxfl.models.convolution import max_pool as max_pool
 from jaxfl.models.convolution import patches_convolution as patches_convolution
 from jaxfl.models.objective import Objective as Objective
@@ -8,3 +9,5 @@ from jaxfl.models.zoo import MLP as MLP
 from jaxfl.models.zoo import Model as Model
 from jaxfl.models.zoo import SignGuardCNN as SignGuardCNN
 from jaxfl.models.zoo import Softmax as Softmax
+
+__all__ = _public(globals())

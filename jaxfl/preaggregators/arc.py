@@ -1,14 +1,12 @@
 """Adaptive robust clipping."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import needs_more_than
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context
@@ -22,9 +20,10 @@ class ARC(PreAggregator):
     """
 
     f: int = field(at_least=0)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    affine: ClassVar[bool] = False
-    diagonal: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    affine = capability(False)
+    scale_equivariant = capability(True)
+    diagonal = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -1,14 +1,12 @@
 """Bucketing: means of random groups."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context
 
@@ -25,7 +23,13 @@ class Bucketing(PreAggregator):
     """
 
     size: int = field(default=2, at_least=1)
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs = capability(frozenset[str]())
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+
+    @capability
+    def permutation_equivariant(self) -> bool:
+        return self.size == 1
 
     def rows(self, n: int) -> int:
         return -(-n // self.size)

@@ -1,13 +1,11 @@
 """Clipping to a fixed norm."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context
 
@@ -22,10 +20,17 @@ class Clipping(PreAggregator):
     """
 
     tau: Scalar = field(default=2.0, above=0)
-    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
-    accepts_absent: ClassVar[bool] = True
-    affine: ClassVar[bool] = False
-    diagonal: ClassVar[bool] = True
+    needs = capability(frozenset({"norms"}))
+    accepts_absent = capability(True)
+    affine = capability(False)
+    diagonal = capability(True)
+    scale_equivariant = capability(False)
+    unanimous = capability(False)
+    in_units = capability(("tau",))
+
+    @classmethod
+    def example(cls, f: int = 2) -> "Clipping":
+        return cls(tau=5.0)
 
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
         norms = statistics.norms

@@ -1,14 +1,12 @@
 """Nearest-neighbour mixing."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.base import needs_more_than
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context
@@ -24,7 +22,9 @@ class NNM(PreAggregator):
     """
 
     f: int = field(at_least=0)
-    accepts_absent: ClassVar[bool] = True
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

@@ -1,5 +1,6 @@
 """Mechanisms of differential privacy: what they clip and where they add noise."""
 
+from jaxfl._public import public as _public
 from jaxfl.privacy.base import Deployment as Deployment
 from jaxfl.privacy.base import NoPrivacy as NoPrivacy
 from jaxfl.privacy.base import Privacy as Privacy
@@ -9,3 +10,5 @@ from jaxfl.privacy.central import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy.central import QuantileClip as QuantileClip
 from jaxfl.privacy.example import ExamplePrivacy as ExamplePrivacy
 from jaxfl.privacy.message import MessagePrivacy as MessagePrivacy
+
+__all__ = _public(globals())

@@ -37,6 +37,7 @@ class QuantileClip(Component):
     Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021.
     """
 
+    name = "quantile"
     initial: Scalar = field(default=0.1, above=0)
     quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
     rate: Scalar = field(default=0.2, above=0)
@@ -58,6 +59,7 @@ class BandedNoise(Component):
     2021; Choquette-Choo et al., "(Amplified) banded matrix factorization", NeurIPS 2023.
     """
 
+    name = "banded"
     rounds: int = field(at_least=1)
     bands: int = field(default=16, at_least=1)
 

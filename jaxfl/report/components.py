@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxfl.aggregators import Aggregator, Pipeline, PreAggregator
+from jaxfl.aggregators.mixing import with_f
 from jaxfl.component import Component
 from jaxfl.registry import ATTACKS, REGISTRY, unknown
 from jaxfl.types import Spec
@@ -70,8 +71,8 @@ def memory(cls: type[Aggregator]) -> str:
     if cls is Pipeline:
         return "the rule's"
     sizes = {5: "n", 7: "K", 11: "d"}
-    given: dict[str, Any] = {"f": 1} if "f" in cls._hints else {}
-    rule = cls(**given)
+    # Its defaults, not those of its example: the table shows what a rule remembers as it comes.
+    rule = with_f(cls, 1)
     shape = jax.eval_shape(lambda: rule.init(Spec(population=7, cohort=5, dim=11)))
     leaves = [leaf.shape for leaf in jax.tree.leaves(shape)]
     named = ["[" + ", ".join(sizes.get(size, str(size)) for size in leaf) + "]" for leaf in leaves]
