@@ -24,7 +24,7 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
-from jaxfl.attacks.base import mean_of
+from jaxfl.attacks.base import mean_of_known
 from jaxfl.data import Dirichlet, from_arrays, synthetic
 from jaxfl.models import Softmax
 from jaxfl.simulation import make_plan, run
@@ -141,7 +141,7 @@ class Search(Attack):
     scales: tuple[float, ...] = (-3.0, 0.0, 3.0)
 
     def craft(self, updates, state, view, key, defence):
-        mean = mean_of(updates, view.honest)
+        mean = mean_of_known(updates, view.honest)
 
         def error(scale):
             rows = updates.at[view.attackers].set(scale * mean, mode="drop")
