@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-slow lint format bench clean
+.PHONY: run test test-all lint format bench clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -13,8 +13,9 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+# What `make test` leaves out, compiled as for users.
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto --default-compiler -m 'slow or default_compiler'
 
 lint: $(READY)
 	$(BIN)/ruff check .

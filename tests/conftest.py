@@ -1,37 +1,94 @@
-"""Strict settings for the whole suite."""
+"""Strict settings for the whole suite, its compiler, and which tests share a process."""
 
-import shutil
+import os
 import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+from fast_compiler import ask_for_it
 from hypothesis import settings
+from program_cache import ProgramCache
 
 MOST_MAPPINGS = 20_000
+PROGRAMS = pytest.StashKey[ProgramCache]()
+# Few tests that take long: started first, so that no process is left alone with them at the end.
+LONG = ("documents", "auditing", "devices", "cli", "folder", "results", "findings")
 # The same examples every time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--default-compiler",
+        action="store_true",
+        help="compile as for users, not as fast as can be; runs the tests marked default_compiler",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    # Many programs of different tests are the same: each process keeps its own, on disk. A
-    # folder for all would have readers of what is half written.
-    folder = tempfile.mkdtemp(prefix="jaxfl-tests-")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    cache = getattr(config, "cache", None)
+    if not config.option.default_compiler:
+        ask_for_it(cache)
+        if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
+            jax.config.update("jax_disable_most_optimizations", True)
+    if config.getoption("numprocesses", None):
+        return  # runs no test itself
+    root = Path(cache.mkdir("jaxfl_programs") if cache else tempfile.mkdtemp(prefix="jaxfl-"))
+    programs = config.stash[PROGRAMS] = ProgramCache(root)
+    jax.config.update("jax_compilation_cache_dir", str(programs.folder))
+    for name, value in (("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
+        jax.config.update(f"jax_persistent_cache_{name}", value)
+        os.environ[f"JAX_PERSISTENT_CACHE_{name.upper()}"] = str(value)
+    # Of the command line; Matplotlib's list of fonts, made in seconds, stays where it is.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache.mkdir("jaxfl_matplotlib") if cache else root))
+    os.environ["XDG_CACHE_HOME"] = str(programs.home)
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """All tests of one rule run in one process, which compiles it once."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    programs = session.config.stash.get(PROGRAMS, None)
+    if programs:
+        programs.close(keep=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Any:
+    report = yield
+    if report.failed and PROGRAMS in item.config.stash:
+        item.config.stash[PROGRAMS].doubt(call.start, time.time())
+    return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
+    """Tests that compile the same programs run in one process, the longest first."""
     for item in items:
-        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if name and "every rule" in (item.module.__doc__ or "").lower():
-            item.add_marker(pytest.mark.xdist_group(f"{name}"))
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if item.get_closest_marker("default_compiler") and not config.option.default_compiler:
+            item.add_marker(pytest.mark.skip(reason="needs --default-compiler"))
+    counts = Counter(map(_belongs_to, items))
+
+    def order(item: Any) -> tuple[bool, int, str]:
+        group = _belongs_to(item)
+        return group not in LONG, -counts[group], group
+
+    items.sort(key=order)
+
+
+def _group(item: Any) -> str:
+    """The value of the parameter that the module's ``grouped_by`` names, or else the file."""
+    marker = item.get_closest_marker("grouped_by")
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if marker and marker.args[0] == "function":
+        return item.originalname
+    if marker and marker.args[0] in parameters:
+        return str(parameters[marker.args[0]])
+    return item.path.stem.removeprefix("test_")
 
 
 def pytest_runtest_teardown(item: Any, nextitem: Any) -> None:
@@ -47,10 +104,16 @@ def pytest_runtest_teardown(item: Any, nextitem: Any) -> None:
 
 
 def _belongs_to(item: Any) -> str:
-    group = item.get_closest_marker("xdist_group")
-    return group.args[0] if group else str(item.path)
+    return item.get_closest_marker("xdist_group").args[0]
 
 
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def shared_programs(request, monkeypatch):
+    """Processes that the test starts use this one's compilation cache."""
+    folder = str(request.config.stash[PROGRAMS].folder)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)

@@ -7,6 +7,7 @@ then runs are killed with SIGKILL, resumed, killed again, until they finish, and
 """
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def check(kills: int, seed: int) -> None:
         root = Path(folder)
         experiment = root / "killed.toml"
         experiment.write_text(EXPERIMENT)
-        run = {"check": True, "stdout": subprocess.DEVNULL}
+        # Its own compilation cache: a kill may leave a half-written program behind.
+        own = os.environ | {"XDG_CACHE_HOME": str(root / "cache")}
+        run = {"check": True, "stdout": subprocess.DEVNULL, "env": own}
         subprocess.run(command(experiment, root / "warm"), **run)  # fills the compilation cache
         started = time.monotonic()
         subprocess.run(command(experiment, root / "whole"), **run)
@@ -56,7 +59,9 @@ def check(kills: int, seed: int) -> None:
             finished += 1
             out = root / str(finished)
             while True:
-                process = subprocess.Popen(command(experiment, out), stdout=subprocess.DEVNULL)
+                process = subprocess.Popen(
+                    command(experiment, out), stdout=subprocess.DEVNULL, env=own
+                )
                 try:
                     code = process.wait(timeout=rng.uniform(0.2, 1.0) * whole)
                 except subprocess.TimeoutExpired:

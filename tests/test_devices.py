@@ -23,7 +23,7 @@ def run_script(script: str, *arguments: str, flags: str = "", wait: bool = True)
     """A script of this folder in a fresh interpreter, where XLA's flags can still be chosen."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
     }
     process = subprocess.Popen(
@@ -52,6 +52,7 @@ def test_eight_devices_give_what_one_gives(part):
     assert part == "rules" or "same: pmap" in output
 
 
+@pytest.mark.default_compiler
 def test_updates_move_in_one_all_to_all():
     output = run_script("device_check.py", "traffic", flags=EIGHT)
     assert "traffic:" in output

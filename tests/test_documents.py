@@ -14,6 +14,8 @@ from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROOT = Path(__file__).parent.parent
 
 

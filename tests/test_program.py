@@ -60,6 +60,7 @@ def test_no_operation_leaves_the_device(algorithm):
     assert not [n for n in names if re.search("callback|infeed|outfeed|host|print", n)]
 
 
+@pytest.mark.default_compiler
 def test_nothing_compiled_calls_the_host():
     function, arguments = block(EVERYTHING, Softmax())
     text = jax.jit(function).lower(*arguments).compile().as_text()
@@ -69,6 +70,7 @@ def test_nothing_compiled_calls_the_host():
     assert not [t for t in targets if "callback" in t.lower()]
 
 
+@pytest.mark.default_compiler
 def test_the_walk_and_the_patterns_find_a_callback():
     def function(x):
         return jax.lax.fori_loop(

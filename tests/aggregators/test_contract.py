@@ -45,6 +45,8 @@ from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Batch, Context, Spec
 
+pytestmark = pytest.mark.grouped_by("name")
+
 N, D, F = 11, 30, 2
 BYZANTINE = np.isin(np.arange(N), [1, 6])
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from jaxfl.aggregators import Mean
 
+pytestmark = pytest.mark.grouped_by("name")
+
 N, D, F = contract.N, contract.D, contract.F
 BAD = (np.nan, np.inf, -np.inf, 1e30, -3e38)
 

@@ -21,6 +21,8 @@ from jaxfl.aggregators import (
 from jaxfl.preaggregators import Bucketing
 from jaxfl.types import Context, Spec
 
+pytestmark = pytest.mark.grouped_by("name")
+
 
 def draw(n=11, d=30, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)

@@ -48,6 +48,8 @@ from jaxfl.attacks.base import ALL, NOTHING, OWN, attack_rows
 from jaxfl.registry import ATTACKS
 from jaxfl.types import Batch, Context, Spec
 
+pytestmark = pytest.mark.grouped_by("name")
+
 N, D, MOST = 8, 20, 4
 NAMED = {
     "none": NoAttack(),

@@ -384,6 +384,7 @@ def test_microbatches_do_not_change_the_sum(microbatch, key):
     np.testing.assert_allclose(raveled(got[2]), raveled(expected[2]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.default_compiler
 def test_microbatches_bound_the_memory(key):
     objective, params, statistics, batch = setup("repeated", size=4096)
 
@@ -395,6 +396,7 @@ def test_microbatches_bound_the_memory(key):
     assert memory(None) == memory(16), "the default, of whole gradients"
 
 
+@pytest.mark.default_compiler
 def test_one_forward_and_one_backward_pass(key):
     objective = Objective.of(MLP(hidden=[128]), (784,), 10)
     flat, statistics = objective.init(key)

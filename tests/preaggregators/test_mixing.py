@@ -23,6 +23,8 @@ from jaxfl.aggregators import (
 from jaxfl.preaggregators import ARC, NNM, Bucketing
 from jaxfl.types import Aggregated, Context, Info
 
+pytestmark = pytest.mark.grouped_by("name")
+
 N, D, F = 12, 30, 1
 
 
