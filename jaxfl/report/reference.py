@@ -131,8 +131,8 @@ def public_page() -> str:
         "Public are the names below, importable from `jaxfl`; the names that `jaxfl.data`,",
         "`jaxfl.models` and `jaxfl.accounting` export; the keys of",
         "[experiment files](experiments.md); the commands and options of `jaxfl`; and the files",
-        "of a run's folder. A change that breaks them is named in the changelog. All other",
-        "modules may change at any time; [the API reference](api/index.md) shows them all the same.",
+        "of a run's folder. A change that breaks them is named in the changelog. All other modules",
+        "may change at any time; the API reference of the site (`make docs`) shows some of them.",
         "",
     ]
     rows = [(f"`{name}`", first_sentence(value)) for name, value in public_names().items()]
@@ -242,8 +242,9 @@ def _type(hint: Any) -> str:
     if hint in TYPES:
         return TYPES[hint]
     if options := typing.get_args(hint):
-        inside = [o for o in options if o not in typing.get_args(Scalar) and o is not type(None)]
         scalar = set(typing.get_args(Scalar)) <= set(options)
+        gone = {type(None), *(typing.get_args(Scalar) if scalar else ())}
+        inside = [o for o in options if o not in gone]
         return " or ".join((["number"] if scalar else []) + [_type(o) for o in inside])
     known = isinstance(hint, type) and (hint in REGISTRY or hint is RootData)
     return f"[{hint.__name__}]({_anchor(hint)})" if known else getattr(hint, "__name__", str(hint))
