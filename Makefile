@@ -2,19 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+READY_RUN := $(VENV)/.ready-run
 READY := $(VENV)/.ready
+READY_DOCS := $(VENV)/.ready-docs
+READY_ALL := $(VENV)/.ready-all
 
-.PHONY: run test test-all lint format bench clean
+.PHONY: run test test-all lint format bench docs clean
 .DELETE_ON_ERROR:
 
-run: $(READY)
+run: $(READY_RUN)
 	$(BIN)/jaxfl run quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto
 
 # What `make test` leaves out, compiled as for users.
-test-all: $(READY)
+test-all: $(READY_ALL)
 	$(BIN)/python -m pytest -n auto --default-compiler -m 'slow or default_compiler'
 
 lint: $(READY)
@@ -26,16 +29,32 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY_DOCS)
+	$(BIN)/python docs/build.py
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks.round
 
-$(READY): pyproject.toml
+# One environment, filled as far as a target needs: to run, to test and lint, to build the site, all.
+$(READY_RUN): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "jaxfl needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(READY): $(READY_RUN)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@touch $(READY)
+	@touch $@
+
+$(READY_DOCS): $(READY_RUN)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
+$(READY_ALL): $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[all]'
+	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

@@ -1,5 +1,6 @@
-"""What the documents show is run: notebooks, and the README's Python."""
+"""What the documents show is run, what is generated is compared, and links lead somewhere."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from nbclient import NotebookClient
 from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
+from jaxfl.report.reference import experiments_page, public_names, public_page
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -30,11 +32,50 @@ def test_a_notebook_runs_and_shows_pictures(path):
 
 
 @pytest.mark.parametrize(("name", "table"), [("rules", rules_table), ("attacks", attacks_table)])
-def test_the_readme_has_the_tables_of_the_registry(name, table):
+def test_the_page_of_components_has_the_tables_of_the_registry(name, table):
     """``jaxfl rules --markdown`` writes them."""
     pattern = rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->"
-    (written,) = re.findall(pattern, (ROOT / "README.md").read_text(), re.DOTALL)
+    (written,) = re.findall(pattern, (ROOT / "docs" / "components.md").read_text(), re.DOTALL)
     assert written == table()
+
+
+@pytest.mark.parametrize(
+    ("name", "page"), [("experiments", experiments_page), ("public_api", public_page)]
+)
+def test_a_generated_page_is_what_the_code_says(name, page):
+    """``python -m jaxfl.report.reference docs`` writes them."""
+    assert (ROOT / "docs" / f"{name}.md").read_text() == page()
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_a_public_name_is_documented(name):
+    assert inspect.getdoc(public_names()[name])
+
+
+def slug(heading):
+    """The anchor that Markdown renderers give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_relative_link_is_dead(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("cls", AGGREGATORS.values(), ids=lambda cls: cls.__name__)
