@@ -51,10 +51,7 @@ class Pipeline(Aggregator):
 
     @classmethod
     def example(cls, f: int = 2) -> "Pipeline":
-        # Not above: pre-aggregators import the rules.
-        from jaxfl.preaggregators.nnm import NNM
-
-        return cls(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
+        return cls(pre=(), rule=TrimmedMean(f=f))
 
     @capability
     def tolerates(self) -> bool:
