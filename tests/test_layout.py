@@ -24,11 +24,10 @@ ORDER = (
     ("plan", "round", "evaluation"),
     ("simulation",),
     ("auditing",),
-    ("registry",),
+    ("__init__", "registry"),
     ("experiments",),
     ("report",),
     ("cli",),
-    ("__init__",),
 )
 """What may import what: only what stands in an earlier line, or in the same place."""
 
