@@ -12,6 +12,7 @@ from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
 from jaxfl.federation import Federation as Federation
+from jaxfl.history import History as History
 from jaxfl.optimizers import SGD as SGD
 from jaxfl.optimizers import Adagrad as Adagrad
 from jaxfl.optimizers import Adam as Adam
@@ -24,7 +25,6 @@ from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
 from jaxfl.preaggregators import *
 from jaxfl.privacy import *
-from jaxfl.simulation import History as History
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate

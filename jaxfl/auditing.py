@@ -25,7 +25,8 @@ from jaxfl.data.dataset import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
 from jaxfl.plan import make_plan
-from jaxfl.privacy.base import CLIENT, EXAMPLE, LAPLACE, MESSAGE, clipped
+from jaxfl.privacy.base import clipped
+from jaxfl.privacy.deployment import CLIENT, EXAMPLE, LAPLACE, MESSAGE
 from jaxfl.round import Exchange, answer, exchanged, minority_clients, receive
 from jaxfl.state import Plan, init_state
 from jaxfl.types import Batch, Context, State

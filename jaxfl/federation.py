@@ -14,7 +14,7 @@ from jaxfl.fairness import Fairness
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
 from jaxfl.privacy import NoPrivacy, Privacy
-from jaxfl.privacy.base import ATTACK_FIRST, NOISE_FIRST, NOTHING
+from jaxfl.privacy.deployment import ATTACK_FIRST, NOISE_FIRST, NOTHING
 
 
 class Federation(Component):

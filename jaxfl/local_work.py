@@ -13,7 +13,7 @@ from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
-from jaxfl.privacy.base import NOISE_FIRST
+from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.state import FederationState, Plan, RoundKeys
 from jaxfl.types import Batch, Context, State, Struct
 

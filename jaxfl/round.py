@@ -25,7 +25,7 @@ from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
 from jaxfl.local_work import LocalWork, broadcast, work_locally
 from jaxfl.models.objective import ModelState
-from jaxfl.privacy.base import ATTACK_FIRST, Turn
+from jaxfl.privacy.deployment import ATTACK_FIRST, Turn
 from jaxfl.record import RoundRecord, record_of
 from jaxfl.state import FederationState, Plan, RoundKeys, round_keys
 from jaxfl.types import Batch, Context, State, Struct, present_mask

@@ -1,6 +1,5 @@
-"""Many rounds: blocks of a ``scan``, evaluation between them, and the history of a run."""
+"""Many rounds: blocks of a ``scan``, and evaluation between them."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,13 +25,14 @@ from jaxfl.devices import (
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
+from jaxfl.history import History
 from jaxfl.models.objective import Factory, Loss
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
 from jaxfl.plan import make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
-from jaxfl.privacy.base import NOISE_FIRST
+from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange, minority_clients, run_round
 from jaxfl.state import FederationState, Plan, init_state
@@ -96,52 +96,6 @@ def run(
     return state, records, evaluations
 
 
-@dataclasses.dataclass(frozen=True)
-class History:
-    """What a run leaves behind, as NumPy arrays; with several seeds they lead by a seed axis."""
-
-    records: RoundRecord
-    """One entry per round."""
-    evaluations: Evaluation
-    """One entry per evaluation."""
-    state: FederationState
-    simulation: "Simulation" = dataclasses.field(repr=False)
-    """The ``Simulation`` that ran: to go on with, or to ask for the next round's messages."""
-
-    @property
-    def rounds(self) -> np.ndarray:
-        """The rounds after which the model was evaluated."""
-        return np.asarray(self.evaluations.round)
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """Test accuracy at each evaluation."""
-        return np.asarray(self.evaluations.accuracy)
-
-    @property
-    def final_accuracy(self) -> float:
-        """Test accuracy after the last round, mean over seeds."""
-        return float(np.mean(self.accuracy[..., -1]))
-
-    @property
-    def diverged(self) -> bool:
-        """Whether, in any seed, the parameters or the last test loss are not finite.
-
-        The loss counts because rules leave out rows that are not finite: parameters so large that
-        no client can compute a gradient then stay where they are.
-        """
-        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
-        return not all(bool(np.all(np.isfinite(x))) for x in ends)
-
-    @property
-    def model(self) -> nnx.Module:
-        """The trained model, in evaluation mode (of the first seed)."""
-        state = self.state
-        if np.ndim(state.params) == 2:
-            state = jax.tree.map(lambda x: x[0], state)
-        return self.simulation.plan.objective.module(state.params, state.model_state)
-
-
 class Simulation:
     """A federation on its data, ready to run: compiles once, then runs blocks of rounds.
 
@@ -180,20 +134,8 @@ class Simulation:
         way: str = "shard_map",
         loss: Loss | None = None,
     ) -> None:
-        if evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
+        partitions, parts = _given(federation, data, seeds, evaluate_every)
         check_way(way)
-        if not seeds:
-            raise ValueError("seeds must name at least one seed")
-        partitions = list(data) if isinstance(data, Sequence) else [data]
-        parts = list(federation) if isinstance(federation, Sequence) else [federation]
-        if not all(isinstance(part, FederatedData) for part in partitions):
-            raise ValueError(
-                "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
-            )
-        for given, what in ((data, "partitions"), (federation, "federations")):
-            if isinstance(given, Sequence) and len(given) != len(seeds):
-                raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
@@ -260,7 +202,7 @@ class Simulation:
     def block(self, rounds: int) -> Callable[..., PyTree]:
         """The compiled program of so many rounds: (federation, data, state) to (state, records).
 
-        It takes over the memory of the state it is given.
+        The state that it is called with is donated: its arrays cannot be used afterwards.
         """
         return self._program(run_rounds, donate=(2,), rounds=rounds)
 
@@ -277,6 +219,29 @@ class Simulation:
     def messages(self) -> Exchange:
         """The ``[n, d]`` updates of the next round, before and after the attack; takes no step."""
         return self._program(exchange)(self.federation, self.data, self.state)
+
+
+def _given(
+    federation: Federation | Sequence[Federation],
+    data: FederatedData | Sequence[FederatedData],
+    seeds: Sequence[int],
+    evaluate_every: int,
+) -> tuple[list[FederatedData], list[Federation]]:
+    """The partitions and the federations of a simulation, or one clear error."""
+    if evaluate_every < 1:
+        raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
+    if not seeds:
+        raise ValueError("seeds must name at least one seed")
+    partitions = list(data) if isinstance(data, Sequence) else [data]
+    parts = list(federation) if isinstance(federation, Sequence) else [federation]
+    if not all(isinstance(part, FederatedData) for part in partitions):
+        raise ValueError(
+            "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
+        )
+    for given, what in ((data, "partitions"), (federation, "federations")):
+        if isinstance(given, Sequence) and len(given) != len(seeds):
+            raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
+    return partitions, parts
 
 
 def _stacked(parts: list[Federation]) -> Federation:

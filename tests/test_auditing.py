@@ -19,7 +19,7 @@ from jaxfl.models import Softmax
 from jaxfl.participation import Uniform
 from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
-from jaxfl.privacy.base import ATTACK_FIRST
+from jaxfl.privacy.deployment import ATTACK_FIRST
 from jaxfl.simulation import run_rounds
 from jaxfl.state import init_state
 

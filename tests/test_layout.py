@@ -22,6 +22,7 @@ ORDER = (
     ("state", "accounting", "record"),
     ("local_work",),
     ("plan", "round", "evaluation"),
+    ("history",),
     ("simulation",),
     ("auditing",),
     ("__init__", "registry"),

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxfl.accounting.releases import PLD, RDP, deployment, exact, worst
 from jaxfl.federation import Federation
-from jaxfl.privacy.base import Deployment, Privacy
+from jaxfl.privacy.base import Privacy
+from jaxfl.privacy.deployment import Deployment
 
 
 @dataclasses.dataclass(frozen=True)

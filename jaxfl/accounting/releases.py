@@ -10,7 +10,7 @@ import numpy as np
 from jaxfl.aggregators.mean import Mean
 from jaxfl.attacks.base import ALL
 from jaxfl.federation import Federation
-from jaxfl.privacy.base import GAUSSIAN, LAPLACE, Deployment, Release
+from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, Deployment, Release
 
 RDP, PLD = "rdp", "pld"
 LARGE = 30.0

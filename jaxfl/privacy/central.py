@@ -13,16 +13,8 @@ from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.participation import Poisson, Uniform
-from jaxfl.privacy.base import (
-    CLIENT,
-    GAUSSIAN,
-    OVERHEARD,
-    Deployment,
-    Privacy,
-    Release,
-    Turn,
-    draw,
-)
+from jaxfl.privacy.base import Privacy, draw
+from jaxfl.privacy.deployment import CLIENT, GAUSSIAN, OVERHEARD, Deployment, Release, Turn
 from jaxfl.privacy.example import LIKE_POISSON
 from jaxfl.types import State
 

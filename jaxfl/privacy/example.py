@@ -14,7 +14,8 @@ from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
-from jaxfl.privacy.base import EXAMPLE, GAUSSIAN, Deployment, Privacy, Release, draw
+from jaxfl.privacy.base import Privacy, draw
+from jaxfl.privacy.deployment import EXAMPLE, GAUSSIAN, Deployment, Release
 from jaxfl.types import Batch, PyTree
 
 POISSON, FIXED = "poisson", "fixed"

@@ -8,16 +8,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import accumulator
-from jaxfl.privacy.base import (
-    GAUSSIAN,
-    LAPLACE,
-    MESSAGE,
-    Deployment,
-    Privacy,
-    Release,
-    clipped,
-    draw,
-)
+from jaxfl.privacy.base import Privacy, clipped, draw
+from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, MESSAGE, Deployment, Release
 
 UNCLIPPED = "without a clip a message may be arbitrarily large"
 

@@ -17,7 +17,7 @@ from jaxfl.cli import main
 from jaxfl.component import Scalar, capability, field
 from jaxfl.models import Softmax
 from jaxfl.privacy import MessagePrivacy, NoPrivacy, Privacy, Release
-from jaxfl.privacy.base import MESSAGE
+from jaxfl.privacy.deployment import MESSAGE
 
 EQUAL = np.full(20, 1_000)
 

@@ -26,7 +26,7 @@ from jaxfl.clients import Samples
 from jaxfl.models import MLP, Softmax
 from jaxfl.participation import Cyclic
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, NoPrivacy, QuantileClip
-from jaxfl.privacy.base import Turn
+from jaxfl.privacy.deployment import Turn
 from jaxfl.types import Batch
 
 SIZES = (3, 9, 5, 12, 7)
