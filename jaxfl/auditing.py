@@ -8,7 +8,7 @@ al., "One-shot empirical privacy estimation for federated learning", ICLR 2024.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxfl.accounting import calibrate, guarantee
 from jaxfl.accounting.releases import deployment
 from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
-from jaxfl.component import capability
 from jaxfl.data.dataset import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
@@ -71,8 +70,8 @@ class Canaries(ClientAlgorithm):
     what: Array
     labels: Array | None
 
-    private = capability(True)
-    post_processes = capability(True)
+    private: ClassVar[bool] = True
+    post_processes: ClassVar[bool] = True
 
     def step(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, state: State, key: Array
