@@ -86,9 +86,9 @@ def test_the_walk_and_the_patterns_find_a_callback():
 class Counting(ALIE):
     """Counts how often it is traced."""
 
-    def craft(self, *arguments):
+    def craft(self, view, state):
         traces.append(1)
-        return super().craft(*arguments)
+        return super().craft(view, state)
 
 
 traces: list[int] = []

@@ -25,6 +25,7 @@ from jaxfl import (
     TrimmedMean,
 )
 from jaxfl.attacks.base import mean_of_known
+from jaxfl.component import capability
 from jaxfl.data import Dirichlet, from_arrays, synthetic
 from jaxfl.models import Softmax
 from jaxfl.plan import make_plan
@@ -140,13 +141,14 @@ class Search(Attack):
     """A user's adaptive attack: the scale of the honest mean that drags the defence farthest."""
 
     scales: tuple[float, ...] = (-3.0, 0.0, 3.0)
+    crafts = capability(True)
 
-    def craft(self, updates, state, view, key, defence):
-        mean = mean_of_known(updates, view.honest)
+    def craft(self, view, state):
+        mean = mean_of_known(view.updates, view.honest)
 
         def error(scale):
-            rows = updates.at[view.attackers].set(scale * mean, mode="drop")
-            return jnp.linalg.norm(defence.probe(rows) - mean)
+            rows = view.updates.at[view.attackers].set(scale * mean, mode="drop")
+            return jnp.linalg.norm(view.defence.probe(rows) - mean)
 
         scales = jnp.asarray(self.scales)
         best = scales[jnp.argmax(jnp.stack([error(scale) for scale in scales]))]

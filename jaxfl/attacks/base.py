@@ -1,7 +1,8 @@
 """What Byzantine clients do: to their data, and to the messages they send."""
 
+import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.component import Component, field
+from jaxfl.component import Component, capability, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
 
@@ -33,9 +34,27 @@ class ClientView(Struct):
     """The brightest value of an input, per channel."""
 
 
-class AttackView(Struct):
-    """What the threat model grants a message attack besides the updates themselves."""
+class Defence(Struct):
+    """The defence as an adaptive attack may use it: with its memory, not with the server's key."""
 
+    aggregator: Aggregator
+    state: State
+    context: Context
+
+    def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
+        """What the server would answer to these updates, up to its own randomness."""
+        return self.aggregator.aggregate(updates, self.state, self.context).update
+
+
+class AttackView(Struct):
+    """All that an attack on messages may look at in one round."""
+
+    updates: Float[Array, "n d"]
+    """Honest rows, and in the attackers' places what they would send honestly."""
+    key: Key[Array, ""]
+    """The attackers' own randomness."""
+    defence: Defence
+    """The actual defence, to probe."""
     round: Int[Array, ""]
     params: Float[Array, " d"] | None
     weights: Float[Array, " n"]
@@ -54,58 +73,78 @@ class AttackView(Struct):
         """How many attackers there are."""
         return jnp.sum(self.attackers < self.honest.shape[0], dtype=jnp.int32)
 
-    def send(
-        self, updates: Float[Array, "n d"], crafted: Float[Array, "a_or_1 d"]
-    ) -> Float[Array, "n d"]:
+    def own_rows(self) -> Float[Array, "a d"]:
+        """What the attackers would send if they were honest (arbitrary in padded places)."""
+        return self.updates.at[self.attackers].get(mode="clip")
+
+    def send(self, crafted: Float[Array, "a_or_1 d"]) -> Float[Array, "n d"]:
         """The updates with the attackers' rows replaced by the crafted ones."""
-        return updates.at[self.attackers].set(self.full(updates, crafted), mode="drop")
+        return self.updates.at[self.attackers].set(self.full(crafted), mode="drop")
 
-    def full(
-        self, updates: Float[Array, "n d"], crafted: Float[Array, "a_or_1 d"]
-    ) -> Float[Array, "a d"]:
+    def full(self, crafted: Float[Array, "a_or_1 d"]) -> Float[Array, "a d"]:
         """One row for each attacker, of the updates' type."""
-        shape = (self.attackers.shape[0], updates.shape[1])
-        return jnp.broadcast_to(crafted, shape).astype(updates.dtype)
+        shape = (self.attackers.shape[0], self.updates.shape[1])
+        return jnp.broadcast_to(crafted, shape).astype(self.updates.dtype)
 
 
-class Defence(Struct):
-    """The defence as an adaptive attack may use it: with its memory, not with the server's key."""
+class Attack(Component, abc.ABC):
+    """A Byzantine strategy. Abstract.
 
-    aggregator: Aggregator
-    state: State
-    context: Context
+    An attack on messages declares ``crafts`` and overrides ``craft``, an attack on data declares
+    ``poisons`` and overrides ``poison``. What is crafted is written over the rows of Byzantine
+    clients and over nothing else, so an attack cannot touch an honest row even by mistake.
 
-    def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
-        """What the server would answer to these updates, up to its own randomness."""
-        return self.aggregator.aggregate(updates, self.state, self.context).update
-
-
-class Attack(Component):
-    """A Byzantine strategy. Abstract; the base itself does nothing.
-
-    An attack *crafts rows*: the driver writes them over the Byzantine clients' updates and over
-    nothing else, so that an attack cannot touch honest rows even by mistake.
+    Raises:
+      TypeError: when the class is made, it declares one of the two without its method, or the
+        reverse; when an attack is constructed, its class has neither and is not ``NoAttack``.
     """
 
-    poisons: ClassVar[bool] = False
+    poisons = capability(False)
     """Changes the data of Byzantine clients."""
-    crafts: ClassVar[bool] = True
+    crafts = capability(False)
     """Changes the messages of Byzantine clients."""
-    knows: ClassVar[str] = OWN
+    knows = capability(OWN)
     """What the attackers know besides the model: the other half of the threat model."""
-    probes: ClassVar[bool] = False
+    probes = capability(False)
     """Tries out the defence."""
-    follows_model: ClassVar[bool] = False
+    follows_model = capability(False)
     """Needs the model's parameters in every round."""
-    needs_root: ClassVar[bool] = False
+    needs_root = capability(False)
     """Knows the server's own update, so the defence must have one."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for trait, method in (("crafts", "craft"), ("poisons", "poison")):
+            # One that depends on fields counts as declared.
+            declared = depends_on_fields(cls, trait) or getattr(cls, trait)
+            overrides = getattr(cls, method) is not getattr(Attack, method)
+            if overrides and not declared:
+                raise TypeError(
+                    f"{cls.__name__} overrides {method} but does not declare it: "
+                    f"add {trait} = capability(True)"
+                )
+            if declared and not overrides:
+                raise TypeError(f"{cls.__name__} declares {trait} but does not override {method}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cls = type(self)
+        idle = cls.craft is Attack.craft and cls.poison is Attack.poison
+        if idle and not isinstance(self, NoAttack):
+            raise TypeError(f"{cls.__name__} is abstract: override craft or poison")
+
+    @classmethod
+    def example(cls) -> "Attack":
+        """An attack of this class, for tables and the contract tests."""
+        return cls()
 
     @classmethod
     def threat(cls) -> tuple[str, str]:
-        """The threat model in words: what the attackers control, and what they know."""
-        controls = "its data" if cls.poisons else "its messages" if cls.crafts else "nothing"
-        known = cls.knows if isinstance(cls.knows, str) else f"{ALL}, or {OWN}"
-        return controls, known + _besides(cls.needs_root is True, cls.probes is True)
+        """The threat model of the class in words: what the attackers control, what they know."""
+        example = cls.example()
+        controlled, _ = example.threat_model
+        known = f"{ALL}, or {OWN}" if depends_on_fields(cls, "knows") else example.knows
+        return controlled, known + _besides(example.needs_root, example.probes)
 
     @property
     def threat_model(self) -> tuple[str, str]:
@@ -126,7 +165,7 @@ class Attack(Component):
         """The memory at the start of a run."""
         return ()
 
-    def observe(self, state: State, view: AttackView) -> State:
+    def observe(self, view: AttackView, state: State) -> State:
         """The memory after a round in which the attack was not run."""
         return state
 
@@ -134,24 +173,17 @@ class Attack(Component):
         """The batch a Byzantine client trains on."""
         return batch
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a_or_1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
         """The rows that the attackers send: one per attacker, or one that all of them send.
 
         Args:
-          updates: honest rows, and in the attackers' places what they would send honestly.
+          view: the updates, the round, who is honest, where the attackers are, the defence.
           state: the attack's memory.
-          view: round, parameters, who is honest, where the attackers are.
-          key: the attackers' own randomness.
-          defence: the actual defence, to probe.
+
+        Returns:
+          The rows, and the memory for the next round.
         """
-        return own_rows(updates, view), state
+        return view.own_rows(), state
 
     def __call__(
         self,
@@ -229,6 +261,9 @@ def attack_rows(
     if ranks is None:
         ranks = jnp.cumsum(byzantine, dtype=jnp.int32) - 1
     view = AttackView(
+        updates=updates,
+        key=key,
+        defence=defence,
         round=context.round,
         params=context.params,
         weights=context.weights,
@@ -238,13 +273,13 @@ def attack_rows(
         ranks=ranks.at[attackers].get(mode="clip"),
         client_ids=context.client_ids,
     )
-    crafted, state = attack.craft(updates, state, view, key, defence)
-    return view.send(updates, crafted), state
+    crafted, state = attack.craft(view, state)
+    return view.send(crafted), state
 
 
-def own_rows(updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "a d"]:
-    """What the attackers would send if they were honest (arbitrary in padded places)."""
-    return updates.at[view.attackers].get(mode="clip")
+def depends_on_fields(cls: type[Component], name: str) -> bool:
+    """Whether a capability follows from the fields, so that only an instance has it."""
+    return not hasattr(cls, name)
 
 
 def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
@@ -284,27 +319,31 @@ class InformedAttack(Attack):
     """
 
     knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
+    crafts = capability(True)
 
-    @property
-    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def knows(self) -> str:
         return ALL if self.knowledge == FULL else OWN
 
     def known(self, view: AttackView) -> Bool[Array, " n"]:
         """The rows that the attackers know."""
         return view.honest if self.knowledge == FULL else view.own
 
-    def rehearsal(self, updates: Float[Array, "n d"], view: AttackView) -> Float[Array, "n d"]:
+    @abc.abstractmethod
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
+
+    def rehearsal(self, view: AttackView) -> AttackView:
         """The round as the attackers can imagine it, to try the defence on.
 
-        With partial knowledge their own honest updates, in turn, stand for the rows they do not
-        know.
+        With partial knowledge, copies of their own honest updates stand for the rows that they
+        do not know.
         """
         if self.knowledge == FULL:
-            return updates
-        n = updates.shape[0]
+            return view
+        n = view.updates.shape[0]
         mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
         turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
-        return updates[mine[turn]]
+        return view.replace(updates=view.updates[mine[turn]])
 
 
 def check_inner(owner: InformedAttack, inner: Attack) -> None:
@@ -321,5 +360,3 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
 
 class NoAttack(Attack):
     """Byzantine clients follow the protocol: the baseline of every table."""
-
-    crafts: ClassVar[bool] = False

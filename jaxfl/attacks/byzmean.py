@@ -1,17 +1,17 @@
 """ByzMean: make the mean of all messages whatever another attack wants it to be."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxfl.attacks.base import (
     Attack,
     AttackView,
-    Defence,
     InformedAttack,
     check_inner,
     mean_of_known,
 )
 from jaxfl.attacks.statistical import ALIE
+from jaxfl.component import capability
 from jaxfl.types import Spec, State
 
 
@@ -42,34 +42,27 @@ class ByzMean(InformedAttack):
         assert self.attack is not None
         return self.attack
 
-    @property
-    def needs_root(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def needs_root(self) -> bool:
         return self.inner.needs_root
 
-    @property
-    def probes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def probes(self) -> bool:
         return self.inner.probes
 
-    @property
-    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def follows_model(self) -> bool:
         return self.inner.follows_model
 
     def init(self, spec: Spec) -> State:
         return self.inner.init(spec)
 
-    def observe(self, state: State, view: AttackView) -> State:
-        return self.inner.observe(state, view)
+    def observe(self, view: AttackView, state: State) -> State:
+        return self.inner.observe(view, state)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        crafted, state = self.inner.craft(updates, state, view, key, defence)
-        mean = mean_of_known(updates, self.known(view))
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        crafted, state = self.inner.craft(view, state)
+        mean = mean_of_known(view.updates, self.known(view))
         target, honest = crafted[0].astype(mean.dtype), jnp.sum(view.honest)
         first = view.count // 2
         rest = jnp.maximum(view.count - first, 1)

@@ -1,5 +1,6 @@
 """Attacks made of attacks: one after the other, side by side, or on data and messages at once."""
 
+import abc
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -8,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView, ClientView, Defence, own_rows
-from jaxfl.component import field
+from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView, ClientView
+from jaxfl.attacks.data import LabelFlip
+from jaxfl.attacks.simple import SignFlip
+from jaxfl.attacks.statistical import IPM
+from jaxfl.component import capability, field
 from jaxfl.types import Batch, Spec, State
 
 
@@ -20,31 +24,38 @@ class _Combination(Attack):
     def threat(cls) -> tuple[str, str]:
         return "as its attacks", "as its attacks"
 
+    @abc.abstractmethod
     def parts(self) -> tuple[Attack, ...]:
-        raise NotImplementedError
+        """The attacks that it is made of."""
 
-    @property
-    def poisons(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @abc.abstractmethod
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch: ...
+
+    @abc.abstractmethod
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
+
+    @capability
+    def poisons(self) -> bool:
         return any(part.poisons for part in self.parts())
 
-    @property
-    def crafts(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def crafts(self) -> bool:
         return any(part.crafts for part in self.parts())
 
-    @property
-    def probes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def probes(self) -> bool:
         return any(part.probes for part in self.parts())
 
-    @property
-    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def follows_model(self) -> bool:
         return any(part.follows_model for part in self.parts())
 
-    @property
-    def needs_root(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def needs_root(self) -> bool:
         return any(part.needs_root for part in self.parts())
 
-    @property
-    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def knows(self) -> str:
         return max((part.knows for part in self.parts()), key=(NOTHING, OWN, ALL).index)
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
@@ -63,33 +74,30 @@ class Onset(_Combination):
     attack: Attack
     start: int = field(at_least=0)
 
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(attack=IPM(scale=0.5), start=0)
+
     def parts(self) -> tuple[Attack, ...]:
         return (self.attack,)
 
     def init(self, spec: Spec) -> State:
         return self.attack.init(spec)
 
-    def observe(self, state: State, view: AttackView) -> State:
-        return self.attack.observe(state, view)
+    def observe(self, view: AttackView, state: State) -> State:
+        return self.attack.observe(view, state)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         started = client.round >= self.start
         return _either(started, self.attack.poison(batch, client, key), batch)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         def attack() -> tuple[Array, State]:
-            crafted, new_state = self.attack.craft(updates, state, view, key, defence)
-            return view.full(updates, crafted), new_state
+            crafted, new_state = self.attack.craft(view, state)
+            return view.full(crafted), new_state
 
         def wait() -> tuple[Array, State]:
-            return own_rows(updates, view), self.observe(state, view)
+            return view.own_rows(), self.observe(view, state)
 
         return jax.lax.cond(view.round >= self.start, attack, wait)
 
@@ -102,6 +110,10 @@ class Combined(_Combination):
 
     data: Attack
     message: Attack
+
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(data=LabelFlip(), message=IPM(scale=0.5))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,21 +130,14 @@ class Combined(_Combination):
     def init(self, spec: Spec) -> State:
         return self.message.init(spec)
 
-    def observe(self, state: State, view: AttackView) -> State:
-        return self.message.observe(state, view)
+    def observe(self, view: AttackView, state: State) -> State:
+        return self.message.observe(view, state)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return self.data.poison(batch, client, key)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a_or_1 d"], State]:
-        return self.message.craft(updates, state, view, key, defence)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
+        return self.message.craft(view, state)
 
 
 class _Several(_Combination):
@@ -152,9 +157,9 @@ class _Several(_Combination):
     def init(self, spec: Spec) -> State:
         return tuple(attack.init(spec) for attack in self.attacks)
 
-    def observe(self, state: State, view: AttackView) -> State:
+    def observe(self, view: AttackView, state: State) -> State:
         pairs = zip(self.attacks, state, strict=True)
-        return tuple(attack.observe(memory, view) for attack, memory in pairs)
+        return tuple(attack.observe(view, memory) for attack, memory in pairs)
 
 
 class TimeVarying(_Several):
@@ -169,6 +174,10 @@ class TimeVarying(_Several):
     every: int = field(default=1, at_least=1)
     seed: int = field(default=0, at_least=0)
 
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(attacks=(IPM(scale=0.5), SignFlip(), LabelFlip()), seed=1)
+
     def turn(self, when: Int[Array, ""] | int) -> Int[Array, ""]:
         """Which attack it is in this round."""
         key = jax.random.fold_in(jax.random.key(self.seed), when // self.every)
@@ -178,21 +187,14 @@ class TimeVarying(_Several):
         turn = self.turn(client.round)
         return _one_of(self.attacks, turn, batch, client, key)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        watched = self.observe(state, view)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        watched = self.observe(view, state)
 
         def branch(i: int, attack: Attack) -> tuple[Array, State]:
             if not attack.crafts:
-                return own_rows(updates, view), watched
-            crafted, memory = attack.craft(updates, state[i], view, key, defence)
-            return view.full(updates, crafted), (*watched[:i], memory, *watched[i + 1 :])
+                return view.own_rows(), watched
+            crafted, memory = attack.craft(view, state[i])
+            return view.full(crafted), (*watched[:i], memory, *watched[i + 1 :])
 
         branches = [functools.partial(branch, i, a) for i, a in enumerate(self.attacks)]
         return jax.lax.switch(self.turn(view.round), branches)
@@ -205,24 +207,21 @@ class Mixed(_Several):
     its own. Cost: that of all its attacks.
     """
 
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(attacks=(IPM(scale=0.5), SignFlip()))
+
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return _one_of(self.attacks, client.rank % len(self.attacks), batch, client, key)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        mine, new_state = own_rows(updates, view), list(state)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        mine, new_state = view.own_rows(), list(state)
         for i, attack in enumerate(self.attacks):
             if attack.crafts:
-                own_key = jax.random.fold_in(key, i)
-                crafted, new_state[i] = attack.craft(updates, state[i], view, own_key, defence)
+                own = view.replace(key=jax.random.fold_in(view.key, i))
+                crafted, new_state[i] = attack.craft(own, state[i])
                 turn = (view.ranks % len(self.attacks) == i)[:, None]
-                mine = jnp.where(turn, view.full(updates, crafted), mine)
+                mine = jnp.where(turn, view.full(crafted), mine)
         return mine, tuple(new_state)
 
 

@@ -1,14 +1,12 @@
 """Attacks on data: flipped labels and backdoors. The attackers then follow the protocol."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from jaxfl.attacks.base import OWN, Attack, ClientView
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.types import Batch
 
 
@@ -25,8 +23,7 @@ class LabelFlip(Attack):
     """
 
     to: str = field(default="mirror", choices=("mirror", "random", "least_likely"))
-    poisons: ClassVar[bool] = True
-    crafts: ClassVar[bool] = False
+    poisons = capability(True)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         labels = batch.labels
@@ -50,9 +47,8 @@ class _Trigger(Attack):
     corner: str = field(
         default="bottom_right", choices=("top_left", "top_right", "bottom_left", "bottom_right")
     )
-    poisons: ClassVar[bool] = True
-    crafts: ClassVar[bool] = False
-    knows: ClassVar[str] = OWN
+    poisons = capability(True)
+    knows = capability(OWN)
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         name = type(self).__name__

@@ -1,19 +1,16 @@
 """Attacks made for one defence: screening by norms, sign statistics, trust in a root update."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from jaxfl.attacks.base import (
     AttackView,
-    Defence,
     InformedAttack,
     mean_and_std,
     mean_of_known,
 )
 from jaxfl.attacks.statistical import direction_of
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import State
 
@@ -34,19 +31,12 @@ class TNBSStealth(InformedAttack):
     high: int | None = field(default=None, at_least=0)
     direction: str = field(default="unit", choices=("unit", "std"))
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         known = self.known(view)
-        mean, std = mean_and_std(updates, known)
+        mean, std = mean_and_std(view.updates, known)
         away = direction_of(self.direction, mean, std)
         away = rows.safe_ratio(away, jnp.linalg.norm(away))
-        norms = rows.safe_sqrt(rows.squared_norms(updates))
+        norms = rows.safe_sqrt(rows.squared_norms(view.updates))
         # Among fewer known rows, as many in proportion.
         share = jnp.sum(known) / jnp.maximum(jnp.sum(view.honest), 1)
         length = _length(norms, known, self.quantile, self.high, share).astype(mean.dtype)
@@ -91,21 +81,14 @@ class SignGuardAware(InformedAttack):
 
     scale: Scalar = field(default=1.0, at_least=0)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, d = mean_of_known(updates, known), updates.shape[1]
+        mean, d = mean_of_known(view.updates, known), view.updates.shape[1]
 
         def counts(block: Array) -> Array:
             return jnp.stack([jnp.sum(block > 0, axis=1), jnp.sum(block < 0, axis=1)])
 
-        signs = columns.sum_columns(counts, updates, width=rows.WIDTH)
+        signs = columns.sum_columns(counts, view.updates, width=rows.WIDTH)
         shares = known / jnp.maximum(jnp.sum(known), 1)
         # Whole numbers must not fall short by rounding; a sum of counts could overflow.
         average = jnp.matmul(signs.astype(shares.dtype), shares, precision="highest")
@@ -115,7 +98,7 @@ class SignGuardAware(InformedAttack):
         sign = jnp.where(rank >= d - negative, -1, jnp.where(rank < positive, 1, 0))
         # A coordinate whose mean is 0 still needs its sign.
         size = jnp.maximum(jnp.abs(mean), 1e-6 * jnp.max(jnp.abs(mean)))
-        norms = rows.safe_sqrt(rows.squared_norms(updates))
+        norms = rows.safe_sqrt(rows.squared_norms(view.updates))
         length = jnp.asarray(self.scale, mean.dtype) * rows.masked_median(norms, known)
         crafted = sign * size
         return (length * rows.safe_ratio(crafted, jnp.linalg.norm(crafted)))[None], state
@@ -136,33 +119,26 @@ class FLTrustAdaptive(InformedAttack):
     """
 
     angles: int = field(default=1000, at_least=2)
-    needs_root: ClassVar[bool] = True
+    needs_root = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
-        root = defence.context.root_update
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        root = view.defence.context.root_update
         if root is None:
             raise ValueError(
                 "FLTrustAdaptive works against a defence with an update of the server's own, "
                 "such as FLTrust"
             )
         known = self.known(view)
-        dtype = rows.accumulator(updates.dtype)
+        dtype = rows.accumulator(view.updates.dtype)
         root = jnp.where(jnp.isfinite(rows.squared_norms(root)), root, 0).astype(dtype)
         length = jnp.linalg.norm(root)
         trusted = rows.safe_ratio(root, length)
-        norms = jnp.where(known, rows.safe_sqrt(rows.squared_norms(updates)), 0)
-        share = rows.safe_ratio(rows.products(updates, trusted[None])[:, 0], norms)
+        norms = jnp.where(known, rows.safe_sqrt(rows.squared_norms(view.updates)), 0)
+        share = rows.safe_ratio(rows.products(view.updates, trusted[None])[:, 0], norms)
         share = jnp.where(known, jnp.maximum(share, 0), 0)
         # Unknown honest clients are believed to be like the known.
         share = share * jnp.sum(view.honest) / jnp.maximum(jnp.sum(known), 1)
-        honest = rows.weighted_sum(rows.safe_ratio(share, norms), updates, trusted[None][:0])
+        honest = rows.weighted_sum(rows.safe_ratio(share, norms), view.updates, trusted[None][:0])
         total, m = jnp.sum(share), view.count
 
         sign = jnp.sign(honest)

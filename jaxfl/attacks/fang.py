@@ -2,12 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.attacks.base import (
     FULL,
     AttackView,
-    Defence,
     InformedAttack,
     mean_and_std,
     mean_of_known,
@@ -35,31 +34,24 @@ class FangTrim(InformedAttack):
 
     reach: Scalar = field(default=2.0, above=1)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        dtype = rows.accumulator(updates.dtype)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        dtype = rows.accumulator(view.updates.dtype)
         if self.knowledge == FULL:
-            sign = jnp.sign(mean_of_known(updates, view.honest | view.own))
+            sign = jnp.sign(mean_of_known(view.updates, view.honest | view.own))
             honest, reach = view.honest[:, None], jnp.asarray(self.reach, dtype)
-            least = jnp.min(updates, axis=0, initial=jnp.inf, where=honest).astype(dtype)
-            most = jnp.max(updates, axis=0, initial=-jnp.inf, where=honest).astype(dtype)
+            least = jnp.min(view.updates, axis=0, initial=jnp.inf, where=honest).astype(dtype)
+            most = jnp.max(view.updates, axis=0, initial=-jnp.inf, where=honest).astype(dtype)
             below = jnp.where(least > 0, least / reach, least * reach)
             above = jnp.where(most > 0, most * reach, most / reach)
             low, high = jnp.where(sign > 0, below, most), jnp.where(sign > 0, least, above)
             anyone = jnp.any(view.honest)
         else:
-            mean, std = mean_and_std(updates, view.own)
+            mean, std = mean_and_std(view.updates, view.own)
             sign = jnp.sign(mean)
             side = mean - 3.5 * sign * std
             low, high, anyone = side - std / 2, side + std / 2, jnp.any(view.own)
-        shape = (view.attackers.shape[0], updates.shape[1])
-        share = jax.random.uniform(key, shape, dtype)
+        shape = (view.attackers.shape[0], view.updates.shape[1])
+        share = jax.random.uniform(view.key, shape, dtype)
         drawn = low[None] + share * (high - low)[None]
         return jnp.where(anyone & (sign != 0)[None], drawn, 0), state
 
@@ -77,15 +69,8 @@ class FangKrum(InformedAttack):
     USENIX Security 2020.
     """
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
-        known = self.known(view)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        known, updates = self.known(view), view.updates
         whole = view.honest | view.own if self.knowledge == FULL else view.own
         sign = jnp.sign(mean_of_known(updates, whole))
         count = jnp.sum(known)

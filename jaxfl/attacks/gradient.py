@@ -1,25 +1,22 @@
 """Climbing on the damage itself, through the actual defence."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from jaxfl.attacks.base import (
     Attack,
     AttackView,
-    Defence,
     InformedAttack,
     check_inner,
     mean_and_std,
 )
 from jaxfl.attacks.search import harm
 from jaxfl.attacks.statistical import offsets
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal
-from jaxfl.types import Spec, State
+from jaxfl.types import Spec, State, Struct
 
 FIRST_STEP = 0.5
 """In units of the spread."""
@@ -49,101 +46,124 @@ class GradientAttack(InformedAttack):
     radius: Scalar = field(default=1.0, above=0)
     smoothing: Scalar = field(default=0.5, at_least=0)
     starts: tuple[Attack, ...] = ()
-    probes: ClassVar[bool] = True
+    probes = capability(True)
+
+    @classmethod
+    def example(cls) -> InformedAttack:
+        return cls(iterations=3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for start in self.starts:
             check_inner(self, start)
 
-    @property
-    def follows_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def follows_model(self) -> bool:
         return any(start.follows_model for start in self.starts)
 
     def init(self, spec: Spec) -> State:
         return tuple(start.init(spec) for start in self.starts)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, std = mean_and_std(updates, known)
-        dtype, spread = mean.dtype, jnp.linalg.norm(std)
-        squares, _ = offsets(updates, known, mean, std)
-        ball = jnp.asarray(self.radius, dtype) * jnp.sqrt(jnp.max(squares))
-        rehearsed = self.rehearsal(updates, view)
-
-        def answer(offset: Array) -> Array:
-            return defence.probe(view.send(rehearsed, (mean + offset)[None])).astype(dtype)
-
-        def damage(offset: Array) -> Array:
-            return harm(answer(offset), mean)
-
-        def slope(offset: Array) -> Array:
-            # Of the square: that of the root has none where the damage is 0.
-            climbed = jax.grad(lambda u: jnp.sum(jnp.square(answer(u) - mean)))(offset)
-            return jnp.where(jnp.isfinite(climbed), climbed, 0)
-
-        def unit(vector: Array) -> Array:
-            return rows.safe_ratio(vector, jnp.linalg.norm(vector))
-
-        def cut(offset: Array) -> Array:
-            length = jnp.linalg.norm(offset)
-            return offset * jnp.where(length > ball, rows.safe_ratio(ball, length), 1)
-
-        def iterate(carry: tuple[Array, ...], key: Array) -> tuple[tuple[Array, ...], None]:
-            place, value, step = carry
-            shift_key, mix_key = jax.random.split(key)
-            shift = jnp.asarray(self.smoothing, dtype) * std
-            gradient = slope(cut(place + shift * normal(shift_key, place.shape, dtype)))
-            shares = jnp.where(known, normal(mix_key, known.shape, dtype), 0)
-            mix = rows.weighted_sum(shares, updates, mean[None][:0]) - jnp.sum(shares) * mean
-            here, mirrored = (jnp.abs(answer(u) - mean) for u in (place, -place))
-            moves = jnp.stack(
-                [
-                    place + step * std * jnp.sign(gradient),
-                    place + step * spread * unit(gradient),
-                    place + step * spread * unit(mix),
-                    place * (1 + step),
-                    place / (1 + step),
-                    jnp.where(mirrored > here, -place, place),
-                ]
-            )
-            moves = jax.vmap(cut)(moves)
-            values = jax.lax.map(damage, moves)
-            best = jnp.argmax(values)
-            better = values[best] > value
-            place = jnp.where(better, moves[best], place)
-            step = step * jnp.where(better, LONGER, SHORTER)
-            return (place, jnp.maximum(value, values[best]), step), None
-
-        start_key, climb_key = jax.random.split(key)
+        mean, std = mean_and_std(view.updates, known)
+        squares, _ = offsets(view.updates, known, mean, std)
+        radius = jnp.asarray(self.radius, mean.dtype)
+        climb = _Climb(
+            updates=view.updates,
+            rehearsed=self.rehearsal(view),
+            known=known,
+            mean=mean,
+            std=std,
+            ball=radius * jnp.sqrt(jnp.max(squares)),
+            smoothing=jnp.asarray(self.smoothing, mean.dtype),
+        )
+        start_key, climb_key = jax.random.split(view.key)
         if self.starts:
-            places, state = self._starts(updates, state, view, start_key, defence)
-            places = jax.vmap(cut)(places.astype(dtype) - mean[None])
+            places, state = self._starts(view.replace(key=start_key), state)
+            places = jax.vmap(climb.cut)(places.astype(mean.dtype) - mean[None])
         else:
-            place = FIRST_STEP * std * normal(start_key, std.shape, dtype)
-            places = cut(place)[None]
-        values = jax.lax.map(damage, places)
+            place = FIRST_STEP * std * normal(start_key, std.shape, mean.dtype)
+            places = climb.cut(place)[None]
+        values = jax.lax.map(climb.damage, places)
         best = jnp.argmax(values)
-        start = places[best], values[best], jnp.asarray(FIRST_STEP, dtype)
+        start = places[best], values[best], jnp.asarray(FIRST_STEP, mean.dtype)
         keys = jax.random.split(climb_key, self.iterations)
-        (place, *_), _ = jax.lax.scan(iterate, start, keys)
+        (place, *_), _ = jax.lax.scan(climb.iterate, start, keys)
         return (mean + place)[None], state
 
-    def _starts(
-        self, updates: Array, state: State, view: AttackView, key: Array, defence: Defence
-    ) -> tuple[Array, State]:
+    def _starts(self, view: AttackView, state: State) -> tuple[Array, State]:
         """The first row of each start."""
         crafted, memories = [], []
         for i, attack in enumerate(self.starts):
-            own_key = jax.random.fold_in(key, i)
-            sent, memory = attack.craft(updates, state[i], view, own_key, defence)
+            own = view.replace(key=jax.random.fold_in(view.key, i))
+            sent, memory = attack.craft(own, state[i])
             crafted.append(sent[0])
             memories.append(memory)
         return jnp.stack(crafted), tuple(memories)
+
+
+class _Climb(Struct):
+    """What stays the same in all iterations of one round. Places are offsets from the mean."""
+
+    updates: Float[Array, "n d"]
+    rehearsed: AttackView
+    known: Bool[Array, " n"]
+    mean: Float[Array, " d"]
+    std: Float[Array, " d"]
+    ball: Float[Array, ""]
+    smoothing: Float[Array, ""]
+
+    def answer(self, offset: Array) -> Array:
+        """What the defence makes of attackers at this place."""
+        sent = self.rehearsed.send((self.mean + offset)[None])
+        return self.rehearsed.defence.probe(sent).astype(self.mean.dtype)
+
+    def damage(self, offset: Array) -> Array:
+        return harm(self.answer(offset), self.mean)
+
+    def slope(self, offset: Array) -> Array:
+        """The gradient of the squared damage: that of the root has none where it is 0."""
+        climbed = jax.grad(lambda u: jnp.sum(jnp.square(self.answer(u) - self.mean)))(offset)
+        return jnp.where(jnp.isfinite(climbed), climbed, 0)
+
+    def cut(self, offset: Array) -> Array:
+        """The nearest place within the ball."""
+        length = jnp.linalg.norm(offset)
+        return offset * jnp.where(length > self.ball, rows.safe_ratio(self.ball, length), 1)
+
+    def moves(self, place: Array, step: Array, key: Array) -> Float[Array, "moves d"]:
+        """The places to try next."""
+        dtype, mean, std, spread = place.dtype, self.mean, self.std, jnp.linalg.norm(self.std)
+        shift_key, mix_key = jax.random.split(key)
+        shift = self.smoothing * std
+        gradient = self.slope(self.cut(place + shift * normal(shift_key, place.shape, dtype)))
+        shares = jnp.where(self.known, normal(mix_key, self.known.shape, dtype), 0)
+        mix = rows.weighted_sum(shares, self.updates, mean[None][:0]) - jnp.sum(shares) * mean
+        here, mirrored = (jnp.abs(self.answer(u) - mean) for u in (place, -place))
+        moves = jnp.stack(
+            [
+                place + step * std * jnp.sign(gradient),
+                place + step * spread * _unit(gradient),
+                place + step * spread * _unit(mix),
+                place * (1 + step),
+                place / (1 + step),
+                jnp.where(mirrored > here, -place, place),
+            ]
+        )
+        return jax.vmap(self.cut)(moves)
+
+    def iterate(self, carry: tuple[Array, ...], key: Array) -> tuple[tuple[Array, ...], None]:
+        """One step of the scan: the best move is taken if it is better than staying."""
+        place, value, step = carry
+        moves = self.moves(place, step, key)
+        values = jax.lax.map(self.damage, moves)
+        best = jnp.argmax(values)
+        better = values[best] > value
+        place = jnp.where(better, moves[best], place)
+        step = step * jnp.where(better, LONGER, SHORTER)
+        return (place, jnp.maximum(value, values[best]), step), None
+
+
+def _unit(vector: Array) -> Array:
+    return rows.safe_ratio(vector, jnp.linalg.norm(vector))

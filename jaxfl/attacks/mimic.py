@@ -1,13 +1,11 @@
 """Attackers that only repeat: another client's update, or the server's last step."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, Defence, mean_of_known
-from jaxfl.component import Scalar, field
+from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, mean_of_known
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal
 from jaxfl.types import Spec, State, Struct
@@ -38,7 +36,12 @@ class Mimic(Attack):
 
     target: int | None = field(default=0, at_least=0)
     warmup: int = field(default=1, at_least=1)
-    knows: ClassVar[str] = ALL
+    crafts = capability(True)
+    knows = capability(ALL)
+
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(target=None, warmup=2)
 
     def init(self, spec: Spec) -> State:
         if self.target is not None:
@@ -46,42 +49,35 @@ class Mimic(Attack):
         zero = jnp.zeros((spec.dim,), jnp.promote_types(spec.dtype, "f4"))
         return MimicState(zero, zero, jnp.int32(-1), jnp.int32(0))
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         if self.target is not None:
-            order = jnp.nonzero(view.honest, size=updates.shape[0], fill_value=0)[0]
+            order = jnp.nonzero(view.honest, size=view.updates.shape[0], fill_value=0)[0]
             last = jnp.maximum(jnp.sum(view.honest) - 1, 0)
-            row = updates[order[jnp.minimum(self.target, last)]]
+            row = view.updates[order[jnp.minimum(self.target, last)]]
             return jnp.where(jnp.any(view.honest), row, 0)[None], state
 
         learning = state.rounds < self.warmup
-        learned = self._learn(updates, state, view, key)
+        learned = self._learn(view, state)
         state = jax.tree.map(lambda new, old: jnp.where(learning, new, old), learned, state)
-        along = rows.products(updates, state.direction[None])[:, 0]
+        along = rows.products(view.updates, state.direction[None])[:, 0]
         farthest = jnp.argmax(jnp.where(view.honest, along, -jnp.inf))
         here = (view.client_ids == state.chosen) & view.honest
         source = jnp.where(jnp.any(here) & ~learning, jnp.argmax(here), farthest)
         settled = jnp.where(learning, view.client_ids[farthest], state.chosen)
-        row = jnp.where(jnp.any(view.honest), updates[source], 0)
+        row = jnp.where(jnp.any(view.honest), view.updates[source], 0)
         return row[None], state.replace(chosen=settled, rounds=state.rounds + 1)
 
-    def _learn(self, updates: Array, state: MimicState, view: AttackView, key: Array) -> MimicState:
+    def _learn(self, view: AttackView, state: MimicState) -> MimicState:
         """One step of the power method on all updates seen so far."""
         t = state.rounds.astype(state.mean.dtype)
-        mean = (t * state.mean + mean_of_known(updates, view.honest)) / (t + 1)
-        start = normal(key, mean.shape, mean.dtype)
+        mean = (t * state.mean + mean_of_known(view.updates, view.honest)) / (t + 1)
+        start = normal(view.key, mean.shape, mean.dtype)
         before = jnp.where(state.rounds == 0, start, state.direction)
         before = rows.safe_ratio(before, jnp.linalg.norm(before))
         # c = sum_i <g_i - mean, z> (g_i - mean)
-        shares = rows.products(updates, before[None])[:, 0] - jnp.dot(mean, before)
+        shares = rows.products(view.updates, before[None])[:, 0] - jnp.dot(mean, before)
         shares = jnp.where(view.honest, shares, 0)
-        change = rows.weighted_sum(shares, updates, mean[None][:0]) - jnp.sum(shares) * mean
+        change = rows.weighted_sum(shares, view.updates, mean[None][:0]) - jnp.sum(shares) * mean
         change = rows.safe_ratio(change, jnp.linalg.norm(change))
         direction = (t * before + change) / (t + 1)
         direction = rows.safe_ratio(direction, jnp.linalg.norm(direction))
@@ -103,31 +99,29 @@ class FreeRider(Attack):
     scale: Scalar = field(default=1.0, at_least=0)
     std: Scalar = field(default=0.0, at_least=0)
     decay: Scalar = field(default=1.0, at_least=0)
-    knows: ClassVar[str] = NOTHING
-    follows_model: ClassVar[bool] = True
+    crafts = capability(True)
+    knows = capability(NOTHING)
+    follows_model = capability(True)
+
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(std=0.1)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype), jnp.array(False)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         assert view.params is not None
         before, seen = state
-        step = jnp.where(seen, before - view.params, 0).astype(updates.dtype)
-        dtype = rows.accumulator(updates.dtype)
-        noise = normal(key, (view.attackers.shape[0], updates.shape[1]), dtype)
+        step = jnp.where(seen, before - view.params, 0).astype(view.updates.dtype)
+        dtype = rows.accumulator(view.updates.dtype)
+        noise = normal(view.key, (view.attackers.shape[0], view.updates.shape[1]), dtype)
         std = jnp.asarray(self.std, dtype) * (view.round + 1.0).astype(dtype) ** -jnp.asarray(
             self.decay, dtype
         )
         sent = jnp.asarray(self.scale, dtype) * step[None] + std * noise
-        return sent, self.observe(state, view)
+        return sent, self.observe(view, state)
 
-    def observe(self, state: State, view: AttackView) -> State:
+    def observe(self, view: AttackView, state: State) -> State:
         assert view.params is not None
         return view.params.astype(state[0].dtype), jnp.array(True)

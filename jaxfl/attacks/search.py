@@ -1,20 +1,19 @@
 """Attacks that search along a line for the strength that hurts the actual defence most."""
 
+import abc
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxfl.attacks.base import (
     AttackView,
-    Defence,
     InformedAttack,
     mean_and_std,
 )
 from jaxfl.attacks.statistical import DIRECTIONS, direction_of
-from jaxfl.component import field
+from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.types import State
 
@@ -94,30 +93,27 @@ class LineSearch(InformedAttack):
 
     search: str = field(default="grid", choices=("grid", "expansion"))
     evaluations: int = field(default=32, at_least=4)
-    probes: ClassVar[bool] = True
+    probes = capability(True)
 
+    @classmethod
+    def example(cls) -> InformedAttack:
+        return cls(evaluations=9)
+
+    @abc.abstractmethod
     def line(
         self, mean: Float[Array, " d"], std: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """Where the line starts and where it goes."""
-        raise NotImplementedError
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, std = mean_and_std(updates, known)
+        mean, std = mean_and_std(view.updates, known)
         start, direction = self.line(mean, std)
-        rehearsed = self.rehearsal(updates, view)
+        rehearsed = self.rehearsal(view)
 
         def damage(strength: Array) -> Array:
             row = start + strength.astype(mean.dtype) * direction
-            return harm(defence.probe(view.send(rehearsed, row[None])), mean)
+            return harm(view.defence.probe(rehearsed.send(row[None])), mean)
 
         if self.search == "expansion":
             strength = expand_then_contract(damage, 10.0, self.evaluations)
@@ -165,6 +161,10 @@ class OptimizedIPM(LineSearch):
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023
     (where the search is ``"expansion"`` with 20 evaluations, as in ByzFL).
     """
+
+    @classmethod
+    def example(cls) -> InformedAttack:
+        return cls(evaluations=9, search="expansion")
 
     def line(
         self, mean: Float[Array, " d"], std: Float[Array, " d"]

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxfl.attacks.base import (
     ALL,
@@ -13,19 +13,17 @@ from jaxfl.attacks.base import (
     OWN,
     Attack,
     AttackView,
-    Defence,
     mean_of_known,
-    own_rows,
 )
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.noise import normal
 from jaxfl.numerics.rows import accumulator
 from jaxfl.types import State
 
 
-def _normal(updates: Array, view: AttackView, key: Array) -> Array:
-    shape = (view.attackers.shape[0], updates.shape[1])
-    return normal(key, shape, accumulator(updates.dtype))
+def _normal(view: AttackView) -> Array:
+    shape = (view.attackers.shape[0], view.updates.shape[1])
+    return normal(view.key, shape, accumulator(view.updates.dtype))
 
 
 class Gaussian(Attack):
@@ -37,17 +35,15 @@ class Gaussian(Attack):
 
     mean: Scalar = field(default=0.0)
     std: Scalar = field(default=0.5, at_least=0)
-    knows: ClassVar[str] = NOTHING
+    knows = capability(NOTHING)
+    crafts = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        noise = _normal(updates, view, key)
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(mean=1.0, std=2.0)
+
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        noise = _normal(view)
         mean, std = jnp.asarray(self.mean, noise.dtype), jnp.asarray(self.std, noise.dtype)
         return mean + std * noise, state
 
@@ -60,17 +56,11 @@ class Noise(Attack):
     """
 
     std: Scalar = field(default=0.5, at_least=0)
+    crafts = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        noise = _normal(updates, view, key)
-        return own_rows(updates, view) + jnp.asarray(self.std, noise.dtype) * noise, state
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        noise = _normal(view)
+        return view.own_rows() + jnp.asarray(self.std, noise.dtype) * noise, state
 
 
 class SignFlip(Attack):
@@ -80,22 +70,16 @@ class SignFlip(Attack):
     """
 
     of: str = field(default="own", choices=("own", "mean"))
+    crafts = capability(True)
 
-    @property
-    def knows(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @capability
+    def knows(self) -> str:
         return OWN if self.of == "own" else ALL
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a_or_1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
         if self.of == "own":
-            return -own_rows(updates, view), state
-        return -mean_of_known(updates, view.honest)[None], state
+            return -view.own_rows(), state
+        return -mean_of_known(view.updates, view.honest)[None], state
 
 
 class Scaling(Attack):
@@ -108,16 +92,14 @@ class Scaling(Attack):
     """
 
     factor: Scalar = field(above=0)
+    crafts = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        own = own_rows(updates, view)
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(factor=3.0)
+
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        own = view.own_rows()
         return jnp.asarray(self.factor, own.dtype) * own, state
 
 
@@ -129,16 +111,14 @@ class ReverseScaling(Attack):
     """
 
     factor: Scalar = field(default=100.0, at_least=0)
+    crafts = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        own = own_rows(updates, view)
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(factor=3.0)
+
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        own = view.own_rows()
         return -jnp.asarray(self.factor, own.dtype) * own, state
 
 
@@ -146,17 +126,11 @@ class _Constant(Attack):
     """The same number in every coordinate. Abstract."""
 
     value: ClassVar[float]
-    knows: ClassVar[str] = NOTHING
+    knows = capability(NOTHING)
+    crafts = capability(True)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
-        return jnp.full((1, updates.shape[1]), self.value, updates.dtype), state
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        return jnp.full((1, view.updates.shape[1]), self.value, view.updates.dtype), state
 
 
 class Zero(_Constant):
@@ -187,6 +161,11 @@ class BitFlip(Attack):
 
     bits: tuple[int, ...] = (21, 29, 30, 31)
     coordinates: int | None = field(default=1000, at_least=1)
+    crafts = capability(True)
+
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(bits=(31,), coordinates=7)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,15 +174,8 @@ class BitFlip(Attack):
                 f"BitFlip: bits must be positions from 0 to 31, at least one; got {self.bits}"
             )
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "a d"], State]:
-        own = own_rows(updates, view)
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
+        own = view.own_rows()
         flips = np.uint32(sum(1 << bit for bit in set(self.bits)))
         raw = jax.lax.bitcast_convert_type(own.astype(jnp.float32), jnp.uint32)
         flipped = jax.lax.bitcast_convert_type(raw ^ flips, jnp.float32)

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.attacks.base import (
     AttackView,
-    Defence,
     InformedAttack,
     mean_and_std,
     mean_of_known,
@@ -29,15 +28,12 @@ class ALIE(InformedAttack):
     z: Scalar | None = field(default=None)
     sign: int = field(default=-1, choices=(-1, 1))
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
-        mean, std = mean_and_std(updates, self.known(view))
+    @classmethod
+    def example(cls) -> InformedAttack:
+        return cls(z=1.5)
+
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        mean, std = mean_and_std(view.updates, self.known(view))
         z = self.z
         if z is None:
             z = _supported(jnp.sum(view.honest) + view.count, view.count)
@@ -71,15 +67,12 @@ class IPM(InformedAttack):
 
     scale: Scalar = field(default=0.1, at_least=0)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
-        mean = mean_of_known(updates, self.known(view))
+    @classmethod
+    def example(cls) -> InformedAttack:
+        return cls(scale=0.5)
+
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        mean = mean_of_known(view.updates, self.known(view))
         return -jnp.asarray(self.scale, mean.dtype) * mean[None], state
 
 
@@ -124,20 +117,14 @@ class MinMax(InformedAttack):
 
     direction: str = field(default="std", choices=DIRECTIONS)
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, std = mean_and_std(updates, known)
+        mean, std = mean_and_std(view.updates, known)
         p = direction_of(self.direction, mean, std)
-        squares, along = offsets(updates, known, mean, p)
+        squares, along = offsets(view.updates, known, mean, p)
         pilot = rows.median_row(squares, known)
-        gram = rows.centred_gram(updates, jnp.zeros((0, p.shape[0]), updates.dtype), known, pilot)
+        nothing = jnp.zeros((0, p.shape[0]), view.updates.dtype)
+        gram = rows.centred_gram(view.updates, nothing, known, pilot)
         distances = rows.squared_distances(gram, known)
         reach = jnp.max(jnp.where(jnp.isfinite(distances), distances, 0))
         size = rows.squared_norms(p)
@@ -164,18 +151,11 @@ class MinSum(InformedAttack):
     direction: str = field(default="std", choices=DIRECTIONS)
     bound: str = field(default="max", choices=("max", "min"))
 
-    def craft(
-        self,
-        updates: Float[Array, "n d"],
-        state: State,
-        view: AttackView,
-        key: Key[Array, ""],
-        defence: Defence,
-    ) -> tuple[Float[Array, "1 d"], State]:
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
-        mean, std = mean_and_std(updates, known)
+        mean, std = mean_and_std(view.updates, known)
         p = direction_of(self.direction, mean, std)
-        squares, _ = offsets(updates, known, mean, p)
+        squares, _ = offsets(view.updates, known, mean, p)
         if self.bound == "max":
             reach = jnp.max(jnp.where(known, squares, 0))
         else:

@@ -1,5 +1,7 @@
 """Every attack: what all registered names must do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,78 +20,33 @@ from jaxfl.attacks import (
     ClientView,
     Combined,
     Defence,
-    FangKrum,
-    FangTrim,
     FLTrustAdaptive,
     FreeRider,
     Gaussian,
     GradientAttack,
-    Infinity,
+    InformedAttack,
     LabelFlip,
     Mimic,
-    MinMax,
-    MinSum,
     Mixed,
-    NaN,
     NoAttack,
-    Noise,
     Onset,
     OptimizedALIE,
     OptimizedIPM,
-    ReverseScaling,
     Scaling,
-    SignFlip,
-    SignGuardAware,
     TimeVarying,
     TNBSStealth,
-    Zero,
 )
 from jaxfl.attacks.base import ALL, NOTHING, OWN, attack_rows
+from jaxfl.component import capability
 from jaxfl.registry import ATTACKS
 from jaxfl.types import Batch, Context, Spec
 
 pytestmark = pytest.mark.grouped_by("name")
 
 N, D, MOST = 8, 20, 4
-NAMED = {
-    "none": NoAttack(),
-    "gaussian": Gaussian(mean=1.0, std=2.0),
-    "noise": Noise(),
-    "sign_flip": SignFlip(),
-    "reverse_scaling": ReverseScaling(factor=3.0),
-    "scaling": Scaling(factor=3.0),
-    "zero": Zero(),
-    "nan": NaN(),
-    "infinity": Infinity(),
-    "bit_flip": BitFlip(bits=(31,), coordinates=7),
-    "alie": ALIE(z=1.5),
-    "ipm": IPM(scale=0.5),
-    "min_max": MinMax(),
-    "min_sum": MinSum(),
-    "byz_mean": ByzMean(),
-    "fang_trim": FangTrim(),
-    "fang_krum": FangKrum(),
-    "agr_tailored": AGRTailored(evaluations=9),
-    "optimized_alie": OptimizedALIE(evaluations=9),
-    "optimized_ipm": OptimizedIPM(evaluations=9, search="expansion"),
-    "gradient": GradientAttack(iterations=3),
-    "mimic": Mimic(target=None, warmup=2),
-    "tnbs_stealth": TNBSStealth(),
-    "signguard_aware": SignGuardAware(),
-    "fltrust_adaptive": FLTrustAdaptive(),
-    "free_rider": FreeRider(std=0.1),
-    "label_flip": LabelFlip(),
-    "backdoor": Backdoor(),
-    "dba": DBA(),
-    "combined": Combined(data=LabelFlip(), message=IPM(scale=0.5)),
-    "onset": Onset(attack=IPM(scale=0.5), start=0),
-    "time_varying": TimeVarying(attacks=(IPM(scale=0.5), SignFlip(), LabelFlip()), seed=1),
-    "mixed": Mixed(attacks=(IPM(scale=0.5), SignFlip())),
-}
-"""One example of each registered attack: a new name needs a line here."""
-NOT_FINITE = {"nan", "infinity"}
-DRAWING = {"gaussian", "noise", "fang_trim", "free_rider", "gradient", "mimic"}
-"""Follow a key: one draw per place, or a random start."""
+NAMED = {name: cls.example() for name, cls in ATTACKS.items()}
+NOT_FINITE = {name for name, a in NAMED.items() if not np.isfinite(getattr(a, "value", 0.0))}
+"""They send one number that is not finite."""
 every_attack = pytest.mark.parametrize("name", sorted(NAMED))
 
 
@@ -109,7 +66,7 @@ def context(n=N, d=D, **known):
 @jax.jit
 def at_round(attack, x, byzantine, state, given, key):
     """The attacked rows as the simulator makes them, and the attack's memory."""
-    rule = FLTrust() if isinstance(attack, FLTrustAdaptive) else Median()
+    rule = FLTrust() if attack.needs_root else Median()
     defence = Defence(aggregator=rule, state=(), context=given)
     return attack_rows(attack, x, byzantine, state, given, key, defence, MOST)
 
@@ -124,8 +81,34 @@ def attacked(attack, x, byzantine, *, when=0, state=None, seed=0, **known):
     )
 
 
+@functools.cache
+def draws(name):
+    """Whether the attack follows its key: one draw per place, or a random start."""
+    attack, x = NAMED[name], draw()
+    one, two = (np.asarray(attacked(attack, x, mask(2, 3), seed=seed)[0]) for seed in (0, 1))
+    return not np.array_equal(one, two, equal_nan=True)
+
+
+def several(attack):
+    """Whether it is made of attacks that take turns, so that its traits are not those of all."""
+    return hasattr(attack, "attacks")
+
+
+def with_partial_knowledge(attack):
+    inner = {"attack": None} if hasattr(attack, "attack") else {}
+    return attack.replace(knowledge="partial", **inner)
+
+
 def test_every_registered_attack_has_an_example():
     assert {name: type(attack) for name, attack in NAMED.items()} == ATTACKS
+    assert {name for name in NAMED if draws(name)} == {
+        "fang_trim",
+        "free_rider",
+        "gaussian",
+        "gradient",
+        "mimic",
+        "noise",
+    }
 
 
 @every_attack
@@ -163,14 +146,14 @@ def test_what_attackers_would_have_sent_cannot_spoil_the_honest(name, bad):
     x[1] = bad
     rows = np.asarray(attacked(attack, x, byzantine)[0])
     assert rows[~byzantine].tobytes() == x[~byzantine].tobytes()
-    if attack.knows == ALL and name not in {"mixed", "time_varying"}:
+    if attack.knows == ALL and not several(attack):
         assert np.isfinite(rows[byzantine]).all()
 
 
-@pytest.mark.parametrize(
-    "name", sorted(n for n, a in NAMED.items() if a.knows == ALL and n not in DRAWING | {"mixed"})
-)
+@pytest.mark.parametrize("name", sorted(n for n, a in NAMED.items() if a.knows == ALL))
 def test_an_honest_row_that_is_not_finite_does_not_disarm_an_attack(name):
+    if draws(name) or isinstance(NAMED[name], Mixed):
+        pytest.skip("draws anew, or also sends what attackers would honestly send")
     x = draw()
     broken = x.copy()
     broken[5, 3] = np.nan
@@ -182,12 +165,12 @@ def test_an_honest_row_that_is_not_finite_does_not_disarm_an_attack(name):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"nan", "infinity", "none"} - DRAWING))
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - NOT_FINITE))
 def test_places_without_an_attacker_change_nothing(name):
     """At most four attackers have a place; fewer act as if there were no more places."""
     attack, x = NAMED[name], draw()
-    if not attack.crafts or attack.follows_model or name == "fltrust_adaptive":
-        pytest.skip("sends nothing of its own, or cannot be called alone")
+    if not attack.crafts or attack.follows_model or attack.needs_root or draws(name):
+        pytest.skip("sends nothing of its own, cannot be called alone, or draws once per place")
     for attackers in [(7,), (0, 4), (2, 3, 7)]:
         byzantine = mask(*attackers)
         alone = attack(x, byzantine, defence=Median())
@@ -214,19 +197,7 @@ def test_types_and_memory_survive_a_scan(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "alie",
-        "ipm",
-        "gaussian",
-        "noise",
-        "reverse_scaling",
-        "scaling",
-        "fang_trim",
-        "signguard_aware",
-        "tnbs_stealth",
-        "gradient",
-    ],
+    "name", sorted(n for n, a in NAMED.items() if a.crafts and jax.tree.leaves(a))
 )
 def test_strengths_are_swept_by_vmap(name):
     """All leaves of an attack, several values at once, in one program."""
@@ -245,7 +216,9 @@ def test_only_poisoning_attacks_change_data(name):
     attack = NAMED[name]
     batch = Batch(jnp.zeros((10, 6, 6)), jnp.arange(10, dtype=jnp.int32), jnp.ones(10, bool))
     # In the round when TimeVarying flips labels.
-    when = next((t for t in range(50) if name == "time_varying" and attack.turn(t) == 2), 0)
+    when = next(
+        (t for t in range(50) if isinstance(attack, TimeVarying) and attack.turn(t) == 2), 0
+    )
     client = ClientView(jnp.int32(0), jnp.array(True), jnp.int32(0), jnp.int32(when), 10)
     poisoned = attack.poison(batch, client, jax.random.key(0))
     changed = bool((poisoned.labels != batch.labels).any())
@@ -258,23 +231,26 @@ def test_only_poisoning_attacks_change_data(name):
 def test_the_threat_model_is_stated(name):
     attack = NAMED[name]
     assert attack.knows in (NOTHING, OWN, ALL)
-    assert attack.crafts or attack.poisons or name == "none"
+    assert attack.crafts or attack.poisons or isinstance(attack, NoAttack)
     partial = getattr(attack, "knowledge", None)
     if partial is not None:
         assert attack.knows == ALL
-    if partial is not None and name != "byz_mean":  # which has another inside
-        assert attack.replace(knowledge="partial").knows == OWN
+        assert with_partial_knowledge(attack).knows == OWN
+    controls, knows = type(attack).threat()
+    if callable(getattr(attack, "parts", None)):
+        assert (controls, knows) == ("as its attacks", "as its attacks")
+    else:
+        assert controls == attack.threat_model[0]
+        assert knows.startswith(f"{ALL}, or {OWN}" if partial is not None else "")
 
 
 @pytest.mark.parametrize("name", sorted(n for n, a in NAMED.items() if hasattr(a, "knowledge")))
 def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
-    attack = ByzMean(knowledge="partial")
-    if name != "byz_mean":
-        attack = NAMED[name].replace(knowledge="partial")
+    attack = with_partial_knowledge(NAMED[name])
     x, byzantine = draw(), mask(1, 4, 6)
     other = np.where(byzantine[:, None], x, -3 * x[::-1])
     one, two = (np.asarray(attacked(attack, u, byzantine)[0])[byzantine] for u in (x, other))
-    if name == "byz_mean":  # what the mean misses is shared out, not what is known
+    if isinstance(attack, ByzMean):  # what the mean misses is shared out, not what is known
         np.testing.assert_allclose(one[0], two[0], rtol=1e-4, atol=1e-5)
     else:
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
@@ -291,8 +267,10 @@ def test_absent_clients_are_not_honest():
 
 def test_a_defence_can_be_probed():
     class Probing(Attack):
-        def craft(self, updates, state, view, key, defence):
-            return -defence.probe(updates)[None], state
+        crafts = capability(True)
+
+        def craft(self, view, state):
+            return -view.defence.probe(view.updates)[None], state
 
     x = draw()
     np.testing.assert_allclose(
@@ -302,9 +280,44 @@ def test_a_defence_can_be_probed():
 
 def test_the_base_sends_what_is_honest():
     class Polite(Attack):
-        pass
+        crafts = capability(True)
+
+        def craft(self, view, state):
+            return super().craft(view, state)
 
     np.testing.assert_array_equal(Polite()(draw(), mask(1, 2, 6)), draw())
+
+
+def test_an_attack_that_would_silently_do_nothing_is_refused():
+    class Idle(Attack):
+        pass
+
+    for cls in (Attack, Idle):
+        with pytest.raises(TypeError, match=f"{cls.__name__} is abstract: override craft or pois"):
+            cls()
+    with pytest.raises(TypeError, match="abstract class InformedAttack"):
+        InformedAttack()
+    with pytest.raises(TypeError, match="Silent declares crafts but does not override craft"):
+
+        class Silent(Attack):
+            crafts = capability(True)
+
+    with pytest.raises(TypeError, match="Clean declares poisons but does not override poison"):
+
+        class Clean(Attack):
+            poisons = capability(True)
+
+    with pytest.raises(TypeError, match=r"Sly overrides craft .* add crafts = capability\(True\)"):
+
+        class Sly(Attack):
+            def craft(self, view, state):
+                return view.own_rows(), state
+
+    with pytest.raises(TypeError, match="Poisoner overrides poison but does not declare it"):
+
+        class Poisoner(Attack):
+            def poison(self, batch, client, key):
+                return batch
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from jaxfl.attacks import (
     SignFlip,
     TimeVarying,
 )
+from jaxfl.component import capability
 from jaxfl.types import Batch, Spec
 
 N, D = 8, 20
@@ -242,11 +243,13 @@ def test_onset_of_data(key):
 
 
 class Counting(Attack):
+    crafts = capability(True)
+
     def init(self, spec):
         return jnp.int32(7)
 
-    def craft(self, updates, state, view, key, defence):
-        return jnp.full((1, updates.shape[1]), state, updates.dtype), state + 1
+    def craft(self, view, state):
+        return jnp.full((1, view.updates.shape[1]), state, view.updates.dtype), state + 1
 
 
 def test_onset_starts_the_memory_with_the_attack():
