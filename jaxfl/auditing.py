@@ -95,6 +95,9 @@ class Canaries(ClientAlgorithm):
 
         return self.inner.step(objective, broadcast, samples.replace(load=load), state, key)
 
+    def uses(self, per_pass: int) -> tuple[int, int]:
+        return self.inner.uses(per_pass)
+
     def finish(
         self,
         server: State,

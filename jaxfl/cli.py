@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
+from jaxfl import __version__
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
@@ -38,6 +39,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Byzantine-robust, private and fair federated learning, one compiled program a round.",
 )
+
+
+def print_version(asked: bool) -> bool:
+    """Prints the version and ends where that was asked for; else the option's value."""
+    if asked:
+        print(f"jaxfl {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command()

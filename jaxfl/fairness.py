@@ -1,5 +1,7 @@
 """Fairness between clients: weights by their losses."""
 
+import abc
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +12,7 @@ from jaxfl.numerics import rows
 from jaxfl.types import Context, Spec, State, Struct, present_mask
 
 FLOOR = 1e-10
-"""Added to losses that a logarithm or a negative power is taken of."""
+"""Added to a loss before its logarithm or a negative power is taken."""
 
 
 class Weighed(Struct):
@@ -24,17 +26,18 @@ class Weighed(Struct):
 
 
 class Fairness(Component):
-    """Weighs clients by their losses, so that those served badly count for more. Abstract.
+    """Weighs clients by their losses, so that badly served ones count for more. Abstract.
 
-    The formulas are the papers' for a mean that weights all clients the same; sample weights
-    multiply the factors. A client whose loss or update is not finite counts as having the largest
-    loss of the other clients. Empty slots change nothing.
+    The formulas are those of the papers, for a mean in which all clients weigh the same; weights
+    by numbers of samples multiply the factors. A client whose loss or update is not finite is
+    given the largest loss among the other clients. Empty slots change nothing.
     """
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""
         return ()
 
+    @abc.abstractmethod
     def weigh(
         self,
         losses: Float[Array, " n"],
@@ -62,14 +65,21 @@ class QFFL(Fairness):
 
         h_k = F_k^q (1 + c q |u_k|^2 / F_k),  c = 1/L for gradients, L for differences of models,
 
-    an estimate of the local Lipschitz constant over L. Powers are in units of the largest: with
-    q = 0 all is 1. A server's learning rate of 1/L for gradients and 1 for differences makes the
-    paper's step; its L is 1 over the clients' learning rate. With ``cap``, h_k is at most so many
-    times its median, for robust rules; what is not finite has no h.
+    an estimate of the local Lipschitz constant over L. The powers F_k^q are divided by the largest
+    of them, which cancels; with q = 0 all factors are 1. The paper's step results from a server's
+    learning rate of 1/L for gradients and 1 for differences; its L is 1 over the clients' learning
+    rate. ``cap``, for robust rules, limits h_k to so many times the median; a client whose loss or
+    update is not finite has no h_k.
 
-    Takes losses at their word: without a robust rule a client that overstates its own leads the
-    step, and where it does so by more than 10^(38/q), no update but its own is left in float32.
-    Robust rules see honest updates spread by F_k^q, so a large q looks like an attack to them.
+    Losses are believed: without a robust rule, a client that overstates its loss leads the step,
+    and if it does so by a factor above 10^(38/q), all other updates vanish in float32. To robust
+    rules a large q looks like an attack, because honest updates differ by F_k^q.
+
+    >>> losses, context = jnp.array([1.0, 2.0]), jaxfl.Context.of(2)
+    >>> fair = jaxfl.QFFL(q=1.0, lipschitz=1.0).weigh(losses, jnp.zeros(2), True, (), context)
+    >>> [round(float(factor), 3) for factor in fair.factors]
+    [0.5, 1.0]
+
     Li, Sanjabi, Beirami, Smith, "Fair resource allocation in federated learning", ICLR 2020.
     """
 
@@ -90,7 +100,7 @@ class QFFL(Fairness):
         q, log_l = jnp.asarray(self.q, dtype), jnp.log(jnp.asarray(self.lipschitz, dtype))
         logs = jnp.log(jnp.maximum(losses, 0) + FLOOR)
         powers = q * (logs - jnp.max(logs))
-        # F^(q-1) |u|^2 may overflow, and is 0 without q: only its logarithm is formed.
+        # F^(q-1) |u|^2 may overflow, and is 0 where q is: only its logarithm is formed.
         curvature = jnp.log(q) + (-log_l if gradients else log_l)
         curvature += jnp.log(jnp.where(usable, squared_norms, 0).astype(dtype))
         log_h = powers + jax.nn.softplus(curvature - logs)
@@ -102,15 +112,22 @@ class QFFL(Fairness):
 
 
 class AFL(Fairness):
-    """Agnostic learning: the worst mixture of clients, ``max_lambda sum_k lambda_k F_k``.
+    """Agnostic learning: minimises the worst mixture of clients, ``max_lambda sum_k lambda_k F_k``.
 
-    Clients are weighted by lambda, scaled to a mean of 1 over those present; then the lambda of
-    those present takes a step up along their losses, of size ``rate``, and lambda goes to the
-    nearest point of the simplex. The memory is lambda of the whole population.
+    Clients are weighted by lambda, scaled to a mean of 1 over those present. Then lambda ascends:
+    ``rate F_k`` is added for those present, and the result is projected onto the simplex. The
+    memory is lambda for the whole population.
 
-    Ends at the clients of largest loss, be they hard, noisy or lying; of a cohort without any
-    weight all count the same. Slow where cohorts are small, and absent clients lose weight to
-    those present.
+    The weight moves to the clients of largest loss, be they hard, noisy or lying. In a cohort
+    without any weight, all clients count the same. Slow where cohorts are small, and absent
+    clients lose weight to those present.
+
+    >>> fair = jaxfl.AFL(rate=0.1)
+    >>> context = jaxfl.Context.of(2)
+    >>> weighed = fair.weigh(jnp.array([1.0, 2.0]), jnp.ones(2), True, jnp.full(2, 0.5), context)
+    >>> [round(float(share), 3) for share in weighed.state]
+    [0.45, 0.55]
+
     Mohri, Sivek, Suresh, "Agnostic federated learning", ICML 2019.
     """
 
@@ -135,8 +152,8 @@ class AFL(Fairness):
 
         gain = jnp.where(present, _product(self.rate, losses), 0).astype(state.dtype)
         risen = state.at[context.client_ids].add(gain, mode="drop")
-        # A constant does not move the projection, nor does how far below the largest a number
-        # is past 1: without them its sums stay small.
+        # The projection ignores a constant, and how far below the largest a number is beyond 1:
+        # taking both out keeps the projection's sums small.
         risen = jnp.maximum(risen - jnp.max(risen), -2)
         risen = optax.projections.projection_simplex(risen).astype(state.dtype)
         one = jnp.ones((), factors.dtype)
@@ -147,11 +164,17 @@ class TERM(Fairness):
     """Tilted losses: steps on ``log(mean_k exp(tilt F_k)) / tilt``.
 
     Factors are the softmax of tilt F_k over the clients present, times their number. A positive
-    tilt goes towards the worst client, a negative one towards the best, which leaves outliers
-    aside.
+    tilt favours the clients of largest loss, a negative one those of smallest, which leaves out
+    outliers.
 
-    With a positive tilt one client that overstates its loss takes the whole step. Depends on the
-    unit of the losses.
+    With a positive tilt, one client that overstates its loss takes the whole step. The right tilt
+    depends on the unit of the losses.
+
+    >>> losses, context = jnp.array([0.0, jnp.log(3.0)]), jaxfl.Context.of(2)
+    >>> weighed = jaxfl.TERM(tilt=1.0).weigh(losses, jnp.ones(2), True, (), context)
+    >>> [round(float(factor), 3) for factor in weighed.factors]
+    [0.5, 1.5]
+
     Li, Beirami, Sanjabi, Smith, "Tilted empirical risk minimization", ICLR 2021.
     """
 
@@ -176,7 +199,10 @@ class TERM(Fairness):
 def _completed(
     losses: Float[Array, " n"], squared_norms: Float[Array, " n"], context: Context
 ) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
-    """Losses with the largest usable one, or 0 of none, for all others; which are usable."""
+    """The losses, and which clients are usable; others are given the largest usable loss.
+
+    Without any usable client, that is 0.
+    """
     losses = losses.astype(rows.accumulator(losses.dtype))
     usable = jnp.isfinite(losses) & jnp.isfinite(squared_norms)
     usable &= present_mask(context, losses.shape[0])
@@ -191,7 +217,10 @@ def _product(factor: Scalar, losses: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _shares(weights: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, " n"]:
-    """Weights over their mean under the mask, outside of which they are 0; all 0 count as 1."""
+    """Weights divided by their mean under the mask, where weights are 0 outside of it.
+
+    Where all weights are 0, all under the mask count the same.
+    """
     largest = jnp.max(weights)
     # In units of the largest, equal weights give exactly 1.
     weights = jnp.where(largest > 0, rows.safe_ratio(weights, largest), mask)
@@ -207,7 +236,7 @@ def _log_median(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Arra
 
 
 def _inverse_mean(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    """1 over the mean of ``exp(logs)`` under the mask, at most the largest number; 1 of none."""
+    """1 over the mean of ``exp(logs)`` under the mask, kept finite; 1 for an empty mask."""
     count = jnp.sum(mask)
     largest = jnp.where(count > 0, jnp.max(jnp.where(mask, logs, -jnp.inf)), 0)
     total = jnp.sum(jnp.where(mask, jnp.exp(logs - largest), 0))

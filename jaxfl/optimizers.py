@@ -1,5 +1,7 @@
 """Optimisers, for the server's step and for local steps, and their learning-rate schedules."""
 
+import abc
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,15 +12,20 @@ from jaxfl.types import PyTree
 
 
 class Schedule(Component):
-    """A learning rate as a function of the step count. Abstract."""
+    """A learning rate as a function of the step count. Abstract: override ``rate``."""
 
+    @abc.abstractmethod
     def rate(self, step: Array) -> Array:
         """The learning rate at this step (from 0)."""
-        raise NotImplementedError
 
 
 class StepDecay(Schedule):
-    """``initial`` times ``factor`` for each of ``boundaries`` (in steps) that has been reached."""
+    """``initial``, multiplied by ``factor`` at each of the steps in ``boundaries``.
+
+    >>> rate = jaxfl.StepDecay(initial=0.1, boundaries=(10, 20)).rate
+    >>> [round(float(rate(jnp.asarray(step))), 6) for step in (9, 10, 20)]
+    [0.1, 0.01, 0.001]
+    """
 
     initial: Scalar = field(above=0)
     boundaries: tuple[int, ...] = ()
@@ -30,7 +37,12 @@ class StepDecay(Schedule):
 
 
 class CosineDecay(Schedule):
-    """From ``initial`` to ``final`` along half a cosine over ``steps`` steps."""
+    """From ``initial`` to ``final`` along half a cosine over ``steps`` steps, then constant.
+
+    >>> rate = jaxfl.CosineDecay(initial=0.1, steps=10).rate
+    >>> [round(float(rate(jnp.asarray(step))), 3) for step in (0, 5, 10)]
+    [0.1, 0.05, 0.0]
+    """
 
     initial: Scalar = field(above=0)
     steps: int = field(at_least=1)
@@ -43,20 +55,22 @@ class CosineDecay(Schedule):
 
 
 class Optimizer(Component):
-    """A gradient transformation with its hyper-parameters as leaves. Abstract."""
+    """An optax optimiser whose hyper-parameters are pytree leaves. Abstract: override ``rule``."""
 
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
 
+    @abc.abstractmethod
     def rule(self) -> optax.GradientTransformation:
         """Everything but the learning rate, as an optax transformation of gradients."""
-        raise NotImplementedError
 
     def transform(self, *, at: Array | None = None) -> optax.GradientTransformation:
         """The optax transformation: ``optax.apply_updates`` takes the step.
 
-        Its memory and its arithmetic are float32 or better, whatever the parameters' type. A
-        schedule is read at the number of steps taken or, for an optimiser that starts afresh
-        every round, at the round ``at``.
+        Its memory and its arithmetic are float32 or better, whatever the parameters' type.
+
+        Args:
+          at: the step at which a schedule is read, for an optimiser that starts afresh every
+            round; None: the number of steps taken.
         """
         rate = self.learning_rate
         step = (
@@ -80,7 +94,13 @@ def _widened(tree: PyTree) -> PyTree:
 class SGD(Optimizer):
     """Stochastic gradient descent: ``v <- momentum v + g + weight_decay w; w <- w - rate v``.
 
-    On the server with momentum: FedAvgM (Hsu, Qi, Brown, 2019).
+    On the server with momentum, it is FedAvgM (Hsu, Qi, Brown, "Measuring the effects of
+    non-identical data distribution", 2019).
+
+    >>> sgd, params = jaxfl.SGD(learning_rate=0.5).transform(), jnp.array([2.0])
+    >>> step, memory = sgd.update(jnp.array([1.0]), sgd.init(params), params)
+    >>> step.tolist()
+    [-0.5]
     """
 
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
@@ -96,7 +116,13 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam; on the server, FedAdam (Reddi et al., ICLR 2021)."""
+    """Adam; on the server, FedAdam (Reddi et al., "Adaptive federated optimization", ICLR 2021).
+
+    >>> adam, params = jaxfl.Adam(learning_rate=0.1).transform(), jnp.array([2.0])
+    >>> step, memory = adam.update(jnp.array([3.0]), adam.init(params), params)
+    >>> round(float(step[0]), 3)
+    -0.1
+    """
 
     b1: Scalar = field(default=0.9, at_least=0, below=1)
     b2: Scalar = field(default=0.999, at_least=0, below=1)
@@ -107,7 +133,13 @@ class Adam(Optimizer):
 
 
 class Yogi(Optimizer):
-    """Yogi; on the server, FedYogi (Reddi et al., ICLR 2021)."""
+    """Yogi; on the server, FedYogi (Reddi et al., "Adaptive federated optimization", ICLR 2021).
+
+    >>> yogi, params = jaxfl.Yogi(learning_rate=0.1).transform(), jnp.array([2.0])
+    >>> step, memory = yogi.update(jnp.array([3.0]), yogi.init(params), params)
+    >>> round(float(step[0]), 2)
+    -0.1
+    """
 
     b1: Scalar = field(default=0.9, at_least=0, below=1)
     b2: Scalar = field(default=0.99, at_least=0, below=1)
@@ -121,6 +153,11 @@ class Adagrad(Optimizer):
     """Adagrad: ``v <- v + g^2; w <- w - rate g / sqrt(v + eps)``; on the server, FedAdagrad.
 
     Reddi et al., "Adaptive federated optimization", ICLR 2021, add eps outside of the root.
+
+    >>> adagrad, params = jaxfl.Adagrad(learning_rate=0.1).transform(), jnp.array([2.0])
+    >>> step, memory = adagrad.update(jnp.array([3.0]), adagrad.init(params), params)
+    >>> round(float(step[0]), 3)
+    -0.1
     """
 
     initial: Scalar = field(default=0.0, at_least=0)

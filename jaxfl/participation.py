@@ -1,5 +1,7 @@
 """Who takes part in a round."""
 
+import abc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,30 +11,39 @@ from jaxfl.component import Component, field
 
 
 class Participation(Component):
-    """Draws the cohort of a round. Abstract."""
+    """Draws the cohort of a round. Abstract: override ``cohort`` and ``sample``."""
 
     @property
     def separation(self) -> int:
-        """After how many rounds a client is back at the earliest."""
+        """The least number of rounds from one participation of a client to its next."""
         return 1
 
+    @abc.abstractmethod
     def cohort(self, population: int) -> int:
-        """The number of slots in a round's program."""
-        raise NotImplementedError
+        """The number of slots in a round: the most clients that can take part."""
 
     def expected(self, population: int) -> int:
-        """The number of clients that a round has on average, rounded."""
+        """The mean number of clients in a round, rounded."""
         return self.cohort(population)
 
+    @abc.abstractmethod
     def sample(
         self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
-        """The clients of round ``turn``: ids (``population`` in an empty slot), who is there."""
-        raise NotImplementedError
+        """The clients of round ``turn``.
+
+        Returns:
+          The clients' numbers (``population`` in an empty slot), and which slots hold a client;
+          None in place of the latter where all do in every round.
+        """
 
 
 class Full(Participation):
-    """Every client, every round."""
+    """Every client, every round.
+
+    >>> jaxfl.Full().cohort(50)
+    50
+    """
 
     def cohort(self, population: int) -> int:
         return population
@@ -44,7 +55,11 @@ class Full(Participation):
 
 
 class Uniform(Participation):
-    """``max(floor(fraction * population), 1)`` clients uniformly without replacement."""
+    """``max(floor(fraction * population), 1)`` clients, drawn uniformly without replacement.
+
+    >>> jaxfl.Uniform(fraction=0.2).cohort(50)
+    10
+    """
 
     fraction: float = field(above=0, at_most=1)
 
@@ -61,9 +76,12 @@ class Uniform(Participation):
 class Poisson(Participation):
     """Every client independently with probability ``rate``.
 
-    The program has as many slots as are exceeded with probability at most ``overflow`` a round;
-    clients beyond them, the last in a random order, are left out. A rule that cannot leave out
-    empty slots is refused.
+    A round has a fixed number of slots, the fewest that are exceeded with a probability of at most
+    ``overflow``. If more clients are drawn, a random choice of them is left out. Slots without a
+    client are empty, so a rule that cannot leave out rows is refused.
+
+    >>> jaxfl.Poisson(rate=0.1).expected(100)
+    10
     """
 
     rate: float = field(above=0, at_most=1)
@@ -92,10 +110,14 @@ class Poisson(Participation):
 
 
 class Cyclic(Participation):
-    """The clients in ``groups`` groups that take turns: a client is back after ``groups`` rounds.
+    """The clients form ``groups`` groups that take turns: each takes part every ``groups`` rounds.
 
-    The groups are formed by client number, the last one smaller where they do not come out even;
-    partitions are random, so numbers mean nothing. What correlated noise (DP-FTRL) asks for.
+    Groups are formed by client number, which means nothing since partitions are random; the last
+    group may be smaller. Correlated noise (DP-FTRL) needs such a fixed order.
+
+    >>> clients, present = jaxfl.Cyclic(groups=5).sample(10, jax.random.key(0), turn=1)
+    >>> clients.tolist()
+    [2, 3]
     """
 
     groups: int = field(at_least=1)

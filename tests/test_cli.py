@@ -14,7 +14,7 @@ import tomllib
 import jax
 import pytest
 
-from jaxfl import Krum
+from jaxfl import Krum, __version__
 from jaxfl.data import SOURCES
 from jaxfl.registry import REGISTRY
 
@@ -51,6 +51,11 @@ def jaxfl(*arguments, cwd, **environment):
 def compiled(cache):
     """The programs in the compilation cache: every one compiled leaves an entry."""
     return {path.name for path in (cache / "jaxfl" / "xla").iterdir() if "atime" not in path.name}
+
+
+def test_the_version_is_the_package_s(tmp_path):
+    done = jaxfl("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"jaxfl {__version__}\n")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from flax import nnx
 from helpers import NumpySoftmax, client_arrays, ragged
 
 from jaxfl import SGD, FedAvg, Federation, FedSGD, Simulation, Uniform
+from jaxfl.clients import ClientAlgorithm
 from jaxfl.models import MLP, Softmax
 
 
@@ -175,3 +176,11 @@ def test_a_bfloat16_model_keeps_its_type():
     assert state.params.dtype == jnp.bfloat16
     assert state.clients.dtype == jnp.bfloat16
     assert bool(jnp.any(state.clients != 0))
+
+
+def test_an_algorithm_that_claims_to_be_private_must_say_how_often_it_uses_samples():
+    class Silent(FedSGD):
+        uses = ClientAlgorithm.uses
+
+    with pytest.raises(ValueError, match="Silent: an algorithm with private = capability"):
+        Silent()

@@ -1,8 +1,12 @@
-"""What one client does in a round, and what the server does with it. Written for one client."""
+"""The interface of client algorithms.
 
+An algorithm has a client's half, ``step``, written for a single client (the round maps it over
+the cohort), and a server's half, ``finish``, which turns the aggregate into a direction.
+"""
+
+import abc
 import functools
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.stats import poisson
 
-from jaxfl.component import Component, field
+from jaxfl.component import Component, capability, field
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics.permutation import permute
 from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct
@@ -24,7 +28,7 @@ class Broadcast(Struct):
     model_state: ModelState
     round: Int[Array, ""]
     server: State = ()
-    """Memory of the algorithm's server half."""
+    """The memory of the algorithm's server half."""
 
 
 class Samples(Struct):
@@ -34,47 +38,58 @@ class Samples(Struct):
     load: Callable[[Int[Array, " b"], Bool[Array, " b"], Key[Array, ""]], Batch] = struct.field(
         pytree_node=False
     )
-    """Positions below ``count``, a mask and a key to the (poisoned) batch."""
+    """``load(positions, mask, key)`` is the batch at these positions, all below ``count``;
+    poisoned where an attack poisons the client's data."""
     capacity: int = struct.field(pytree_node=False)
     """Samples of the largest client."""
     client: Int[Array, ""] | None = None
-    """Whose they are: its number in the population; None: the server's."""
+    """The owner's number in the population; None where the owner is the server."""
     overflow: float | None = struct.field(pytree_node=False, default=None)
-    """Poisson sampling: every sample is in a batch independently with probability size / count;
-    a batch has as many slots as are exceeded with this probability. None: batches of one size,
-    disjoint within a pass."""
+    """None: batches of one size, disjoint within a pass over the data. A probability: Poisson
+    sampling, where every sample is in a batch independently with probability size / count. Batches
+    then have a fixed number of slots, chosen so that more samples are drawn than there are slots
+    with at most this probability; those beyond the last slot are dropped."""
 
     def batch(
         self, step: Int[Array, ""] | int, size: int, order: Key[Array, ""], key: Key[Array, ""]
     ) -> Batch:
-        """The step-th batch of one pass over the data in the random order ``order``."""
+        """Batch number ``step`` of a pass over the data.
+
+        Args:
+          step: from 0.
+          size: samples in a batch; with Poisson sampling, on average.
+          order: chooses the random order of this pass.
+          key: for data that is poisoned at random.
+        """
         count = jnp.maximum(self.count, 1)
         if self.overflow is None:
             place = step * size + jnp.arange(size, dtype=jnp.int32)
             taken = place < self.count
         else:
-            # A Poisson sample is a binomial number of samples, and a uniform choice of as many.
+            # A Poisson sample is a uniform choice of a binomial number of samples.
             draw, order = jax.random.split(jax.random.fold_in(order, step))
             rate = jnp.minimum(size / count, 1.0)
             drawn = jax.random.binomial(draw, self.count.astype(rate.dtype), rate)
             place = jnp.arange(_slots(size, self.capacity, self.overflow), dtype=jnp.int32)
             taken = place < jnp.where(rate < 1, drawn, self.count)
-        # Padding repeats the client's own samples: the loss masks it, batch statistics see it.
+        # Padding repeats the client's own samples: the loss masks them, but batch statistics
+        # are computed from them too.
         return self.load(permute(place % count, self.count, order), taken, key)
 
 
 @functools.lru_cache
 def _slots(size: int, capacity: int, overflow: float) -> int:
-    # Binomials of mean ``size`` are exceeded by the Poisson distribution of that mean.
+    # The tail of a binomial of mean ``size`` is below that of the Poisson of the same mean.
     counts = np.arange(size, size + int(50 * np.sqrt(size)) + 200)
     return min(capacity, int(counts[np.argmax(poisson.sf(counts, size) <= overflow)]))
 
 
 class Message(Struct):
-    """What a client sends, and what is recorded about how it got there."""
+    """What a client sends, and what is recorded about how it was computed."""
 
     update: Float[Array, " m"]
-    """A gradient, or ``w_before - w_after``: the server always subtracts. ``width * d`` numbers."""
+    """A gradient, or ``w_before - w_after``, so that the server always subtracts; ``m`` is
+    ``width`` times the number of parameters, d."""
     loss: Float[Array, ""]
     """Mean training loss over the client's steps."""
     model_state: ModelState
@@ -83,30 +98,48 @@ class Message(Struct):
 
 
 class ClientAlgorithm(Component):
-    """How a client turns the model it received into an update. Abstract."""
+    """How a client turns the model it received into an update. Abstract: override ``step``.
+
+    The flags below say what other parts may assume of an algorithm; each is overridden as
+    ``private = capability(True)``.
+
+    Raises:
+      ValueError: ``private`` is set but ``uses`` is not overridden.
+    """
 
     batch_size: int | None = field(default=None, at_least=1)
     """Samples per step; None: all that the client has. A client with fewer uses what it has."""
 
-    gradients: ClassVar[bool] = False
+    gradients = capability(False)
     """Whether updates are gradients; otherwise they are differences of models."""
-    width: ClassVar[int] = 1
-    """How many vectors of the size of the model a message holds. All are attacked, clipped and
-    aggregated as the one vector that they are."""
-    private: ClassVar[bool] = False
-    """Whether clients see their samples through ``objective.value_and_grad`` alone, so that
-    privacy of examples covers all that they send. Such an algorithm says how often by ``uses``."""
-    post_processes: ClassVar[bool] = False
-    """Whether ``finish`` learns of clients from the aggregate alone, as central privacy needs."""
+    width = capability(1)
+    """How many vectors of the model's size a message holds, concatenated. Attacks, clipping and
+    aggregation treat them as one long vector."""
+    private = capability(False)
+    """Whether a client reads its samples only through ``objective.value_and_grad``. Privacy of
+    examples replaces that function, so it then covers all that the client sends. Such an algorithm
+    also overrides ``uses``."""
+    post_processes = capability(False)
+    """Whether ``finish`` knows the clients only through the aggregate. Central privacy asks for
+    it: what is computed from a private aggregate alone is private too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.private and type(self).uses is ClientAlgorithm.uses:
+            raise ValueError(
+                f"{type(self).__name__}: an algorithm with private = capability(True) must "
+                "override uses(), from which the privacy of examples is computed"
+            )
 
     def init(self, spec: Spec) -> State:
         """One client's memory at the start of a run."""
         return ()
 
     def init_server(self, spec: Spec) -> State:
-        """The server half's memory at the start of a run."""
+        """The memory of the server's half at the start of a run."""
         return ()
 
+    @abc.abstractmethod
     def step(
         self,
         objective: Objective,
@@ -115,8 +148,18 @@ class ClientAlgorithm(Component):
         state: State,
         key: Key[Array, ""],
     ) -> tuple[Message, State]:
-        """One client's round."""
-        raise NotImplementedError
+        """One client's work in a round.
+
+        Args:
+          objective: the model and its loss.
+          broadcast: what the server sent.
+          samples: the client's data.
+          state: the client's memory: what ``init`` or its last step returned.
+          key: this client's own randomness.
+
+        Returns:
+          The message to the server and the client's new memory.
+        """
 
     def finish(
         self,
@@ -126,21 +169,42 @@ class ClientAlgorithm(Component):
         context: Context,
         share: Float[Array, ""],
     ) -> tuple[Float[Array, " d"], State]:
-        """What the server's optimiser is given, from the aggregate of the messages.
+        """The server's half: from the aggregate to the direction its optimiser is given.
 
-        ``share`` of the population took part; with central privacy, which must not tell, the
-        share that is expected.
+        Args:
+          server: the server half's memory.
+          aggregate: the aggregate of the messages.
+          messages: of all clients in the cohort; not to be read where ``post_processes``.
+          context: what else the server knows.
+          share: the share of the population that took part; with central privacy, which must
+            not reveal it, the expected share.
+
+        Returns:
+          The direction, which the optimiser descends, and the server half's new memory.
         """
         return aggregate, server
 
     def uses(self, per_pass: int) -> tuple[int, int]:
-        """Steps of a round whose passes over the client's samples take so many, and passes."""
-        raise NotImplementedError
+        """How often a round uses the client's samples; only asked where ``private``.
+
+        Args:
+          per_pass: gradient steps in one pass over the samples.
+
+        Returns:
+          Gradient steps in a round, and the passes over the samples that these begin.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it uses samples")
 
     def starting_loss(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, message: Message
     ) -> Float[Array, ""]:
-        """Mean loss of the model received over all of the client's samples. One pass over them."""
+        """The loss of the received model, which fairness weighs clients by.
+
+        The mean over all of the client's samples, in evaluation mode. An algorithm that computes
+        such a loss anyway may return that one instead.
+
+        Cost: one forward pass over the samples.
+        """
         size = self._size(samples)
         blocks = -(-samples.capacity // size)
 

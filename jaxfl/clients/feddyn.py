@@ -1,4 +1,4 @@
-"""FedDyn: local training of an objective that is regularised anew every round."""
+"""FedDyn: local training with a penalty that is updated every round."""
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -13,14 +13,19 @@ from jaxfl.types import Context, PyTree, Spec, State
 
 
 class FedDyn(LocalTraining):
-    """Local training of ``F_k(w) - <h_k, w> + alpha / 2 |w - w_before|^2``.
+    """Clients minimise ``F_k(w) - <h_k, w> + alpha / 2 |w - w_before|^2`` by local steps.
 
-    After it ``h_k <- h_k - alpha (w_k - w_before)``. The server keeps
-    ``h <- h + alpha |S| / K aggregate`` and steps by ``aggregate + h / alpha``, so that its fixed
-    points are those of the mean objective. Its optimiser should be SGD of rate 1.
+    Afterwards client k updates its memory, ``h_k <- h_k - alpha (w_k - w_before)``. The server
+    keeps ``h <- h + alpha |S| / K aggregate``, with |S| of the K clients in the cohort, and steps
+    by ``aggregate + h / alpha``: its fixed points are those of the mean objective. The server's
+    optimiser should be SGD with learning rate 1.
 
-    Memory: d numbers a client and at the server. Small alpha takes large steps: it diverges where
-    local training moves far.
+    Memory: d numbers for each client, and d at the server. A small alpha makes large server steps,
+    which diverge where local training moves the model far.
+
+    >>> jaxfl.FedDyn(alpha=0.1, steps=10).uses(per_pass=4)
+    (10, 3)
+
     Acar et al., "Federated learning based on dynamic regularization", ICLR 2021, whose mean weighs
     all clients alike: ``Mean(weighted=False)``.
     """
@@ -63,5 +68,5 @@ class FedDyn(LocalTraining):
     ) -> tuple[Float[Array, " d"], State]:
         alpha = jnp.asarray(self.alpha, server.dtype)
         server = server + alpha * share.astype(server.dtype) * aggregate
-        # A round without anybody moves nothing.
+        # A round in which nobody took part moves nothing.
         return jnp.where(share > 0, aggregate + server / alpha, 0), server

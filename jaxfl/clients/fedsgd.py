@@ -1,6 +1,4 @@
-"""One gradient a round."""
-
-from typing import ClassVar
+"""FedSGD: every client sends one gradient a round."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.types import Spec, State
 
@@ -17,14 +15,20 @@ class FedSGD(ClientAlgorithm):
     """Sends the gradient of one batch, drawn without replacement.
 
     With ``momentum`` b the client keeps ``m <- b m + (1 - b) g`` and sends m.
-    McMahan et al., AISTATS 2017; client momentum: Karimireddy, He, Jaggi, ICML 2021.
+
+    >>> jaxfl.FedSGD(batch_size=32).gradients
+    True
+
+    McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+    AISTATS 2017; client momentum: Karimireddy, He, Jaggi, "Learning from history for Byzantine
+    robust optimization", ICML 2021.
     """
 
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
 
-    gradients: ClassVar[bool] = True
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
+    gradients = capability(True)
+    private = capability(True)
+    post_processes = capability(True)
 
     def uses(self, per_pass: int) -> tuple[int, int]:
         return 1, 1
@@ -55,5 +59,5 @@ class FedSGD(ClientAlgorithm):
     def starting_loss(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, message: Message
     ) -> Float[Array, ""]:
-        """The loss of the batch, which was computed anyway."""
+        """The mean loss of the batch, which was computed anyway."""
         return message.loss

@@ -1,7 +1,7 @@
-"""Several local steps a round: FedAvg and what differs from it on the client alone."""
+"""Several local steps a round: FedAvg, FedProx and FedNova, and what all of these share."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Optimizer, Schedule
 from jaxfl.types import Context, PyTree, State
 
 Change = Callable[[PyTree, PyTree], PyTree]
-"""Gradient and parameters to the direction that the optimiser is given."""
+"""``change(gradient, params)`` is the direction that the local optimiser is given."""
 
 
 def unchanged(gradient: PyTree, params: PyTree) -> PyTree:
@@ -36,12 +36,21 @@ def descend(
     steps: int | None = None,
     change: Change = unchanged,
 ) -> Message:
-    """Local training from the model received: the difference of models, the loss, the steps.
+    """Trains the received model on a client's samples.
 
-    ``epochs`` passes over the data, each in a new random order, the last batch of a pass smaller;
-    or, if given, exactly ``steps`` steps, over as many passes as they need. ``change`` turns the
-    gradient at some parameters into the direction that the optimiser is given. A learning rate
-    that is a schedule is read at the number of the round.
+    Args:
+      objective: the model and its loss.
+      broadcast: what the server sent.
+      samples: the client's data.
+      key: the client's own randomness.
+      optimizer: the local one; a learning-rate schedule is read at the number of the round.
+      size: samples in a batch; the last batch of a pass may be smaller.
+      epochs: passes over the data, each in a new random order.
+      steps: if given, exactly so many steps instead, over as many passes as they need.
+      change: turns a gradient into the direction that the optimiser is given.
+
+    Returns:
+      The message: the difference of models, the mean loss and the number of steps.
     """
     per_epoch = -(-samples.capacity // size)
     own = jnp.maximum(-(-samples.count // size), 1)
@@ -51,7 +60,7 @@ def descend(
         params, model_state, memory = carry
         in_pass = per_epoch if steps is None else own
         epoch, step = t // in_pass, t % in_pass
-        # By epoch and step in it: draws must not depend on the size of the largest client.
+        # Keys by epoch and step within it, so that no draw depends on the largest client's size.
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
         load_key, model_key = jax.random.split(jax.random.fold_in(step_key, step))
         batch = samples.batch(step, size, order_key, load_key)
@@ -76,22 +85,22 @@ def descend(
     )
 
 
-def uses_of(per_pass: int, epochs: int = 1, steps: int | None = None) -> tuple[int, int]:
-    """Steps and passes of ``descend``."""
+def steps_and_passes(per_pass: int, epochs: int = 1, steps: int | None = None) -> tuple[int, int]:
+    """The steps of ``descend`` and the passes over the data that these begin; see ``uses``."""
     return (epochs * per_pass, epochs) if steps is None else (steps, -(-steps // per_pass))
 
 
 class LocalTraining(ClientAlgorithm):
-    """Passes over the client's data, or a number of steps instead. Abstract."""
+    """Algorithms with ``epochs`` passes over the client's data, or ``steps`` steps. Abstract."""
 
     epochs: int = field(default=1, at_least=1)
     steps: int | None = field(default=None, at_least=1)
 
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
+    private = capability(True)
+    post_processes = capability(True)
 
     def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, self.epochs, self.steps)
+        return steps_and_passes(per_pass, self.epochs, self.steps)
 
     def train(
         self,
@@ -104,7 +113,11 @@ class LocalTraining(ClientAlgorithm):
     ) -> Message:
         """``descend`` over as many passes or steps as the fields say."""
         return descend(
-            *(objective, broadcast, samples, key, optimizer),
+            objective,
+            broadcast,
+            samples,
+            key,
+            optimizer,
             size=self._size(samples),
             epochs=self.epochs,
             steps=self.steps,
@@ -113,11 +126,15 @@ class LocalTraining(ClientAlgorithm):
 
 
 class FedAvg(LocalTraining):
-    """Sends ``w_before - w_after`` of ``epochs`` passes over the client's data.
+    """Sends ``w_before - w_after`` after ``epochs`` passes over the client's data.
 
-    Each pass is in a new random order; the last batch of a pass may be smaller. A client with
-    less data than the largest takes fewer steps; with ``steps`` set, every client takes that many
-    instead. The optimiser starts afresh each round; a learning-rate schedule counts rounds.
+    Each pass is in a new random order; the last batch of a pass may be smaller. Clients with less
+    data take fewer steps; with ``steps`` set, every client takes that many instead. The optimiser
+    starts afresh each round; a learning-rate schedule counts rounds.
+
+    >>> jaxfl.FedAvg(batch_size=32, epochs=2).uses(per_pass=5)
+    (10, 2)
+
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
     AISTATS 2017.
     """
@@ -138,7 +155,11 @@ class FedAvg(LocalTraining):
 class FedProx(LocalTraining):
     """FedAvg that minimises ``F_k(w) + mu / 2 |w - w_before|^2`` instead.
 
-    mu = 0 is FedAvg. Large mu keeps clients near the model they received.
+    mu = 0 is FedAvg. A large mu keeps clients near the model they received.
+
+    >>> jaxfl.FedProx(mu=0.1, steps=10).uses(per_pass=4)
+    (10, 3)
+
     Li et al., "Federated optimization in heterogeneous networks", MLSys 2020.
     """
 
@@ -168,10 +189,15 @@ class FedProx(LocalTraining):
 class FedNova(ClientAlgorithm):
     """FedAvg whose clients divide their update by their own number of steps.
 
-    Client k sends ``(w_before - w_k) / a_k`` and the server takes the step ``sum_k p_k a_k``
-    times the aggregate, so that clients with more steps do not pull the model to their optimum.
-    a_k counts steps; with momentum b, ``(t - b (1 - b^t) / (1 - b)) / (1 - b)`` for t steps. The
-    server knows a_k from the clients' numbers of samples. Equal steps for all give FedAvg.
+    Client k sends ``(w_before - w_k) / a_k`` and the server steps by ``sum_k p_k a_k`` times the
+    aggregate, with p_k the clients' weights: clients with more steps do not pull the model to
+    their own optimum. a_k is the number t of steps; with momentum b it is
+    ``(t - b (1 - b^t) / (1 - b)) / (1 - b)``. The server knows a_k from the clients' numbers of
+    samples. Where all clients take equally many steps, this is FedAvg.
+
+    >>> jaxfl.FedNova(epochs=3).uses(per_pass=5)
+    (15, 3)
+
     Wang et al., "Tackling the objective inconsistency problem in heterogeneous federated
     optimization", NeurIPS 2020.
     """
@@ -180,10 +206,10 @@ class FedNova(ClientAlgorithm):
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
 
-    private: ClassVar[bool] = True
+    private = capability(True)
 
     def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, self.epochs)
+        return steps_and_passes(per_pass, self.epochs)
 
     def step(
         self,
@@ -194,7 +220,10 @@ class FedNova(ClientAlgorithm):
         key: Key[Array, ""],
     ) -> tuple[Message, State]:
         message = descend(
-            *(objective, broadcast, samples, key),
+            objective,
+            broadcast,
+            samples,
+            key,
             SGD(learning_rate=self.learning_rate, momentum=self.momentum),
             size=self._size(samples),
             epochs=self.epochs,
@@ -218,7 +247,10 @@ class FedNova(ClientAlgorithm):
         return aggregate * effective.astype(aggregate.dtype), server
 
 
-def local_length(rate: Scalar | Schedule, steps: int, round: Array, dtype: Any) -> Array:  # noqa: A002
-    """Number of steps times the learning rate of this round."""
+def effective_rate(rate: Scalar | Schedule, steps: int, round: Array, dtype: Any) -> Array:  # noqa: A002
+    """The learning rate of a round times its number of local steps.
+
+    Dividing ``w_before - w_after`` by it gives the mean direction of the local steps.
+    """
     now = rate.rate(round) if isinstance(rate, Schedule) else rate
     return steps * jnp.asarray(now, dtype)

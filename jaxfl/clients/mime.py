@@ -1,15 +1,13 @@
 """MimeLite: local steps with the server's momentum."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.clients.local import descend, local_length
-from jaxfl.component import Scalar, field
+from jaxfl.clients.local import descend, effective_rate
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Schedule
 from jaxfl.types import Context, PyTree, Spec, State
@@ -18,12 +16,16 @@ from jaxfl.types import Context, PyTree, Spec, State
 class MimeLite(ClientAlgorithm):
     """Local steps with the server's momentum: ``w <- w - r ((1 - b) g + b m)``, m held fixed.
 
-    Clients also send the gradient G of all their samples at the model they received; the server
-    keeps ``m <- b m + (1 - b) mean G``. A message is both vectors, the gradient times
-    ``steps r`` so that they weigh about the same in distances: 2 d numbers, which attacks and
-    rules take as one vector.
+    Clients also send the gradient G over all their samples at the model they received; the server
+    keeps ``m <- b m + (1 - b) mean G``. A message is both vectors, 2 d numbers, which attacks and
+    rules treat as one. G is sent times ``steps r``, so that both halves weigh about the same in
+    distances between messages.
 
     Cost: one pass over the client's data more than FedAvg.
+
+    >>> jaxfl.MimeLite(momentum=0.9).width
+    2
+
     Karimireddy et al., "Breaking the centralized barrier for cross-device federated learning",
     NeurIPS 2021 (MimeLite with SGD and momentum).
     """
@@ -32,8 +34,8 @@ class MimeLite(ClientAlgorithm):
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
     momentum: Scalar = field(default=0.9, at_least=0, below=1)
 
-    width: ClassVar[int] = 2
-    post_processes: ClassVar[bool] = True
+    width = capability(2)
+    post_processes = capability(True)
 
     def init_server(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)
@@ -54,19 +56,23 @@ class MimeLite(ClientAlgorithm):
             return unravel((1 - beta) * ravel_pytree(gradient)[0] + beta * momentum)
 
         message = descend(
-            *(objective, broadcast, samples, key, SGD(learning_rate=self.learning_rate)),
+            objective,
+            broadcast,
+            samples,
+            key,
+            SGD(learning_rate=self.learning_rate),
             size=self._size(samples),
             steps=self.steps,
             change=with_momentum,
         )
         gradient = self.full_gradient(objective, broadcast, samples, key)
-        length = local_length(self.learning_rate, self.steps, broadcast.round, momentum.dtype)
-        return message.replace(update=jnp.concatenate([message.update, length * gradient])), state
+        scale = effective_rate(self.learning_rate, self.steps, broadcast.round, momentum.dtype)
+        return message.replace(update=jnp.concatenate([message.update, scale * gradient])), state
 
     def full_gradient(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, key: Key[Array, ""]
     ) -> Float[Array, " d"]:
-        """The gradient of the mean loss over all samples: a pass of steps that do not move."""
+        """The gradient of the mean loss over all of the client's samples, batch by batch."""
         size = self._size(samples)
         blocks = -(-samples.capacity // size)
         order, key = jax.random.split(jax.random.fold_in(key, self.steps))
@@ -91,7 +97,7 @@ class MimeLite(ClientAlgorithm):
         share: Float[Array, ""],
     ) -> tuple[Float[Array, " d"], State]:
         update, gradient = jnp.split(aggregate, 2)
-        length = local_length(self.learning_rate, self.steps, context.round, server.dtype)
+        scale = effective_rate(self.learning_rate, self.steps, context.round, server.dtype)
         beta = jnp.asarray(self.momentum, server.dtype)
-        moved = beta * server + (1 - beta) * gradient / length
+        moved = beta * server + (1 - beta) * gradient / scale
         return update, jnp.where(share > 0, moved, server)

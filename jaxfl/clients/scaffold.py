@@ -1,31 +1,37 @@
 """SCAFFOLD: local steps corrected by control variates.
 
-The server's memory follows from the aggregate alone: what a Byzantine client says about itself
-is what its update says, and a robust rule guards both.
+The server's control variate is computed from the aggregate alone. So a Byzantine client cannot
+lie about its own control variate separately: all it sends is its update, and a robust rule that
+guards the model guards the control variate too.
 """
-
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, ClientAlgorithm, Message, Samples
-from jaxfl.clients.local import Change, descend, local_length, uses_of
-from jaxfl.component import Scalar, field
+from jaxfl.clients.local import Change, descend, effective_rate, steps_and_passes
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Schedule
 from jaxfl.types import Context, PyTree, Spec, State
 
 
 class SCAFFOLD(ClientAlgorithm):
-    """Local steps along ``g - c_k + c``: control variates take out the clients' drift.
+    """Local steps along ``g - c_k + c``: control variates c_k, c correct the clients' drift.
 
-    After ``steps`` steps at rate r, ``c_k <- c_k - c + (w_before - w_k) / (steps r)`` (option II).
-    Of its mean over the cohort the server needs only the mean of ``w_before - w_k``, so that is
-    all that clients send: ``c <- c + |S| / K (aggregate / (steps r) - c)``.
+    After ``steps`` steps at learning rate r, client k sets
+    ``c_k <- c_k - c + (w_before - w_k) / (steps r)`` (the paper's option II). The server's c is to
+    follow the mean of the c_k, for which the mean of ``w_before - w_k`` is enough, so clients send
+    nothing else: ``c <- c + |S| / K (aggregate / (steps r) - c)``, with |S| of the K clients in
+    the cohort.
 
-    Memory: d numbers a client and at the server. Needs clients that come back.
+    Memory: d numbers for each client, and d at the server. Corrects nothing where clients take
+    part only once.
+
+    >>> jaxfl.SCAFFOLD(steps=10).uses(per_pass=4)
+    (10, 3)
+
     Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning",
     ICML 2020, whose mean weighs all clients alike: ``Mean(weighted=False)``.
     """
@@ -33,11 +39,11 @@ class SCAFFOLD(ClientAlgorithm):
     steps: int = field(default=10, at_least=1)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
 
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
+    private = capability(True)
+    post_processes = capability(True)
 
     def uses(self, per_pass: int) -> tuple[int, int]:
-        return uses_of(per_pass, steps=self.steps)
+        return steps_and_passes(per_pass, steps=self.steps)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)
@@ -54,13 +60,17 @@ class SCAFFOLD(ClientAlgorithm):
         key: Key[Array, ""],
     ) -> tuple[Message, State]:
         message = descend(
-            *(objective, broadcast, samples, key, SGD(learning_rate=self.learning_rate)),
+            objective,
+            broadcast,
+            samples,
+            key,
+            SGD(learning_rate=self.learning_rate),
             size=self._size(samples),
             steps=self.steps,
             change=_added(broadcast.server - state),
         )
-        length = local_length(self.learning_rate, self.steps, broadcast.round, state.dtype)
-        return message, state - broadcast.server + message.update / length
+        scale = effective_rate(self.learning_rate, self.steps, broadcast.round, state.dtype)
+        return message, state - broadcast.server + message.update / scale
 
     def finish(
         self,
@@ -70,12 +80,12 @@ class SCAFFOLD(ClientAlgorithm):
         context: Context,
         share: Float[Array, ""],
     ) -> tuple[Float[Array, " d"], State]:
-        length = local_length(self.learning_rate, self.steps, context.round, server.dtype)
-        return aggregate, server + share.astype(server.dtype) * (aggregate / length - server)
+        scale = effective_rate(self.learning_rate, self.steps, context.round, server.dtype)
+        return aggregate, server + share.astype(server.dtype) * (aggregate / scale - server)
 
 
 def _added(flat: Float[Array, " d"]) -> Change:
-    """Adds a raveled vector to the gradient."""
+    """The change that adds a flat vector to the gradient."""
 
     def change(gradient: PyTree, params: PyTree) -> PyTree:
         ravelled, unravel = ravel_pytree(gradient)

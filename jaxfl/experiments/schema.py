@@ -36,14 +36,27 @@ PARTS: dict[str, type[Component]] = {
     "aggregator": Aggregator,
 }
 NUMBERS = (
-    *("rounds", "evaluate_every", "checkpoint_every", "seed", "client_chunk"),
-    *("byzantine", "byzantine_per_round"),
+    "rounds",
+    "evaluate_every",
+    "checkpoint_every",
+    "seed",
+    "client_chunk",
+    "byzantine",
+    "byzantine_per_round",
 )
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
 KNOWN = (
-    *("title", *NUMBERS, "noise_order", "validation", *PARTS),
-    *("data", "model", "sweep", "tune", "findings"),
+    "title",
+    *NUMBERS,
+    "noise_order",
+    "validation",
+    *PARTS,
+    "data",
+    "model",
+    "sweep",
+    "tune",
+    "findings",
 )
 
 

@@ -1,5 +1,6 @@
 """The models of the experiments, as configurations that build flax NNX modules."""
 
+import abc
 import itertools
 import math
 from functools import partial
@@ -14,26 +15,34 @@ from jaxfl.models.convolution import max_pool, patches_convolution
 
 
 class Model(Component):
-    """A network without its parameters. Abstract.
+    """A network without its parameters. Abstract: override ``build``.
 
-    Configurations compare by value, so equal ones share compiled programs; any NNX module, or
-    function from ``nnx.Rngs`` to one, serves in their place.
+    Configurations compare by value, so equal ones share compiled programs. Wherever one is taken,
+    an NNX module or a function from ``nnx.Rngs`` to one is taken too.
     """
 
+    @abc.abstractmethod
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         """A module that maps inputs ``[b, *sample_shape]`` to logits ``[b, classes]``."""
-        raise NotImplementedError
 
 
 class Softmax(Model):
-    """Softmax regression: one linear layer."""
+    """Softmax regression: one linear layer.
+
+    >>> jaxfl.models.Objective.of(jaxfl.models.Softmax(), (8, 8, 1), 10).dim
+    650
+    """
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         return _Dense((math.prod(sample_shape), classes), 0.0, rngs)
 
 
 class MLP(Model):
-    """A multilayer perceptron with ReLU and optional dropout."""
+    """A multilayer perceptron with ReLU and optional dropout.
+
+    >>> jaxfl.models.Objective.of(jaxfl.models.MLP(hidden=(64,)), (8, 8, 1), 10).dim
+    4810
+    """
 
     hidden: tuple[int, ...] = field(default=(128,), at_least=1)
     dropout: float = field(default=0.0, at_least=0, below=1)
@@ -47,6 +56,10 @@ class SignGuardCNN(Model):
 
     conv 5x5 1-8, conv 3x3 8-16, conv 3x3 16-32, each followed by 2x2 pooling and ReLU, then
     dense 120, 84, classes with dropout after the hidden two.
+
+    >>> jaxfl.models.Objective.of(jaxfl.models.SignGuardCNN(), (28, 28, 1), 10).dim
+    51710
+
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022.
     """
@@ -60,10 +73,13 @@ class SignGuardCNN(Model):
 
 
 class CNN(Model):
-    """3x3 convolutions of so many ``channels``, each with 2x2 pooling and ReLU, and a dense layer.
+    """3x3 convolutions with these ``channels``, each with 2x2 pooling and ReLU, and a dense layer.
 
-    The default has the four convolutions and one dense layer of the Krum-with-local-privacy
-    study, whose widths are not stated; 68,138 parameters for 32x32 colour images and 10 classes.
+    The default has four convolutions and one dense layer, as the study of Krum with local privacy,
+    which does not state their widths; 68,138 parameters for 32x32 colour images and 10 classes.
+
+    >>> jaxfl.models.Objective.of(jaxfl.models.CNN(), (32, 32, 3), 10).dim
+    68138
     """
 
     channels: tuple[int, ...] = field(default=(32, 32, 64, 64), at_least=1)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-AXIS = "clients"
-"""Name of the one mesh axis: clients in the client phase, columns in the aggregation."""
+AXIS = "shards"
+"""Name of the one mesh axis, over which columns, or other independent parts, are split."""
 LEAST = 512
 """Columns of the narrowest block that is worth running beside others."""
 

@@ -1,8 +1,8 @@
 """Normal and Laplace draws, bit for bit those of ``jax.random``, in one pass.
 
-A message of noise is as long as the model, for every client and round. On CPU ``jax.random``
-runs the rounds of its generator as a loop over arrays in memory; written out, they fuse with
-the map to the distribution and with what uses the noise, in a third of the processor time.
+Noise on many long vectors takes long to draw. On a CPU ``jax.random`` runs the rounds of its
+generator as a loop over arrays in memory; written out, they fuse with the map to the distribution
+and with what uses the noise, in a third of the processor time.
 
 The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw, "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011), counting elements, as JAX counts them unless its flag

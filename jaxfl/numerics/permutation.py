@@ -1,9 +1,9 @@
 """A random permutation of [0, n), evaluated one element at a time.
 
-Drawing a batch without replacement by sorting random numbers costs the whole data set of a
-client; a keyed bijection costs only the batch, for any n known at run time. It is a Feistel
-network on the smallest even number of bits that holds n, walked until it lands below n (Black
-and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+Drawing a batch without replacement by sorting random numbers costs as much as the whole data
+set; a keyed bijection costs only the batch, for any n known at run time. It is a Feistel network
+on the smallest even number of bits that holds n, walked until it lands below n (Black and Rogaway,
+"Ciphers with arbitrary finite domains", CT-RSA 2002).
 """
 
 import jax

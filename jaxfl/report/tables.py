@@ -138,13 +138,27 @@ def latex(experiment: Experiment, results: Sequence[Result]) -> str:
 
 
 SUMMARY = (
-    *("status", "chosen", "final_accuracy", "deviation", "ci95", "best_accuracy"),
-    *("validation_chosen_accuracy", "impact", "attack_success"),
-    *("honest_selected", "malicious_selected", "minority_selected"),
-    *("epsilon", *(f"client_{name}" for name in FAIRNESS)),
-    *("delta", "guaranteed"),
-    *("attacker_controls", "attacker_knows"),
-    *("seeds", "rounds", "seconds"),
+    "status",
+    "chosen",
+    "final_accuracy",
+    "deviation",
+    "ci95",
+    "best_accuracy",
+    "validation_chosen_accuracy",
+    "impact",
+    "attack_success",
+    "honest_selected",
+    "malicious_selected",
+    "minority_selected",
+    "epsilon",
+    *(f"client_{name}" for name in FAIRNESS),
+    "delta",
+    "guaranteed",
+    "attacker_controls",
+    "attacker_knows",
+    "seeds",
+    "rounds",
+    "seconds",
 )
 
 

@@ -168,7 +168,7 @@ def test_another_experiment_is_refused_by_name(stopped):
     other = plan(model={"name": "mlp", "hidden": [5], "dropout": 0.2})
     with pytest.raises(ValueError, match=r"model\.hidden is .4. there, .5. here"):
         run(stopped, resume=True, experiment=other)
-    with pytest.raises(ValueError, match="another experiment: noise is not set there"):
+    with pytest.raises(ValueError, match="another experiment: noise_order is not set there"):
         run(stopped, resume=True, experiment=plan(noise_order="attack_then_noise"))
 
 

@@ -182,5 +182,10 @@ def test_the_quickstart_is_the_grid_it_says_it_is():
     first = plan.cells[0]
     assert (first.clients, first.federation.byzantine) == (50, 10)
     assert {c.labels["aggregator"] for c in plan.cells} == {
-        *("Mean", "Median", "TrimmedMean", "Krum", "MultiKrum", "NNM + TrimmedMean")
+        "Mean",
+        "Median",
+        "TrimmedMean",
+        "Krum",
+        "MultiKrum",
+        "NNM + TrimmedMean",
     }

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxfl.numerics import columns
 from jaxfl.numerics.columns import map_columns, mesh_kind, sum_columns
 
 WIDTHS = [1, 7, 16, 48, 50, 64]
@@ -114,11 +115,11 @@ def test_a_single_device_has_no_mesh():
 
 
 def test_mesh_kinds():
-    mesh = jax.make_mesh((1,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), (columns.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     seen = []
     with jax.set_mesh(mesh):
         jax.jit(lambda x: seen.append(mesh_kind()) or x)(jnp.ones(1))
-        spec = jax.sharding.PartitionSpec("clients")
+        spec = jax.sharding.PartitionSpec(columns.AXIS)
         jax.jit(
             jax.shard_map(lambda x: seen.append(mesh_kind()) or x, in_specs=spec, out_specs=spec)
         )(jnp.ones(1))
