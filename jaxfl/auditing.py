@@ -8,7 +8,7 @@ al., "One-shot empirical privacy estimation for federated learning", ICLR 2024.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxfl.accounting import calibrate, guarantee
 from jaxfl.accounting.releases import deployment
 from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
+from jaxfl.component import capability
 from jaxfl.data.dataset import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
@@ -70,8 +71,8 @@ class Canaries(ClientAlgorithm):
     what: Array
     labels: Array | None
 
-    private: ClassVar[bool] = True
-    post_processes: ClassVar[bool] = True
+    private = capability(True)
+    post_processes = capability(True)
 
     def step(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, state: State, key: Array

@@ -31,31 +31,11 @@ from jaxfl.data import RootData, partitions
 
 C = TypeVar("C", bound=Component)
 
-# To be moved into the classes, as ``name = "..."``.
-_NAMES: dict[type[Component], str] = {
-    attacks.FLTrustAdaptive: "fltrust_adaptive",
-    attacks.GradientAttack: "gradient",
-    attacks.NaN: "nan",
-    attacks.NoAttack: "none",
-    attacks.SignGuardAware: "signguard_aware",
-    clients.FedAvg: "fedavg",
-    clients.FedDyn: "feddyn",
-    clients.FedNova: "fednova",
-    clients.FedProx: "fedprox",
-    clients.FedSGD: "fedsgd",
-    models.SignGuardCNN: "signguard_cnn",
-    RootData: "root",
-}
-# To go once these have abstract methods.
-_ABSTRACT: set[type[Component]] = {attacks.InformedAttack}
-
 
 def name_of(cls: type[Component]) -> str:
     """What a component is called in TOML: its own attribute ``name``, or ``TrimmedMean`` as
     ``trimmed_mean``.
     """
-    if cls in _NAMES:
-        return _NAMES[cls]
     # Not an inherited one: a subclass is another component.
     name = vars(cls).get("name")
     if isinstance(name, str):
@@ -77,7 +57,6 @@ def exported(kind: type[C], package: ModuleType) -> dict[str, type[C]]:
         and issubclass(cls, kind)
         and cls is not kind
         and not inspect.isabstract(cls)
-        and cls not in _ABSTRACT
     ]
     named = {name_of(cls): cls for cls in sorted(members or [kind], key=_place)}
     if len(named) < len(members):

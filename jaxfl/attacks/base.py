@@ -360,3 +360,5 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
 
 class NoAttack(Attack):
     """Byzantine clients follow the protocol: the baseline of every table."""
+
+    name = "none"

@@ -79,6 +79,8 @@ class SignGuardAware(InformedAttack):
     Against ``SignGuard``, which looks at signs and norms alone; ours. Cost: a sort of d numbers.
     """
 
+    name = "signguard_aware"
+
     scale: Scalar = field(default=1.0, at_least=0)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
@@ -117,6 +119,8 @@ class FLTrustAdaptive(InformedAttack):
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
     """
+
+    name = "fltrust_adaptive"
 
     angles: int = field(default=1000, at_least=2)
     needs_root = capability(True)

@@ -42,6 +42,8 @@ class GradientAttack(InformedAttack):
     Cost: 8 runs of the defence and a gradient through it for each of ``iterations``. Ours.
     """
 
+    name = "gradient"
+
     iterations: int = field(default=30, at_least=1)
     radius: Scalar = field(default=1.0, above=0)
     smoothing: Scalar = field(default=0.5, at_least=0)

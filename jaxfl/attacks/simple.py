@@ -142,6 +142,8 @@ class Zero(_Constant):
 class NaN(_Constant):
     """Not-a-number in every coordinate: crashed clients, or the cheapest sabotage."""
 
+    name = "nan"
+
     value: ClassVar[float] = np.nan
 
 

@@ -30,6 +30,8 @@ class FedDyn(LocalTraining):
     all clients alike: ``Mean(weighted=False)``.
     """
 
+    name = "feddyn"
+
     alpha: Scalar = field(default=0.1, above=0)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
 

@@ -24,6 +24,8 @@ class FedSGD(ClientAlgorithm):
     robust optimization", ICML 2021.
     """
 
+    name = "fedsgd"
+
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
 
     gradients = capability(True)

@@ -139,6 +139,8 @@ class FedAvg(LocalTraining):
     AISTATS 2017.
     """
 
+    name = "fedavg"
+
     optimizer: Optimizer = SGD(learning_rate=0.1)
 
     def step(
@@ -162,6 +164,8 @@ class FedProx(LocalTraining):
 
     Li et al., "Federated optimization in heterogeneous networks", MLSys 2020.
     """
+
+    name = "fedprox"
 
     mu: Scalar = field(default=0.01, at_least=0)
     optimizer: Optimizer = SGD(learning_rate=0.1)
@@ -201,6 +205,8 @@ class FedNova(ClientAlgorithm):
     Wang et al., "Tackling the objective inconsistency problem in heterogeneous federated
     optimization", NeurIPS 2020.
     """
+
+    name = "fednova"
 
     epochs: int = field(default=1, at_least=1)
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)

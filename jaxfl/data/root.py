@@ -19,6 +19,8 @@ class RootData(Component):
     preferred, are as in the authors' code.
     """
 
+    name = "root"
+
     size: int = field(default=100, at_least=1)
     bias: float | None = field(default=None, at_least=0, at_most=1)
     bias_class: int = field(default=1, at_least=0)

@@ -64,6 +64,8 @@ class SignGuardCNN(Model):
     filtering", ICDCS 2022.
     """
 
+    name = "signguard_cnn"
+
     dropout: float = field(default=0.5, at_least=0, below=1)
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
