@@ -310,10 +310,11 @@ def simulate(
     ``client_accuracy``, ``loss``.
 
     Example:
-      >>> data = jaxfl.data.digits().split(Dirichlet(alpha=1.0), clients=50)
-      >>> history = jaxfl.simulate(model=MLP(), data=data, attack=ALIE(z=1.0), byzantine=10,
-      ...                          aggregator=Krum(f=10), rounds=200)
-      >>> history.final_accuracy
+      >>> data = jaxfl.data.digits().split(jaxfl.data.Dirichlet(alpha=1.0), clients=10)
+      >>> history = simulate(model=jaxfl.models.Softmax(), data=data, rounds=20, byzantine=2,
+      ...                    attack=jaxfl.IPM(scale=10.0), aggregator=jaxfl.Krum(f=2))
+      >>> history.rounds.tolist(), history.records.loss.shape
+      ([10, 20], (20,))
 
     Warns where the mechanism's guarantee does not hold, and why.
 

@@ -1,0 +1,62 @@
+"""The examples in docstrings are run, and classes of these kinds have one."""
+
+import doctest
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxfl
+from jaxfl.clients import ClientAlgorithm
+from jaxfl.fairness import Fairness
+from jaxfl.models import Model
+from jaxfl.optimizers import Optimizer, Schedule
+from jaxfl.participation import Participation
+from jaxfl.privacy import Privacy
+from jaxfl.registry import REGISTRY
+
+WITH_EXAMPLES = (
+    ClientAlgorithm,
+    Fairness,
+    Model,
+    Optimizer,
+    Participation,
+    Privacy,
+    Schedule,
+)
+GIVEN = {"jax": jax, "jnp": jnp, "np": np, "jaxfl": jaxfl}
+MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxfl.__path__, "jaxfl."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_print_what_they_say(name):
+    module = importlib.import_module(name)
+    found = doctest.testmod(
+        module,
+        extraglobs=GIVEN,
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
+    )
+    assert found.failed == 0
+
+
+def test_a_wrong_example_would_be_seen():
+    def wrong():
+        """
+        >>> 1 + 1
+        3
+        """
+
+    test = doctest.DocTestFinder().find(wrong, "wrong", globs={})[0]
+    assert doctest.DocTestRunner(verbose=False).run(test, out=lambda text: None).failed == 1
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [cls for kind in WITH_EXAMPLES for cls in REGISTRY[kind].values()],
+    ids=lambda cls: cls.__name__,
+)
+def test_a_public_class_has_an_example(cls):
+    assert ">>>" in (cls.__doc__ or "")
