@@ -45,7 +45,10 @@ def finish(process) -> str:
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-@pytest.mark.parametrize("part", ["rules", "noise", "private"])
+# Of all rules, one of several devices may select otherwise where two clients tie up to rounding.
+@pytest.mark.parametrize(
+    "part", [pytest.param("rules", marks=pytest.mark.default_compiler), "noise", "private"]
+)
 def test_eight_devices_give_what_one_gives(part):
     output = run_script("device_check.py", part, flags=EIGHT)
     assert "same: shard_map" in output

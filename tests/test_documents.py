@@ -21,8 +21,12 @@ pytestmark = pytest.mark.usefixtures("shared_programs")
 ROOT = Path(__file__).parent.parent
 
 
+FIRST, *OTHERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [FIRST, *(pytest.param(path, marks=pytest.mark.slow) for path in OTHERS)]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_and_shows_pictures(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
