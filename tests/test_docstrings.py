@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxfl
+from jaxfl.aggregators import Aggregator, PreAggregator
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.fairness import Fairness
 from jaxfl.models import Model
@@ -19,6 +20,8 @@ from jaxfl.privacy import Privacy
 from jaxfl.registry import REGISTRY
 
 WITH_EXAMPLES = (
+    Aggregator,
+    PreAggregator,
     ClientAlgorithm,
     Fairness,
     Model,

@@ -48,6 +48,10 @@ class AutoGM(WeightingRule):
     majority. Fails: as the geometric median; too small a lamb follows a tight minority.
     Li, Ngai, Voigt, "Byzantine-robust aggregation in federated learning empowered industrial
     IoT", IEEE Transactions on Industrial Informatics 2023.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> AutoGM(lamb=20.0)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     lamb: Scalar = field(default=2.0, above=0)

@@ -99,6 +99,10 @@ class Bulyan(Aggregator):
     mimicry, and wherever a quarter of the clients or more is Byzantine: not defined there.
     El Mhamdi, Guerraoui, Rouault, "The hidden vulnerability of distributed learning in
     Byzantium", ICML 2018.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Bulyan(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)

@@ -69,6 +69,10 @@ class CAF(WeightingRule):
     covariance is removed though honest.
     Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted
     participants", ICML 2025.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> CAF(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)

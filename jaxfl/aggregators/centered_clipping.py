@@ -25,6 +25,10 @@ class CenteredClipping(WeightingRule):
     all and n^2 d multiply-adds. Each Byzantine row moves a step by at most tau / n. Fails: too
     large a tau, attacks that drag v along.
     Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> CenteredClipping(tau=3.0)(updates).round(2)
+    Array([2.34, 1.63], dtype=float32)
     """
 
     tau: Scalar = field(default=10.0, above=0)

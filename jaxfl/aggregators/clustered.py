@@ -51,6 +51,10 @@ class ClippedClustering(WeightingRule):
     two clusters.
     Li, Ngai, Voigt, "An experimental study of Byzantine-robust aggregation schemes
     in federated learning", IEEE Transactions on Big Data 2024.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> ClippedClustering().inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     window: int = field(default=1000, at_least=1)
@@ -102,6 +106,10 @@ class FLAME(WeightingRule):
     draws. Fails: attackers whose directions lie among the honest ones, heterogeneous clients
     without one tight majority.
     Nguyen et al., "FLAME: taming backdoors in federated learning", USENIX Security 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> FLAME(noise_factor=0.0).inspect(updates).info.selected.tolist()
+    [False, True, False, True, True, True, False]
     """
 
     noise_factor: Scalar | None = field(default=0.001, at_least=0)

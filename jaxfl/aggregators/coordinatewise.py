@@ -18,6 +18,10 @@ class Median(CoordinatewiseRule):
     Needs an honest majority. Cost: one read of the matrix and O(log^2 n) comparisons an element.
     Fails under heterogeneity and ALIE: its error grows with the spread of the honest updates.
     Yin et al., "Byzantine-robust distributed learning", ICML 2018.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Median()(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     lower: bool = False
@@ -34,6 +38,10 @@ class TrimmedMean(CoordinatewiseRule):
 
     Needs n > 2f; f = 0 is the mean. Cost: as the median. Fails under ALIE and heterogeneity.
     Yin et al., "Byzantine-robust distributed learning", ICML 2018.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> TrimmedMean(f=1)(updates).round(2)
+    Array([2.2, 1.8], dtype=float32)
     """
 
     f: int = field(at_least=0)
@@ -54,6 +62,10 @@ class MeaMed(CoordinatewiseRule):
     Needs n > 2f; f = 0 is the mean. Cost: as the median, and one more selection. Fails under
     ALIE; under mild heterogeneity its error is below the median's.
     Xie, Koyejo and Gupta, "Generalized Byzantine-tolerant SGD", 2018.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> MeaMed(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)
@@ -75,6 +87,10 @@ class Phocas(CoordinatewiseRule):
     MeaMed.
     Xie, Koyejo and Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent",
     2018.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Phocas(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)
@@ -101,6 +117,10 @@ class SignMajority(CoordinatewiseRule):
     Fails where the honest clients disagree in sign: f votes then decide.
     Bernstein et al., "signSGD with majority vote is communication efficient and fault tolerant",
     ICLR 2019.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> SignMajority()(updates).round(2)
+    Array([1., 1.], dtype=float32)
     """
 
     unanimous = capability(False)

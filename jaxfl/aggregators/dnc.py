@@ -46,6 +46,10 @@ class DnC(WeightingRule):
     Needs n > 2f. Cost: two reads of the matrix and ``iterations`` Gram matrices of the sampled
     coordinates. Fails: ByzMean, which leaves no outlying direction.
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> DnC(f=1).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     name = "dnc"

@@ -26,6 +26,11 @@ class FLTrust(WeightingRule):
     know g_0.
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> context = jaxfl.Context.of(7, root_update=jnp.array([1.0, 1.0]))
+    >>> FLTrust()(updates, context=context).round(2)
+    Array([0.97999996, 0.97999996], dtype=float32)
     """
 
     name = "fltrust"

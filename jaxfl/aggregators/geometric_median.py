@@ -108,6 +108,10 @@ class GeometricMedian(WeightingRule):
     Cost: three reads of the matrix and n^2 d multiply-adds. Needs an honest majority. Fails:
     ALIE, f equal points, clusters of heterogeneous clients.
     Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", IEEE TSP 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> GeometricMedian()(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     iterations: int = field(default=32, at_least=1)

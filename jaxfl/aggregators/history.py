@@ -45,6 +45,10 @@ class FoolsGold(Aggregator):
     like sybils.
     Fung, Yoon, Beschastnikh, "The limitations of federated learning in sybil settings", RAID
     2020.
+
+    >>> updates = jnp.array([[1, 0], [0, 1.0], [1, 1], [-1, 1], [-1, 1]])
+    >>> FoolsGold().inspect(updates).info.weights.round(2).tolist()
+    [0.32999998331069946, 0.32999998331069946, 0.32999998331069946, 0.0, 0.0]
     """
 
     name = "foolsgold"
@@ -109,6 +113,9 @@ class ByzantineSGD(Aggregator):
     expels its client. Cost: 2 n^2 d multiply-adds and four reads of the matrix. Fails: V unknown
     or large (thresholds that never bind).
     Alistarh, Allen-Zhu, Li, "Byzantine stochastic gradient descent", NeurIPS 2018.
+
+    >>> ByzantineSGD().follows_model
+    True
     """
 
     deviation: Scalar = field(default=10.0, above=0)

@@ -122,6 +122,10 @@ class Krum(WeightingRule):
     with a small factor, ALIE, any f equal updates near the cluster; and it follows one client,
     so its variance is that of one client.
     Blanchard et al., "Machine learning with adversaries", NeurIPS 2017.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Krum(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)
@@ -156,6 +160,10 @@ class MultiKrum(WeightingRule):
     Needs n >= 2f + 3; q <= n - f, or n - f - 2 where iterative. Cost: as Krum; O(n^2) more for
     each iterative pick. Fails: as Krum, with less variance.
     Blanchard et al., "Machine learning with adversaries", NeurIPS 2017.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> MultiKrum(f=1).inspect(updates).info.selected.tolist()
+    [True, True, False, False, True, True, False]
     """
 
     f: int = field(at_least=0)

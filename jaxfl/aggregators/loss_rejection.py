@@ -36,6 +36,9 @@ class LossRejection(Aggregator):
     hides them in rounding.
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020.
+
+    >>> sorted(LossRejection(f=1).needs_root)
+    ['batch']
     """
 
     f: int = field(at_least=0)

@@ -155,6 +155,10 @@ class MDA(WeightingRule):
     Fails: attackers inside the diameter of the honest updates (Min-Max is made for it).
     El-Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely distributed Byzantine machine
     learning", PODC 2020.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> MDA(f=1).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     f: int = field(at_least=0)

@@ -20,6 +20,10 @@ class Mean(WeightingRule):
     one Byzantine client.
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
     AISTATS 2017.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Mean()(updates).round(2)
+    Array([ 14.57    , -11.139999], dtype=float32)
     """
 
     weighted: bool = True
@@ -44,6 +48,11 @@ class Oracle(WeightingRule):
     """The mean of the honest updates: the ceiling of every table, no defence.
 
     Needs the truth, ``context.byzantine``, which no server knows. Cost: one read of the matrix.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> context = jaxfl.Context.of(7, byzantine=jnp.arange(7) == 6)
+    >>> Oracle()(updates, context=context).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     tolerates = capability(True)

@@ -32,6 +32,10 @@ class MoNNA(WeightingRule):
     pre-aggregators three and n^2 d multiply-adds. Fails: a Byzantine or outlying pivot.
     Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust collaborative learning with
     linear gradient overhead", ICML 2023.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> MoNNA(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     name = "monna"

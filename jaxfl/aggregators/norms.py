@@ -52,6 +52,10 @@ class CGE(WeightingRule):
     Gupta, Liu, Vaidya, "Byzantine fault-tolerance in distributed machine learning
     using norm-based comparative gradient elimination", DSN-W 2021; Liu, Gupta, Vaidya,
     "Approximate Byzantine fault-tolerance in distributed optimization", PODC 2021.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> CGE(f=1).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     f: int = field(at_least=0)
@@ -88,6 +92,10 @@ class NBS(WeightingRule):
     Needs n > f. Cost: two reads of the matrix. Fails: whatever has an ordinary norm passes, a
     sign flip included, however few the Byzantine clients.
     Ghosh et al., "Communication-efficient and Byzantine-robust distributed learning", 2019.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> NBS(f=1).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     f: int = field(at_least=0)
@@ -123,6 +131,10 @@ class TNBS(WeightingRule):
     within the kept range; it also drops honest clients of small norm, those that q-FFL would
     serve.
     Basharat, Bian, Xu, Tian, "Towards trustworthy federated learning", 2025.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> TNBS(f=1).inspect(updates).info.selected.tolist()
+    [False, True, True, True, True, True, False]
     """
 
     f: int = field(at_least=0)
@@ -172,6 +184,10 @@ class NormClipping(WeightingRule):
     of the matrix. Fails: attacks of ordinary norm.
     Sun, Kairouz, Suresh, McMahan, "Can you really backdoor
     federated learning?", 2019.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> NormClipping(tau=3.0)(updates).round(2)
+    Array([1.9 , 1.29], dtype=float32)
     """
 
     tau: Scalar | None = field(default=None, above=0)

@@ -20,6 +20,10 @@ class Pipeline(Aggregator):
     client got, and ``info.selected`` those that got any. Pipelines nest: all stages make one list.
 
     Needs what the rule needs, of the rows it gets. Cost: as its parts, no read for each of them.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> Pipeline(pre=[jaxfl.NNM(f=1)], rule=jaxfl.TrimmedMean(f=1))(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     pre: tuple[PreAggregator, ...]

@@ -139,6 +139,10 @@ class SignGuard(_SignGuard):
     Fails: attacks that match the sign statistics; a sign flip where signs are balanced.
     Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious
     gradient filtering", ICDCS 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> SignGuard(fraction=1.0).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     name = "signguard"
@@ -192,6 +196,10 @@ class SignGuardSim(_Remembering):
     read, in the first rounds n^2 d multiply-adds. Fails: as SignGuard.
     Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious
     gradient filtering", ICDCS 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> SignGuardSim(fraction=1.0).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     name = "signguard_sim"
@@ -229,6 +237,10 @@ class SignGuardDist(_Remembering):
     rounds n^2 d multiply-adds. Fails: as SignGuard.
     Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious
     gradient filtering", ICDCS 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> SignGuardDist(fraction=1.0).inspect(updates).info.selected.tolist()
+    [True, True, True, True, True, True, False]
     """
 
     name = "signguard_dist"

@@ -137,6 +137,10 @@ class SMEA(WeightingRule):
     an n x n matrix. Fails: ALIE-sized shifts within the honest covariance.
     Allouah, Guerraoui, Gupta, Pinot, Stephan, "On the privacy-robustness-utility trilemma in
     distributed learning", ICML 2023.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> SMEA(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
     """
 
     f: int = field(at_least=0)

@@ -35,6 +35,9 @@ class Zeno(Aggregator):
     arbitrarily long ones among these.
     Xie, Koyejo, Gupta, "Zeno: distributed stochastic gradient descent with suspicion-based
     fault-tolerance", ICML 2019.
+
+    >>> sorted(Zeno(f=1).needs_root)
+    ['batch']
     """
 
     f: int = field(at_least=0)

@@ -17,6 +17,10 @@ class ARC(PreAggregator):
 
     k = 0 leaves everything as it is. Needs n > 2f. Cost: one read of the matrix.
     Allouah et al., "Adaptive gradient clipping for robust federated learning", ICLR 2025.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> jaxfl.Pipeline(pre=[ARC(f=1)], rule=jaxfl.Mean())(updates).round(2)
+    Array([2.08, 1.35], dtype=float32)
     """
 
     f: int = field(at_least=0)

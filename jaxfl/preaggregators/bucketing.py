@@ -20,6 +20,11 @@ class Bucketing(PreAggregator):
     Needs that of the next rule, of ceil(n / size) rows. Cost: one read of the matrix.
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
     ICLR 2022.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> bucketed = jaxfl.Pipeline(pre=[Bucketing(size=2)], rule=jaxfl.Median())
+    >>> bucketed(updates).shape
+    (2,)
     """
 
     size: int = field(default=2, at_least=1)

@@ -17,6 +17,10 @@ class Clipping(PreAggregator):
     Needs a threshold that suits the attack: none suits all; see ``ARC`` for one that adapts.
     Cost: one read of the matrix.
     Allouah et al., "Adaptive gradient clipping for robust federated learning", ICLR 2025.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> jaxfl.Pipeline(pre=[Clipping(tau=3.0)], rule=jaxfl.Mean())(updates).round(2)
+    Array([1.9 , 1.29], dtype=float32)
     """
 
     tau: Scalar = field(default=2.0, above=0)

@@ -19,6 +19,10 @@ class NNM(PreAggregator):
     where a coordinatewise rule follows. It makes any standard rule optimal, up to a constant,
     under heterogeneity.
     Allouah et al., "Fixing by mixing", AISTATS 2023.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> jaxfl.Pipeline(pre=[NNM(f=1)], rule=jaxfl.Mean())(updates).round(2)
+    Array([ 4.1 , -0.21], dtype=float32)
     """
 
     f: int = field(at_least=0)
