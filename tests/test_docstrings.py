@@ -11,6 +11,7 @@ import pytest
 
 import jaxfl
 from jaxfl.aggregators import Aggregator, PreAggregator
+from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.fairness import Fairness
 from jaxfl.models import Model
@@ -22,6 +23,7 @@ from jaxfl.registry import REGISTRY
 WITH_EXAMPLES = (
     Aggregator,
     PreAggregator,
+    Attack,
     ClientAlgorithm,
     Fairness,
     Model,

@@ -359,6 +359,12 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
 
 
 class NoAttack(Attack):
-    """Byzantine clients follow the protocol: the baseline of every table."""
+    """Byzantine clients follow the protocol: the baseline of every table.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> NoAttack()(updates, byzantine)[4].round(2)
+    Array([4., 4.], dtype=float32)
+    """
 
     name = "none"

@@ -25,6 +25,9 @@ class ByzMean(InformedAttack):
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022 (with ALIE of z 0.3 inside).
+
+    >>> ByzMean().threat_model
+    ('its messages', 'all honest updates')
     """
 
     attack: Attack | None = None

@@ -69,7 +69,11 @@ class _Combination(Attack):
 
 
 class Onset(_Combination):
-    """Any attack, honest behaviour before round ``start``."""
+    """Any attack, honest behaviour before round ``start``.
+
+    >>> Onset(attack=jaxfl.SignFlip(), start=10).threat_model
+    ('its messages', 'its own updates')
+    """
 
     attack: Attack
     start: int = field(at_least=0)
@@ -106,6 +110,9 @@ class Combined(_Combination):
     """``data`` poisons what the attackers train on, ``message`` rewrites what comes of it.
 
     The backdoor of Bagdasaryan et al. is ``Combined(data=Backdoor(), message=Scaling(...))``.
+
+    >>> Combined(data=jaxfl.LabelFlip(), message=jaxfl.Scaling(factor=5.0)).threat_model
+    ('its data and its messages', 'its own updates')
     """
 
     data: Attack
@@ -169,6 +176,9 @@ class TimeVarying(_Several):
     the attack of the round is computed, but all of them where several seeds run in one program.
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
+
+    >>> TimeVarying(attacks=(jaxfl.SignFlip(), jaxfl.Zero())).threat_model
+    ('its messages', 'its own updates')
     """
 
     every: int = field(default=1, at_least=1)
@@ -205,6 +215,12 @@ class Mixed(_Several):
 
     r counts the Byzantine clients of the population. Each attack believes that all attackers are
     its own. Cost: that of all its attacks.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) >= 3
+    >>> Mixed(attacks=(jaxfl.SignFlip(), jaxfl.Zero()))(updates, byzantine)[3:]
+    Array([[-2., -0.],
+       [ 0.,  0.]], dtype=float32)
     """
 
     @classmethod

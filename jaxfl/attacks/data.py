@@ -20,6 +20,9 @@ class LabelFlip(Attack):
     local steps.
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020; least likely: Shejwalkar et al., IEEE S&P 2022.
+
+    >>> LabelFlip().threat_model
+    ('its data', 'its own updates')
     """
 
     to: str = field(default="mirror", choices=("mirror", "random", "least_likely"))
@@ -112,6 +115,10 @@ class Backdoor(_Trigger):
     ``fraction`` of each batch carries it. The success rate is measured on test images of other
     classes. With ``Scaling`` as message attack it replaces the model, see ``Combined``.
     Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How to backdoor federated learning", AISTATS 2020.
+
+    >>> image = Backdoor(size=2).stamp(jnp.zeros((1, 4, 4, 1)), (1.0,))
+    >>> image[0, :, :, 0].tolist()
+    [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
 
 
@@ -121,6 +128,9 @@ class DBA(_Trigger):
     Attacker r stamps part r mod parts of the square; the success rate is that of the whole.
     Xie, Huang, Chen, Li, "DBA: Distributed backdoor attacks against federated learning",
     ICLR 2020.
+
+    >>> DBA().threat_model
+    ('its data', 'its own updates')
     """
 
     parts: int = field(default=4, at_least=2)

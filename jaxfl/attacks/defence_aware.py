@@ -25,6 +25,11 @@ class TNBSStealth(InformedAttack):
     deviation of each coordinate.
 
     Against the two-sided norm-based screening of this library's ``TNBS``; ours.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in TNBSStealth()(updates, byzantine)[4]]
+    ['-2.16', '-1.08']
     """
 
     quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
@@ -77,6 +82,9 @@ class SignGuardAware(InformedAttack):
     positive.
 
     Against ``SignGuard``, which looks at signs and norms alone; ours. Cost: a sort of d numbers.
+
+    >>> SignGuardAware().threat_model
+    ('its messages', 'all honest updates')
     """
 
     name = "signguard_aware"
@@ -118,6 +126,9 @@ class FLTrustAdaptive(InformedAttack):
 
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
+
+    >>> FLTrustAdaptive().threat_model
+    ('its messages', "all honest updates, the server's update")
     """
 
     name = "fltrust_adaptive"

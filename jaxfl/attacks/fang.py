@@ -30,6 +30,9 @@ class FangTrim(InformedAttack):
 
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020 (there reach is b = 2).
+
+    >>> FangTrim().threat_model
+    ('its messages', 'all honest updates')
     """
 
     reach: Scalar = field(default=2.0, above=1)
@@ -67,6 +70,9 @@ class FangKrum(InformedAttack):
 
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020.
+
+    >>> FangKrum().threat_model
+    ('its messages', 'all honest updates')
     """
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:

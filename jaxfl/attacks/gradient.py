@@ -40,6 +40,9 @@ class GradientAttack(InformedAttack):
     there are none at a random place within the spread.
 
     Cost: 8 runs of the defence and a gradient through it for each of ``iterations``. Ours.
+
+    >>> GradientAttack().threat_model
+    ('its messages', 'all honest updates; tries the defence')
     """
 
     name = "gradient"

@@ -32,6 +32,9 @@ class Mimic(Attack):
     Within the honest cloud, so robust rules tolerate it; with unlike data it starves the others.
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
     ICLR 2022.
+
+    >>> Mimic().threat_model
+    ('its messages', 'all honest updates')
     """
 
     target: int | None = field(default=0, at_least=0)
@@ -94,6 +97,9 @@ class FreeRider(Attack):
 
     Lin, Du, Liu, "Free-riders in federated learning: attacks and defenses", arXiv:1911.12560,
     2019; the decaying disguise: Fraboni, Vidal, Lorenzi, AISTATS 2021.
+
+    >>> FreeRider().threat_model
+    ('its messages', 'nothing')
     """
 
     scale: Scalar = field(default=1.0, at_least=0)

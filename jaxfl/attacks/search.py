@@ -129,6 +129,9 @@ class AGRTailored(LineSearch):
     that gamma is in units of the spread. The paper tailors by hand to each rule it knows; probing
     reaches every rule.
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+
+    >>> AGRTailored().threat_model
+    ('its messages', 'all honest updates; tries the defence')
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
@@ -145,6 +148,11 @@ class OptimizedALIE(LineSearch):
 
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023
     (where the search is ``"expansion"`` with 20 evaluations, as in ByzFL).
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in OptimizedALIE()(updates, byzantine, defence=jaxfl.Mean())[4]]
+    ['-79.65', '-80.65']
     """
 
     sign: int = field(default=-1, choices=(-1, 1))
@@ -160,6 +168,11 @@ class OptimizedIPM(LineSearch):
 
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023
     (where the search is ``"expansion"`` with 20 evaluations, as in ByzFL).
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> OptimizedIPM()(updates, byzantine, defence=jaxfl.Mean())[4].round(2)
+    Array([-200., -100.], dtype=float32)
     """
 
     @classmethod

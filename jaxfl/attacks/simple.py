@@ -31,6 +31,9 @@ class Gaussian(Attack):
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022 (as "random", with std 0.5).
+
+    >>> Gaussian().threat_model
+    ('its messages', 'nothing')
     """
 
     mean: Scalar = field(default=0.0)
@@ -53,6 +56,11 @@ class Noise(Attack):
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Noise(std=0.0)(updates, byzantine)[4].round(2)
+    Array([4., 4.], dtype=float32)
     """
 
     std: Scalar = field(default=0.5, at_least=0)
@@ -67,6 +75,11 @@ class SignFlip(Attack):
     """The negative of an honest update: of each attacker's own, or of the honest mean.
 
     With ``of="own"`` norms stay as they are, so no screening by norm can see it.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> SignFlip()(updates, byzantine)[4].round(2)
+    Array([-4., -4.], dtype=float32)
     """
 
     of: str = field(default="own", choices=("own", "mean"))
@@ -89,6 +102,11 @@ class Scaling(Attack):
     message=Scaling(factor=...))``. With the factor ``n / (m * learning_rate)`` of the server the
     mean becomes the attackers' own model.
     Bagdasaryan et al., "How to backdoor federated learning", AISTATS 2020.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Scaling(factor=10.0)(updates, byzantine)[4].round(2)
+    Array([40., 40.], dtype=float32)
     """
 
     factor: Scalar = field(above=0)
@@ -108,6 +126,11 @@ class ReverseScaling(Attack):
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022 (there the factor is 100, or what a clipping defence lets through).
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> ReverseScaling(factor=10.0)(updates, byzantine)[4].round(2)
+    Array([-40., -40.], dtype=float32)
     """
 
     factor: Scalar = field(default=100.0, at_least=0)
@@ -134,13 +157,25 @@ class _Constant(Attack):
 
 
 class Zero(_Constant):
-    """Zeros: a client that contributes nothing."""
+    """Zeros: a client that contributes nothing.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Zero()(updates, byzantine)[4].round(2)
+    Array([0., 0.], dtype=float32)
+    """
 
     value: ClassVar[float] = 0.0
 
 
 class NaN(_Constant):
-    """Not-a-number in every coordinate: crashed clients, or the cheapest sabotage."""
+    """Not-a-number in every coordinate: crashed clients, or the cheapest sabotage.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> NaN()(updates, byzantine)[4].round(2)
+    Array([nan, nan], dtype=float32)
+    """
 
     name = "nan"
 
@@ -148,7 +183,13 @@ class NaN(_Constant):
 
 
 class Infinity(_Constant):
-    """Plus infinity in every coordinate."""
+    """Plus infinity in every coordinate.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Infinity()(updates, byzantine)[4].round(2)
+    Array([inf, inf], dtype=float32)
+    """
 
     value: ClassVar[float] = np.inf
 
@@ -159,6 +200,11 @@ class BitFlip(Attack):
     ``bits`` count from 0, the least of a float32; the default are the 22nd, 30th, 31st and 32nd.
     A number that would become NaN stays as it is.
     Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", arXiv:1802.10116, 2018.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> BitFlip(bits=(31,))(updates, byzantine)[4].round(2)
+    Array([-4., -4.], dtype=float32)
     """
 
     bits: tuple[int, ...] = (21, 29, 30, 31)

@@ -23,6 +23,11 @@ class ALIE(InformedAttack):
     Where z is None it follows from the cohort's n and m, see ``z_max``; at few attackers it is 0,
     and they send the mean.
     Baruch, Baruch, Goldberg, "A little is enough", NeurIPS 2019.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in ALIE(z=1.0)(updates, byzantine)[4]]
+    ['1.18', '0.18']
     """
 
     z: Scalar | None = field(default=None)
@@ -63,6 +68,11 @@ class IPM(InformedAttack):
     A small scale (0.1) defeats distance-based rules where the variance is large; a scale above
     h / m turns the mean itself around.
     Xie, Koyejo, Gupta, "Fall of empires", UAI 2019 (where the scale is called epsilon).
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> IPM(scale=1.0)(updates, byzantine)[4].round(2)
+    Array([-2., -1.], dtype=float32)
     """
 
     scale: Scalar = field(default=0.1, at_least=0)
@@ -113,6 +123,11 @@ class MinMax(InformedAttack):
     ``"sign"`` (minus its signs).
 
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in MinMax()(updates, byzantine)[4]]
+    ['1.18', '0.18']
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
@@ -146,6 +161,11 @@ class MinSum(InformedAttack):
     farthest (nearest) update from the mean in units of |p|. ``direction`` as in MinMax.
 
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
+
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in MinSum()(updates, byzantine)[4]]
+    ['1.29', '0.29']
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
