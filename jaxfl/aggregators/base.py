@@ -184,15 +184,18 @@ class WeightingRule(Aggregator):
     """Statistics that ``weigh`` reads: any of "norms", "gram", "inner", "products"."""
 
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
-        """Rows that the rule compares with or starts from, such as its previous output."""
+        """Extra rows, measured together with the updates: a root update, the previous aggregate."""
         return None
 
     def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
-        """Coordinates whose values the rule reads one by one, in ``statistics.sample``."""
+        """Indices of the coordinates whose values the rule reads, in ``statistics.sample``."""
         return None
 
     def wants_gram(self, state: State, context: Context) -> Bool[Array, ""] | None:
-        """Whether this round's Gram matrix is worth its pass; it is 0 where not. None: always."""
+        """Whether the Gram matrix is needed this round; if not it is all 0, and costs no pass.
+
+        None: it is needed in every round.
+        """
         return None
 
     @abc.abstractmethod
@@ -224,7 +227,7 @@ class WeightingRule(Aggregator):
         state: State,
         context: Context,
     ) -> Aggregated:
-        """In n-space: neither mixed rows nor intermediate outputs are formed."""
+        """Measures the updates, weighs n numbers, and reads the matrix once more for the answer."""
         d = updates.shape[1]
         own = self.references(state, context, d)
         references = jnp.zeros((0, d), updates.dtype) if own is None else own.astype(updates.dtype)
@@ -261,10 +264,11 @@ class WeightingRule(Aggregator):
     def _aggregate_once(
         self, updates: Float[Array, "n d"], state: State, context: Context
     ) -> Aggregated:
-        """One read, where the weights depend on nothing but on which rows are finite.
+        """One read of the matrix, for a rule that only needs to know which rows are finite.
 
-        They are taken as if all were; an answer that is finite, with room for any row's norm,
-        shows that all are (or that the rows that are too large cancel each other).
+        First all rows are combined as if all were finite. Where the answer is finite, and small
+        enough that no row's norm can have overflowed, they were, and it stands. Otherwise the
+        rows are measured and those that are not finite are left out.
         """
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         everyone = Statistics(usable=present_mask(context, updates.shape[0]))
@@ -303,7 +307,7 @@ class CoordinatewiseRule(Aggregator):
         state: State,
         context: Context,
     ) -> Aggregated:
-        """Over blocks of columns, mixed as they are read."""
+        """Reduces the columns block by block; rows are mixed as a block is read."""
         dtype = rows.accumulator(updates.dtype)
         statistics = mixing = None
         if pre:

@@ -36,13 +36,15 @@ def krum_picks(
     least: int = 1,
     power: int = 2,
 ) -> Bool[Array, "picks n"]:
-    """Which row wins each round of Krum, where the winner leaves before the next round.
+    """The winners of several rounds of Krum; each winner is removed before the next round.
 
-    Round t scores what is left with ``max(neighbours - t, least)`` neighbours; with 0 neighbours
-    the first row left wins. A round in which no usable row is left is all false.
+    In round t, counted from 0, every row that is left is scored by its distances to its
+    ``max(neighbours - t, least)`` nearest rows that are left, and the smallest score wins. With 0
+    neighbours the first row left wins. Once no usable row is left, a round has no winner.
 
-    Cost: O(n^2) a round: one that loses a neighbour and may count one fewer keeps the others, one
-    that does not lets its farthest go.
+    Cost: O(n^2) a round, because sets of neighbours are kept from round to round. Every round
+    counts one neighbour fewer. A row that had the winner among its neighbours loses just that
+    one; any other row drops its farthest neighbour.
     """
     n = squared_distances.shape[0]
     others = _others(squared_distances)

@@ -68,7 +68,10 @@ def measure_mixed(
     columns: Int[Array, " s"] | None = None,
     gram_wanted: Bool[Array, ""] | None = None,
 ) -> tuple[Statistics, Float[Array, "m n"] | None]:
-    """Measures the updates and mixes them stage by stage, in n-space.
+    """The statistics of the rows that come out of the pre-aggregators, without forming those rows.
+
+    The updates are measured once. Each stage then turns the statistics of its n rows into those of
+    the m rows it hands on, which takes products of small matrices only.
 
     Args:
       pre: the pre-aggregators, first to last.
@@ -112,7 +115,7 @@ def measure_mixed(
 def mix_block(
     block: Float[Array, "n c"], mixing: Float[Array, "m n"], diagonal: bool = False
 ) -> Float[Array, "m c"]:
-    """``mixing @ block``, where rows that nothing takes from may be NaN."""
+    """``mixing @ block``; a row whose column of ``mixing`` is 0 may be NaN, and does not spread."""
     block = jnp.where(jnp.any(mixing != 0, axis=0)[:, None], block, 0)
     if diagonal:
         return jnp.diagonal(mixing).astype(block.dtype)[:, None] * block
@@ -120,7 +123,11 @@ def mix_block(
 
 
 def context_of(m: int, context: Context) -> Context:
-    """What the server knows of m mixed rows: of groups of clients, no more than their number."""
+    """The context for a rule that sees m mixed rows instead of n clients.
+
+    Where m = n each row is still a client's. Otherwise a row is a group: all weigh the same, and
+    which client is which is not known.
+    """
     if context.weights.shape[0] == m:
         return context
     return context.replace(
@@ -132,7 +139,11 @@ def context_of(m: int, context: Context) -> Context:
 
 
 def to_clients(info: Info, mixing: Float[Array, "m n"]) -> Info:
-    """What a rule says of mixed rows, said of the clients in them; scores have no such meaning."""
+    """Carries ``info`` about mixed rows back to the clients that the rows were mixed from.
+
+    A client's weight is the sum over mixed rows of the row's weight times the client's share in
+    it. Scores belong to mixed rows and are left out.
+    """
     if info.weights is not None:
         mass = jnp.matmul(info.weights, mixing, precision="highest")
         return Info(selected=mass > 0, weights=mass)

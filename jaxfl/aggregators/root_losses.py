@@ -1,4 +1,4 @@
-"""What models that the server could make of the updates are worth on its own samples."""
+"""Losses on the server's own samples, for rules that judge an update by the model it leads to."""
 
 import jax
 import jax.numpy as jnp

@@ -73,11 +73,11 @@ def measure(
     gram_wanted: Bool[Array, ""] | None,
     centred: bool,
 ) -> Statistics:
-    """The passes over the matrix: norms and finiteness, and what else is needed.
+    """Reads the matrix: norms and finiteness of its rows, and what else is needed.
 
-    ``columns`` are those to sample; ``gram_wanted``, where given, says at run time whether the
-    Gram matrix is worth its pass (zeros otherwise). The centre of the Gram matrix is the row of
-    median norm, which f < n/2 rows cannot move far, or, unless ``centred``, the origin.
+    ``columns`` are the coordinates to sample. ``gram_wanted``, where given, decides at run time
+    whether the Gram matrix is computed; it is all 0 if not. ``centred``: inner products are taken
+    about the row of median norm, which f < n/2 attackers cannot move far; otherwise about 0.
     """
     squares = rows.squared_norms(updates)
     usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
