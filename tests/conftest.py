@@ -14,6 +14,12 @@ from hypothesis import settings
 from program_cache import ProgramCache
 
 MOST_MAPPINGS = 20_000
+# XLA's own caches would make the folder's path, new each time, a part of every program's key.
+PERSISTENT_CACHE = {
+    "min_compile_time_secs": 0,
+    "min_entry_size_bytes": -1,
+    "enable_xla_caches": "none",
+}
 PROGRAMS = pytest.StashKey[ProgramCache]()
 # Few tests that take long: started first, so that no process is left alone with them at the end.
 LONG = ("documents", "auditing", "devices", "cli", "folder", "results", "findings")
@@ -42,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     root = Path(cache.mkdir("jaxfl_programs") if cache else tempfile.mkdtemp(prefix="jaxfl-"))
     programs = config.stash[PROGRAMS] = ProgramCache(root)
     jax.config.update("jax_compilation_cache_dir", str(programs.folder))
-    for name, value in (("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
+    for name, value in PERSISTENT_CACHE.items():
         jax.config.update(f"jax_persistent_cache_{name}", value)
         os.environ[f"JAX_PERSISTENT_CACHE_{name.upper()}"] = str(value)
     # Of the command line; Matplotlib's list of fonts, made in seconds, stays where it is.
