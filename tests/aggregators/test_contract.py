@@ -202,13 +202,16 @@ def test_claims_follow_the_settings(rule, claims):
 @every_rule
 def test_calls_compile_once_whatever_the_values(name):
     rule, x = RULES[name], draw()
+    earlier = traces.total()
     run(rule, x)
     before = traces.total()
+    # None where another test has traced it and its program has not been freed since.
+    assert before - earlier <= 1
     for i in range(10):
         other = jax.tree.map(lambda leaf, i=i: leaf * (1 + i / 10), rule)
         run(other, x * i, context=given(key=jax.random.key(i), round=jnp.int32(i)))
     assert traces.total() == before
-    assert traces[type(rule), jax.tree.structure(rule), x.shape, x.dtype] == 1
+    assert traces[type(rule), jax.tree.structure(rule), x.shape, x.dtype] >= 1
 
 
 ONE_OF_A_KIND = ["geometric_median", "median", "pipeline"]
