@@ -47,7 +47,12 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 
 # Of all rules, one of several devices may select otherwise where two clients tie up to rounding.
 @pytest.mark.parametrize(
-    "part", [pytest.param("rules", marks=pytest.mark.default_compiler), "noise", "private"]
+    "part",
+    [
+        pytest.param("rules", marks=pytest.mark.default_compiler),
+        pytest.param("noise", marks=pytest.mark.slow),
+        "private",
+    ],
 )
 def test_eight_devices_give_what_one_gives(part):
     output = run_script("device_check.py", part, flags=EIGHT)

@@ -13,6 +13,7 @@ import jaxfl
 from jaxfl.aggregators import Aggregator, PreAggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
+from jaxfl.data import Partition, RootData
 from jaxfl.fairness import Fairness
 from jaxfl.models import Model
 from jaxfl.optimizers import Optimizer, Schedule
@@ -29,7 +30,9 @@ WITH_EXAMPLES = (
     Model,
     Optimizer,
     Participation,
+    Partition,
     Privacy,
+    RootData,
     Schedule,
 )
 GIVEN = {"jax": jax, "jnp": jnp, "np": np, "jaxfl": jaxfl}

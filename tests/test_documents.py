@@ -104,6 +104,7 @@ def test_the_readme_snippets_run(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_readme_commands_run(tmp_path):
     (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "jaxfl compare" in commands

@@ -185,6 +185,7 @@ def test_groups_take_turns():
         simulation(PLAIN.replace(participation=Cyclic(groups=4)))
 
 
+@pytest.mark.slow
 def test_q_one_helps_a_minority_at_no_cost_in_the_mean():
     """3 of 20 clients have the upper five digits; 5 seeds in one program."""
     seeds, qs = range(5), (0.0, 1.0)

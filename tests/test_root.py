@@ -228,6 +228,7 @@ def test_a_rule_that_needs_no_root_data_ignores_it():
     assert run.run(2).records.cohort.tolist() == [8, 8]
 
 
+@pytest.mark.slow
 def test_they_learn_where_the_mean_does_not():
     data = DATASET.split(Dirichlet(alpha=1.0), 10, root=RootData(size=50))
     base = Federation(algorithm=FedSGD(batch_size=16), attack=IPM(scale=5.0), byzantine=3)

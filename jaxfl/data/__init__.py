@@ -6,6 +6,8 @@ from jaxfl.data.builtin import from_arrays as from_arrays
 from jaxfl.data.builtin import synthetic as synthetic
 from jaxfl.data.dataset import Dataset as Dataset
 from jaxfl.data.dataset import FederatedData as FederatedData
+from jaxfl.data.dataset import LabelPartition as LabelPartition
+from jaxfl.data.dataset import Partition as Partition
 from jaxfl.data.dataset import Summary as Summary
 from jaxfl.data.images import cifar10 as cifar10
 from jaxfl.data.images import fashion_mnist as fashion_mnist
@@ -20,7 +22,6 @@ from jaxfl.data.partitions import Dirichlet as Dirichlet
 from jaxfl.data.partitions import GammaSimilarity as GammaSimilarity
 from jaxfl.data.partitions import Minority as Minority
 from jaxfl.data.partitions import Natural as Natural
-from jaxfl.data.partitions import Partition as Partition
 from jaxfl.data.partitions import QuantityDirichlet as QuantityDirichlet
 from jaxfl.data.partitions import QuantityLogNormal as QuantityLogNormal
 from jaxfl.data.partitions import SFraction as SFraction

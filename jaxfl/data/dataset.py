@@ -1,5 +1,6 @@
 """Data sets before and after they are divided among clients."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 
@@ -15,19 +16,26 @@ from jaxfl.types import Struct
 
 
 class Partition(Component):
-    """A way to divide samples among clients. Abstract.
+    """A way to divide samples among clients. Abstract: override ``divide``.
 
-    Whatever the way, every sample goes to exactly one client, every client gets at least one
-    sample (a client left with nothing takes one from the largest), and the generator decides
-    everything random. In the formulas N is the number of samples, n the number of clients.
+    Every sample goes to exactly one client, and every client gets at least one sample (a client
+    left with nothing takes one from the largest). The generator decides everything random. In the
+    formulas N is the number of samples, n the number of clients.
     """
 
+    @abc.abstractmethod
+    def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
+        """The owner ``[N]`` of each training sample."""
+
+
+class LabelPartition(Partition):
+    """A partition that looks at labels only. Abstract: override ``assign``."""
+
+    @abc.abstractmethod
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         """The owner ``[N]`` of each sample, from the labels ``[N]``."""
-        raise NotImplementedError
 
     def divide(self, data: "Dataset", clients: int, random: np.random.Generator) -> np.ndarray:
-        """The owner ``[N]`` of each training sample: for a way that sees more than labels."""
         return self.assign(np.asarray(data.labels), clients, random)
 
 

@@ -5,21 +5,33 @@ import math
 import numpy as np
 
 from jaxfl.component import field
-from jaxfl.data.dataset import Dataset, Partition
+from jaxfl.data.dataset import Dataset, LabelPartition, Partition
 
 
-class IID(Partition):
-    """A random permutation cut into equal parts (sizes differ by at most one)."""
+class IID(LabelPartition):
+    """A random permutation cut into equal parts (sizes differ by at most one).
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(IID().assign(labels, 4, random)).tolist()
+    [6, 6, 6, 6]
+    """
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         return deal(len(labels), clients, random)
 
 
-class Dirichlet(Partition):
+class Dirichlet(LabelPartition):
     """Label skew: each class is divided in proportions drawn from ``Dir(alpha, ..., alpha)``.
 
     alpha = 0.1 is strong heterogeneity, 10 nearly IID. Hsu, Qi, Brown, "Measuring the effects
     of non-identical data distribution", 2019.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> owners = Dirichlet(alpha=0.1).assign(labels, 4, random)
+    >>> [np.unique(labels[owners == k]).tolist() for k in range(4)]
+    [[0], [1], [1, 2], [0, 1, 2, 3]]
     """
 
     alpha: float = field(above=0, at_most=1e9)
@@ -32,7 +44,7 @@ class Dirichlet(Partition):
         return give_each_one(owners, clients, random)
 
 
-class Shards(Partition):
+class Shards(LabelPartition):
     """Pathological label skew: the samples sorted by label, cut into shards, dealt at random.
 
     The sort is stable, the ``per_client * n`` shards are equal (to one sample), and each client
@@ -40,6 +52,12 @@ class Shards(Partition):
 
     McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
     AISTATS 2017: MNIST on n = 100 clients, 200 shards of 300 samples, 2 a client.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> owners = Shards(per_client=1).assign(labels, 4, random)
+    >>> [np.unique(labels[owners == k]).tolist() for k in range(4)]
+    [[1], [2], [0], [3]]
     """
 
     per_client: int = field(default=2, at_least=1)
@@ -49,7 +67,7 @@ class Shards(Partition):
         return give_each_one(owners, clients, random)
 
 
-class SFraction(Partition):
+class SFraction(LabelPartition):
     """SignGuard's scheme: a random fraction s of the samples IID, the rest in sorted shards.
 
     ``floor(s * N)`` samples drawn at random are dealt evenly; the others are sorted by label
@@ -59,6 +77,11 @@ class SFraction(Partition):
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering" (SignGuard), ICDCS 2022, section VI-B: n = 50, s in {0.3, 0.5, 0.8}. The authors'
     code takes the first rather than random samples for the IID part.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(SFraction(s=0.5).assign(labels, 4, random)).tolist()
+    [7, 5, 6, 6]
     """
 
     s: float = field(at_least=0, at_most=1)
@@ -69,7 +92,7 @@ class SFraction(Partition):
         return give_each_one(owners, clients, random)
 
 
-class BiasGroups(Partition):
+class BiasGroups(LabelPartition):
     """FLTrust's bias q: a group of clients per class, samples mostly in their class's group.
 
     The clients are split at random into C equal groups (to one client), C the number of
@@ -79,6 +102,11 @@ class BiasGroups(Partition):
 
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust
     bootstrapping", NDSS 2021: n = 100, q = 0.1 (MNIST-0.1) and 0.5 (all other data sets).
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(BiasGroups(q=0.5).assign(labels, 4, random)).tolist()
+    [7, 3, 6, 8]
     """
 
     q: float = field(at_least=0, at_most=1)
@@ -102,7 +130,7 @@ class BiasGroups(Partition):
         return give_each_one(owners, clients, random)
 
 
-class GammaSimilarity(Partition):
+class GammaSimilarity(LabelPartition):
     """A random fraction gamma of the samples IID, the rest sorted by label, in n runs.
 
     ``floor(gamma * N)`` samples drawn at random are dealt evenly; the others are sorted by
@@ -111,6 +139,11 @@ class GammaSimilarity(Partition):
 
     Karimireddy et al., "SCAFFOLD", ICML 2020 (there "s % similarity"); Gonzalez et al., "ByzFL:
     research framework for robust federated learning", 2025 (there "gamma similarity").
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(GammaSimilarity(gamma=0.5).assign(labels, 4, random)).tolist()
+    [6, 6, 6, 6]
     """
 
     gamma: float = field(at_least=0, at_most=1)
@@ -122,11 +155,16 @@ class GammaSimilarity(Partition):
         return give_each_one(owners, clients, random)
 
 
-class QuantityDirichlet(Partition):
+class QuantityDirichlet(LabelPartition):
     """Quantity skew: sizes in proportions drawn from ``Dir(alpha, ..., alpha)``, labels IID.
 
     Li, Diao, Chen, He, "Federated learning on non-IID data silos: an experimental study", ICDE
     2022: n = 10, alpha = 0.5.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(QuantityDirichlet(alpha=0.5).assign(labels, 4, random)).tolist()
+    [5, 1, 12, 6]
     """
 
     alpha: float = field(default=0.5, above=0, at_most=1e9)
@@ -136,11 +174,16 @@ class QuantityDirichlet(Partition):
         return give_each_one(random.permutation(owners), clients, random)
 
 
-class QuantityLogNormal(Partition):
+class QuantityLogNormal(LabelPartition):
     """Quantity skew: sizes in proportion to ``exp(sigma * z)``, z standard normal; labels IID.
 
     sigma = 0 gives equal sizes. Acar et al., "Federated learning based on dynamic
     regularization" (FedDyn), ICLR 2021: n = 100, sigma = 0.3 for unbalanced data.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> np.bincount(QuantityLogNormal(sigma=1.0).assign(labels, 4, random)).tolist()
+    [5, 4, 9, 6]
     """
 
     sigma: float = field(default=0.3, at_least=0, at_most=100)
@@ -153,11 +196,17 @@ class QuantityLogNormal(Partition):
         return give_each_one(random.permutation(owners), clients, random)
 
 
-class Minority(Partition):
+class Minority(LabelPartition):
     """Two kinds of clients: a minority has the upper half of the classes, the others the lower.
 
     ``max(round(share * n), 1)`` random clients share the samples of the upper classes evenly, the
     rest those of the lower ones: what fairness is for, and what robust rules take for an attack.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> random = np.random.default_rng(0)
+    >>> owners = Minority().assign(labels, 4, random)
+    >>> [np.unique(labels[owners == k]).tolist() for k in range(4)]
+    [[1], [0, 1], [2, 3], [0]]
     """
 
     share: float = field(default=0.15, above=0, below=1)
@@ -178,6 +227,11 @@ class Natural(Partition):
 
     Clients are numbered in the sorted order of their ids. The data set must have ``client_ids``
     and exactly as many different ones as there are clients.
+
+    >>> x, ids = np.zeros((4, 2), np.float32), np.array([7, 9, 9, 7])
+    >>> data = jaxfl.data.from_arrays(x, [0, 1, 0, 1], x, [0, 1, 0, 1], client_ids=ids)
+    >>> Natural().divide(data, 2, np.random.default_rng(0)).tolist()
+    [0, 1, 1, 0]
     """
 
     def divide(self, data: Dataset, clients: int, random: np.random.Generator) -> np.ndarray:

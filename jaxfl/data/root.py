@@ -17,6 +17,11 @@ class RootData(Component):
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021: size = 100, with and without bias. That clients do not own them, and which class is
     preferred, are as in the authors' code.
+
+    >>> labels = np.repeat([0, 1, 2, 3], 6)
+    >>> chosen = RootData(size=4, bias=0.5, bias_class=2).draw(labels, 4, np.random.default_rng(0))
+    >>> np.bincount(labels[chosen], minlength=4).tolist()
+    [1, 1, 2, 0]
     """
 
     name = "root"

@@ -14,7 +14,8 @@ from jaxfl.numerics import kernels
 from jaxfl.types import Context
 
 KINDS = ["random", "tied", "skewed", "sparse", "tiny"]
-SIZES = [(1, 0), (3, 1), (10, 3), (11, 5), (50, 10), (66, 20), (130, 40)]
+SIZES = [(1, 0), (3, 1), (10, 3), (11, 5), (50, 10), (66, 20)]
+SIZES.append(pytest.param(130, 40, marks=pytest.mark.slow))
 
 
 def draw(kind, n, d=12, dtype=np.float64):
@@ -152,7 +153,7 @@ def test_properties(x, permutation):
             assert (got <= x.max(0) + 1e-6).all()
 
 
-@pytest.mark.parametrize("n", [9, 70])
+@pytest.mark.parametrize("n", [9, pytest.param(70, marks=pytest.mark.slow)])
 def test_vmap_equals_a_loop(n):
     x = np.stack([draw("tied", n, dtype=np.float32), draw("random", n, dtype=np.float32)])
     for name, (rule, _) in rules(3).items():

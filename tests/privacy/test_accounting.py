@@ -332,7 +332,7 @@ def test_settings_that_do_not_go_together(made, message):
 @pytest.mark.parametrize(
     "privacy",
     [
-        ExamplePrivacy(clip=1.0, epsilon=3.0),
+        pytest.param(ExamplePrivacy(clip=1.0, epsilon=3.0), marks=pytest.mark.slow),
         MessagePrivacy(clip=1.0, epsilon=8.0),
         CentralPrivacy(clip=1.0, epsilon=1.5),
     ],
