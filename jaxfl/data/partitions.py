@@ -228,8 +228,8 @@ class Natural(Partition):
     Clients are numbered in the sorted order of their ids. The data set must have ``client_ids``
     and exactly as many different ones as there are clients.
 
-    >>> x, ids = np.zeros((4, 2), np.float32), np.array([7, 9, 9, 7])
-    >>> data = jaxfl.data.from_arrays(x, [0, 1, 0, 1], x, [0, 1, 0, 1], client_ids=ids)
+    >>> x, y, ids = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), np.array([7, 9, 9, 7])
+    >>> data = jaxfl.data.from_arrays(x, y, x, y, client_ids=ids)
     >>> Natural().divide(data, 2, np.random.default_rng(0)).tolist()
     [0, 1, 1, 0]
     """
