@@ -13,7 +13,7 @@ from jaxfl.accounting import Meter, caveats, guarantee
 from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
-from jaxfl.experiments.schema import Cell
+from jaxfl.experiments.cells import Cell
 from jaxfl.federation import Federation
 from jaxfl.metrics import FairnessMetrics
 from jaxfl.record import RoundRecord

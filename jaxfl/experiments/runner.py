@@ -12,6 +12,7 @@ import numpy as np
 from jaxfl.accounting import Meter, calibrate
 from jaxfl.data import Dataset
 from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.results import (
@@ -23,7 +24,7 @@ from jaxfl.experiments.results import (
     not_run,
     result_of,
 )
-from jaxfl.experiments.schema import Cell, Experiment
+from jaxfl.experiments.schema import Experiment
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 import itertools
 import tomllib
 from collections.abc import Sequence
@@ -12,105 +11,12 @@ from typing import Any
 
 import jax
 
-from jaxfl.aggregators import Aggregator
-from jaxfl.attacks import Attack
-from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, convert
-from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
+from jaxfl.experiments.cells import KNOWN, Cell, check_keys, integer, read_cell
 from jaxfl.experiments.labels import brief, describe
-from jaxfl.fairness import Fairness
-from jaxfl.federation import Federation
-from jaxfl.models import Model
-from jaxfl.optimizers import Optimizer
-from jaxfl.participation import Participation
-from jaxfl.privacy import Privacy
-from jaxfl.registry import build, unknown
+from jaxfl.registry import unknown
 
-PARTS: dict[str, type[Component]] = {
-    "algorithm": ClientAlgorithm,
-    "optimizer": Optimizer,
-    "participation": Participation,
-    "privacy": Privacy,
-    "fairness": Fairness,
-    "attack": Attack,
-    "aggregator": Aggregator,
-}
-NUMBERS = (
-    "rounds",
-    "evaluate_every",
-    "checkpoint_every",
-    "seed",
-    "client_chunk",
-    "byzantine",
-    "byzantine_per_round",
-)
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
-KNOWN = (
-    "title",
-    *NUMBERS,
-    "noise_order",
-    "validation",
-    *PARTS,
-    "data",
-    "model",
-    "sweep",
-    "tune",
-    "findings",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One combination of a grid."""
-
-    labels: dict[str, str]
-    """Axis of the sweep to this cell's value on it."""
-    federations: tuple[Federation, ...]
-    """One per candidate of ``tune``; they differ in leaves only."""
-    model: Model
-    data: tuple[str, dict[str, Any]]
-    clients: int
-    partition: Partition
-    root: RootData | None
-    """The server's own samples."""
-    client_test: float
-    """Share of its samples that each client holds out, to be tested on."""
-    rounds: int
-    evaluate_every: int
-    checkpoint_every: int
-    validation: float
-    """Share of the training samples held out for choosing."""
-    seeds: tuple[int, ...]
-    client_chunk: int | None
-    client_accuracy: bool
-    """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
-    weighs them."""
-
-    @property
-    def federation(self) -> Federation:
-        """The first candidate: all have its parts."""
-        return self.federations[0]
-
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """Candidate and seed of every run of the cell's one program."""
-        return [(c, seed) for c in range(len(self.federations)) for seed in self.seeds]
-
-    def load(self) -> Dataset:
-        """The data set, read from where it lies."""
-        name, arguments = self.data
-        dataset = SOURCES[name](**arguments)
-        return dataset.hold_out(self.validation) if self.validation else dataset
-
-    def divide(self, dataset: Dataset) -> list[FederatedData]:
-        """The data divided anew for every seed."""
-        return [
-            dataset.split(
-                self.partition, self.clients, seed, root=self.root, client_test=self.client_test
-            )
-            for seed in self.seeds
-        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +91,10 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     Raises:
       ValueError: an unknown key, a wrong type or value.
     """
-    _known(table, KNOWN, "")
+    check_keys(table, KNOWN, "")
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
-    seeds = tuple(_integer(s, "seed", 0) for s in sweep.pop("seed", [table.get("seed", 0)]))
+    seeds = tuple(integer(s, "seed", 0) for s in sweep.pop("seed", [table.get("seed", 0)]))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
     if tune and not table.get("validation"):
@@ -196,7 +102,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     candidates = [_assigned(table, tune, choice) for choice in itertools.product(*tune.values())]
     choices = list(itertools.product(*sweep.values()))
     cells = [
-        _tuned([_cell(_assigned(c, sweep, choice), seeds) for c in candidates], tune)
+        _tuned([read_cell(_assigned(c, sweep, choice), seeds) for c in candidates], tune)
         for choice in choices
     ]
     cells = _labelled(cells, tuple(sweep), choices)
@@ -231,7 +137,7 @@ def _assigned(table: dict[str, Any], grid: dict[str, list[Any]], choice: Sequenc
     table = copy.deepcopy(table)
     for key, value in zip(grid, choice, strict=True):
         _assign(table, key, copy.deepcopy(value))
-    _known(table, KNOWN, "")
+    check_keys(table, KNOWN, "")
     return table
 
 
@@ -247,67 +153,6 @@ def _tuned(cells: Sequence[Cell], tune: dict[str, list[Any]]) -> Cell:
                 f"optimizer.learning_rate, can be tuned; got {', '.join(tune)}"
             )
     return dataclasses.replace(first, federations=tuple(cell.federation for cell in cells))
-
-
-def _cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
-    for key in ("data", "model", "rounds"):
-        if key not in table:
-            raise ValueError(f"{key} is missing")
-    data = {"name": table["data"]} if isinstance(table["data"], str) else table["data"]
-    if not isinstance(data, dict):
-        raise ValueError(f"data must be a name or a table; got {data!r}")
-    source = data.get("name")
-    if not isinstance(source, str) or source not in SOURCES:
-        raise ValueError(f"data.name: {unknown(source, SOURCES)}")
-    parameters = inspect.signature(SOURCES[source]).parameters
-    _known(data, ("name", "clients", "partition", "root", "client_test", *parameters), "data.")
-    arguments = {
-        key: convert("data", key, parameters[key].annotation, value)
-        for key, value in data.items()
-        if key in parameters
-    }
-    clients = _integer(data.get("clients", 10), "data.clients", 1)
-    byzantine = _integer(table.get("byzantine", 0), "byzantine", 0)
-    if byzantine > clients:
-        raise ValueError(f"byzantine must be at most data.clients = {clients}; got {byzantine}")
-    parts: dict[str, Any] = {
-        key: build(kind, table[key], key)
-        for key, kind in PARTS.items()
-        if key in table and key not in ("attack", "aggregator")
-    }
-    participation = parts.get("participation", Federation().participation)
-    # The expected number of Byzantine clients in a round, rounded up.
-    f = -(-byzantine * participation.expected(clients) // clients)
-    fixed = {}
-    if "byzantine_per_round" in table:
-        if table["byzantine_per_round"] != "expected":
-            f = _integer(table["byzantine_per_round"], "byzantine_per_round", 0)
-        fixed = {"byzantine_per_round": f}
-    parts |= {
-        key: build(PARTS[key], table[key], key, f=f)
-        for key in ("attack", "aggregator")
-        if key in table
-    }
-    rounds = _integer(table["rounds"], "rounds", 1)
-    chunk = table.get("client_chunk")
-    order = {"noise_order": table["noise_order"]} if "noise_order" in table else {}
-    return Cell(
-        labels={},
-        federations=(Federation(byzantine=byzantine, **fixed, **parts, **order),),
-        model=build(Model, table["model"], "model"),
-        data=(source, arguments),
-        clients=clients,
-        partition=build(Partition, data.get("partition", "iid"), "data.partition"),
-        root=build(RootData, data["root"], "data.root") if "root" in data else None,
-        rounds=rounds,
-        evaluate_every=_integer(table.get("evaluate_every", 10), "evaluate_every", 1),
-        checkpoint_every=_integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),
-        client_test=_share(data.get("client_test", 0), "data.client_test"),
-        validation=_share(table.get("validation", 0), "validation"),
-        seeds=seeds,
-        client_chunk=None if chunk is None else _integer(chunk, "client_chunk", 1),
-        client_accuracy="client_test" in data or "fairness" in table,
-    )
 
 
 def _labelled(
@@ -350,23 +195,3 @@ def toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _known(table: dict[str, Any], known: Sequence[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{where}{key}: {unknown(key, known)}")
-
-
-def _share(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number; got {value!r}")
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
-    return float(value)
-
-
-def _integer(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
-    return value

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.runner import Tick
-from jaxfl.experiments.schema import Cell, Experiment
+from jaxfl.experiments.schema import Experiment
 
 
 class Watcher:

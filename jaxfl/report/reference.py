@@ -15,8 +15,8 @@ from typing import Any
 import jaxfl
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
+from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.findings import METRICS
-from jaxfl.experiments.schema import KNOWN, PARTS
 from jaxfl.federation import Federation
 from jaxfl.registry import REGISTRY
 from jaxfl.report.components import attacks_table, rules_table, signature

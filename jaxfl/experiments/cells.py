@@ -1,0 +1,210 @@
+"""One cell of an experiment: from a TOML table to parts that can be run."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from jaxfl.aggregators import Aggregator
+from jaxfl.attacks import Attack
+from jaxfl.clients import ClientAlgorithm
+from jaxfl.component import Component, convert
+from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
+from jaxfl.fairness import Fairness
+from jaxfl.federation import Federation
+from jaxfl.models import Model
+from jaxfl.optimizers import Optimizer
+from jaxfl.participation import Participation
+from jaxfl.privacy import Privacy
+from jaxfl.registry import build, unknown
+
+PARTS: dict[str, type[Component]] = {
+    "algorithm": ClientAlgorithm,
+    "optimizer": Optimizer,
+    "participation": Participation,
+    "privacy": Privacy,
+    "fairness": Fairness,
+    "attack": Attack,
+    "aggregator": Aggregator,
+}
+"""Keys of the tables that describe parts of a federation, and their kinds."""
+NUMBERS = (
+    "rounds",
+    "evaluate_every",
+    "checkpoint_every",
+    "seed",
+    "client_chunk",
+    "byzantine",
+    "byzantine_per_round",
+)
+KNOWN = (
+    "title",
+    *NUMBERS,
+    "noise_order",
+    "validation",
+    *PARTS,
+    "data",
+    "model",
+    "sweep",
+    "tune",
+    "findings",
+)
+"""Keys that an experiment may have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One combination of a grid."""
+
+    labels: dict[str, str]
+    """Axis of the sweep to this cell's value on it."""
+    federations: tuple[Federation, ...]
+    """One per candidate of ``tune``; they differ in leaves only."""
+    model: Model
+    data: tuple[str, dict[str, Any]]
+    clients: int
+    partition: Partition
+    root: RootData | None
+    """The server's own samples."""
+    client_test: float
+    """Share of its samples that each client holds out, to be tested on."""
+    rounds: int
+    evaluate_every: int
+    checkpoint_every: int
+    validation: float
+    """Share of the training samples held out for choosing."""
+    seeds: tuple[int, ...]
+    client_chunk: int | None
+    client_accuracy: bool
+    """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
+    weighs them."""
+
+    @property
+    def federation(self) -> Federation:
+        """The first candidate: all have its parts."""
+        return self.federations[0]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Candidate and seed of every run of the cell's one program."""
+        return [(c, seed) for c in range(len(self.federations)) for seed in self.seeds]
+
+    def load(self) -> Dataset:
+        """The data set, read from where it lies."""
+        name, arguments = self.data
+        dataset = SOURCES[name](**arguments)
+        return dataset.hold_out(self.validation) if self.validation else dataset
+
+    def divide(self, dataset: Dataset) -> list[FederatedData]:
+        """The data divided anew for every seed."""
+        return [
+            dataset.split(
+                self.partition, self.clients, seed, root=self.root, client_test=self.client_test
+            )
+            for seed in self.seeds
+        ]
+
+
+def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
+    """The cell that a table without ``sweep`` and ``tune`` describes.
+
+    Args:
+      table: keys are those of ``KNOWN``.
+      seeds: the seeds that the cell is run with.
+
+    Raises:
+      ValueError: a key is missing or unknown, or a value has the wrong type or range.
+    """
+    for key in ("data", "model", "rounds"):
+        if key not in table:
+            raise ValueError(f"{key} is missing")
+    data, source, arguments = _source(table["data"])
+    clients = integer(data.get("clients", 10), "data.clients", 1)
+    federation = _federation(table, clients)
+    chunk = table.get("client_chunk")
+    return Cell(
+        labels={},
+        federations=(federation,),
+        model=build(Model, table["model"], "model"),
+        data=(source, arguments),
+        clients=clients,
+        partition=build(Partition, data.get("partition", "iid"), "data.partition"),
+        root=build(RootData, data["root"], "data.root") if "root" in data else None,
+        rounds=integer(table["rounds"], "rounds", 1),
+        evaluate_every=integer(table.get("evaluate_every", 10), "evaluate_every", 1),
+        checkpoint_every=integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),
+        client_test=_share(data.get("client_test", 0), "data.client_test"),
+        validation=_share(table.get("validation", 0), "validation"),
+        seeds=seeds,
+        client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
+        client_accuracy="client_test" in data or "fairness" in table,
+    )
+
+
+def _source(value: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """The table ``data``, the name of its data set and the arguments of that set's function."""
+    data = {"name": value} if isinstance(value, str) else value
+    if not isinstance(data, dict):
+        raise ValueError(f"data must be a name or a table; got {data!r}")
+    source = data.get("name")
+    if not isinstance(source, str) or source not in SOURCES:
+        raise ValueError(f"data.name: {unknown(source, SOURCES)}")
+    parameters = inspect.signature(SOURCES[source]).parameters
+    known = ("name", "clients", "partition", "root", "client_test", *parameters)
+    check_keys(data, known, "data.")
+    arguments = {
+        key: convert("data", key, parameters[key].annotation, value)
+        for key, value in data.items()
+        if key in parameters
+    }
+    return data, source, arguments
+
+
+def _federation(table: dict[str, Any], clients: int) -> Federation:
+    byzantine = integer(table.get("byzantine", 0), "byzantine", 0)
+    if byzantine > clients:
+        raise ValueError(f"byzantine must be at most data.clients = {clients}; got {byzantine}")
+    # What the attack and the rule know of f follows from who takes part: they are built last.
+    last = ("attack", "aggregator")
+    parts: dict[str, Any] = {
+        key: build(kind, table[key], key)
+        for key, kind in PARTS.items()
+        if key in table and key not in last
+    }
+    participation = parts.get("participation", Federation().participation)
+    # The expected number of Byzantine clients in a round, rounded up.
+    f = -(-byzantine * participation.expected(clients) // clients)
+    if "byzantine_per_round" in table:
+        if table["byzantine_per_round"] != "expected":
+            f = integer(table["byzantine_per_round"], "byzantine_per_round", 0)
+        parts["byzantine_per_round"] = f
+    parts |= {key: build(PARTS[key], table[key], key, f=f) for key in last if key in table}
+    if "noise_order" in table:
+        parts["noise_order"] = table["noise_order"]
+    return Federation(byzantine=byzantine, **parts)
+
+
+def check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises ValueError for the first key that is not known; ``where`` goes before it."""
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where}{key}: {unknown(key, known)}")
+
+
+def _share(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
+    return float(value)
+
+
+def integer(value: Any, name: str, least: int) -> int:
+    """The value, if it is an integer of at least ``least``.
+
+    Raises:
+      ValueError: it is not; the text calls it ``name``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
+    return value
