@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -91,24 +92,38 @@ def run(
     if not quiet:
         for said in privacy_statements(experiment):
             console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
-    results: list[Result] = []
     path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
     with (
         RunFolder(path, experiment, resume=resume) as folder,
         StopSignals() as signals,
         Watcher(experiment, console, quiet=quiet) as watcher,
     ):
-        try:
-            for result in run_experiment(folder, watcher.watch, lambda: signals.asked):
-                results.append(result)
-        except Interrupted:
-            done = folder.progress
-            place = f"round {done.round} of cell {done.cell + 1} of {len(experiment.cells)}"
-            raise Interrupted(f"stopped after {place}; go on with --resume") from None
-        results = conclude(results)
+        results = conclude(run_cells(folder, signals, watcher))
         write_tables(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
+    print_results(console, path, experiment, results, swept=swept)
+
+
+def run_cells(folder: RunFolder, signals: StopSignals, watcher: Watcher) -> list[Result]:
+    """The results of all cells; raises ``Interrupted``, with the place, where a signal came."""
+    try:
+        return list(run_experiment(folder, watcher.watch, lambda: signals.asked))
+    except Interrupted:
+        done, cells = folder.progress, folder.experiment.cells
+        place = f"round {done.round} of cell {done.cell + 1} of {len(cells)}"
+        raise Interrupted(f"stopped after {place}; go on with --resume") from None
+
+
+def print_results(
+    console: Console,
+    path: Path,
+    experiment: schema.Experiment,
+    results: Sequence[Result],
+    *,
+    swept: bool,
+) -> None:
+    """Prints the table, whether the stated findings hold, and where the files are."""
     console.print(result_table(experiment, results))
     for verdict in verdicts(experiment, results):
         console.print(f"Stated: {verdict}", highlight=False, soft_wrap=True)

@@ -186,27 +186,46 @@ def compile_for(
     check_way(way)
     devices = list(devices or jax.devices()[:1])
     if len(devices) == 1:
-        jitted = jax.jit(function, donate_argnums=donate)
-
-        def on_one(*arguments: PyTree) -> PyTree:
-            with jax.default_device(devices[0]):
-                return jitted(*arguments)
-
-        return on_one
+        return _on_one(function, devices[0], donate)
     if way == "shard_map":
-        mesh = make_mesh(devices)
-        whole = NamedSharding(mesh, PartitionSpec())
-        jitted = jax.jit(function, donate_argnums=donate, out_shardings=whole)
+        return _on_mesh(function, devices, donate)
+    return _on_all(function, devices, donate)
 
-        def on_mesh(*arguments: PyTree) -> PyTree:
-            placed = copy_to(arguments, devices)
-            with jax.set_mesh(mesh):
-                return jitted(*placed)
 
-        return on_mesh
+def _on_one(
+    function: Callable[..., PyTree], device: Device, donate: tuple[int, ...]
+) -> Callable[..., PyTree]:
+    jitted = jax.jit(function, donate_argnums=donate)
+
+    def call(*arguments: PyTree) -> PyTree:
+        with jax.default_device(device):
+            return jitted(*arguments)
+
+    return call
+
+
+def _on_mesh(
+    function: Callable[..., PyTree], devices: Sequence[Device], donate: tuple[int, ...]
+) -> Callable[..., PyTree]:
+    mesh = make_mesh(devices)
+    whole = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(function, donate_argnums=donate, out_shardings=whole)
+
+    def call(*arguments: PyTree) -> PyTree:
+        placed = copy_to(arguments, devices)
+        with jax.set_mesh(mesh):
+            return jitted(*placed)
+
+    return call
+
+
+def _on_all(
+    function: Callable[..., PyTree], devices: Sequence[Device], donate: tuple[int, ...]
+) -> Callable[..., PyTree]:
+    """``pmap`` over the devices; it needs to know how many arguments there are."""
     mapped: dict[int, Callable[..., PyTree]] = {}
 
-    def on_all(*arguments: PyTree) -> PyTree:
+    def call(*arguments: PyTree) -> PyTree:
         if len(arguments) not in mapped:
             mapped[len(arguments)] = jax.pmap(
                 lambda _, *a: function(*a),
@@ -218,4 +237,4 @@ def compile_for(
             )
         return mapped[len(arguments)](jnp.arange(len(devices)), *arguments)
 
-    return on_all
+    return call

@@ -31,7 +31,7 @@ class RoundRecord(Struct):
     """Clients that took part."""
     minority_selected: Float[Array, ""]
     """Share that the rule selected of the honest clients whose labels are most unlike the others':
-    a fifth of the population, see ``fairness.minority``."""
+    a fifth of the population, see ``metrics.minority``."""
     clip: Float[Array, ""]
     """The clip of the central mechanism, which may adapt (NaN without one)."""
     participations: Int[Array, ""]
@@ -57,13 +57,6 @@ def record_of(
     finite = present & jnp.isfinite(squares)
     byzantine, honest = context.byzantine & present, ~context.byzantine & present
 
-    def mean_over(mask: Array, values: Array | None) -> Array:
-        if values is None:
-            return jnp.full((), jnp.nan)
-        count = jnp.sum(mask)
-        total = jnp.sum(jnp.where(mask, values, 0))
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
-
     measured = honest & finite
     weights = measured / jnp.maximum(jnp.sum(measured), 1)
     target = rows.combine(weights, sent, jnp.zeros((0, sent.shape[1]), sent.dtype))
@@ -77,17 +70,26 @@ def record_of(
         mass = jnp.sum(jnp.where(byzantine, info.weights, 0))
         malicious_weight = rows.safe_ratio(mass, jnp.sum(info.weights))
     return RoundRecord(
-        loss=mean_over(honest, losses),
-        honest_norm=mean_over(measured, norms),
-        byzantine_norm=mean_over(byzantine & finite, norms),
+        loss=_mean_over(honest, losses),
+        honest_norm=_mean_over(measured, norms),
+        byzantine_norm=_mean_over(byzantine & finite, norms),
         aggregate_norm=aggregate_norm,
         distance=distance,
         cosine=rows.safe_ratio(inner, aggregate_norm * target_norm),
-        honest_selected=mean_over(honest, info.selected),
-        malicious_selected=mean_over(byzantine, info.selected),
+        honest_selected=_mean_over(honest, info.selected),
+        malicious_selected=_mean_over(byzantine, info.selected),
         malicious_weight=malicious_weight,
         cohort=jnp.sum(present, dtype=jnp.int32),
-        minority_selected=mean_over(honest & minority, info.selected),
+        minority_selected=_mean_over(honest & minority, info.selected),
         clip=clip,
         participations=jnp.max(participations),
     )
+
+
+def _mean_over(mask: Array, values: Array | None) -> Array:
+    """The mean of the masked values; NaN where there are none."""
+    if values is None:
+        return jnp.full((), jnp.nan)
+    count = jnp.sum(mask)
+    total = jnp.sum(jnp.where(mask, values, 0))
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)

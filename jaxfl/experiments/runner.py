@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxfl.accounting import Meter, calibrate
-from jaxfl.data import Dataset
+from jaxfl.data import Dataset, FederatedData
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
@@ -25,6 +25,7 @@ from jaxfl.experiments.results import (
     result_of,
 )
 from jaxfl.experiments.schema import Experiment
+from jaxfl.federation import Federation
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
@@ -115,6 +116,21 @@ def run_experiment(
             yield result_of(cell, folder.lines[index], seconds)
 
 
+def _simulation(
+    cell: Cell, federations: list[Federation], parts: dict[int, FederatedData]
+) -> Simulation:
+    """All runs of a cell: a federation for each of them, and the data divided for each seed."""
+    return Simulation(
+        federations,
+        [parts[seed] for _, seed in cell.runs],
+        cell.model,
+        seeds=[seed for _, seed in cell.runs],
+        evaluate_every=cell.evaluate_every,
+        client_chunk=cell.client_chunk,
+        client_accuracy=cell.client_accuracy,
+    )
+
+
 def _run_cell(
     folder: RunFolder,
     index: int,
@@ -134,15 +150,7 @@ def _run_cell(
     ]
     private = cell.federation.private
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
-    simulation = Simulation(
-        federations,
-        [parts[seed] for _, seed in cell.runs],
-        cell.model,
-        seeds=[seed for _, seed in cell.runs],
-        evaluate_every=cell.evaluate_every,
-        client_chunk=cell.client_chunk,
-        client_accuracy=cell.client_accuracy,
-    )
+    simulation = _simulation(cell, federations, parts)
     if done:
         simulation.state = folder.restore(simulation.state)
     saved = done

@@ -50,14 +50,7 @@ def clipped_sum(
     sample = jax.ShapeDtypeStruct(batch.inputs.shape[1:], batch.inputs.dtype)
     shapes = _ghost_shapes(objective, sample)
 
-    def loss_of_one(
-        params: PyTree, inputs: Array, labels: Array, key: Array, zeros: Sequence[Array] = ()
-    ) -> tuple[Array, list[Array]]:
-        module: Any = nnx.merge(objective.train_graph, params, _reseed(model_state, key), copy=True)
-        taps = [_Tap(layer, zero) for layer, zero in zip(_layers(module), zeros, strict=False)]
-        value = objective.loss_function(module(inputs[None]), labels[None])[0]
-        return value, [tap.inputs for tap in taps]
-
+    loss_of_one = functools.partial(_loss_of_one, objective, model_state)
     if shapes is None:
 
         def work(batch: Batch, keys: Array) -> tuple[Array, PyTree]:
@@ -76,6 +69,26 @@ def clipped_sum(
     # Where only counters of random streams change, the compiler drops this forward pass.
     _, model_state = objective.loss(params, model_state, batch, key)
     return loss, model_state, gradient
+
+
+def _loss_of_one(
+    objective: Objective,
+    model_state: ModelState,
+    params: PyTree,
+    inputs: Array,
+    labels: Array,
+    key: Array,
+    zeros: Sequence[Array] = (),
+) -> tuple[Array, list[Array]]:
+    """One example's loss and, for each of ``zeros``, the inputs of that layer.
+
+    The zeros are added to the outputs of the layers, so that gradients with respect to them are
+    the layers' back-propagated errors.
+    """
+    module: Any = nnx.merge(objective.train_graph, params, _reseed(model_state, key), copy=True)
+    taps = [_Tap(layer, zero) for layer, zero in zip(_layers(module), zeros, strict=False)]
+    value = objective.loss_function(module(inputs[None]), labels[None])[0]
+    return value, [tap.inputs for tap in taps]
 
 
 def uses_ghost_norms(objective: Objective, sample: jax.ShapeDtypeStruct | None = None) -> bool:

@@ -38,8 +38,7 @@ def larger_of_two(distances: Float[Array, "n n"], usable: Bool[Array, " n"]) -> 
     Journal 1983): merging nearest neighbours of each other in any order gives the same tree,
     and the merge that completes the tree is its root.
     """
-    n = usable.shape[0]
-    indices = jnp.arange(n, dtype=jnp.int32)
+    indices = jnp.arange(usable.shape[0], dtype=jnp.int32)
     distances = _finite(distances)
     count = jnp.sum(usable, dtype=jnp.int32)
     start = _Chain(
@@ -52,42 +51,44 @@ def larger_of_two(distances: Float[Array, "n n"], usable: Bool[Array, " n"]) -> 
         length=jnp.int32(0),
         clusters=count,
     )
-
-    def step(s: _Chain) -> _Chain:
-        distances = jax.lax.dynamic_update_index_in_dim(s.distances, s.row, s.at, axis=0)
-        distances = jax.lax.dynamic_update_index_in_dim(distances, s.row, s.at, axis=1)
-
-        first = jnp.argmax(s.sizes > 0).astype(jnp.int32)
-        chain = s.chain.at[0].set(jnp.where(s.length == 0, first, s.chain[0]))
-        length = jnp.maximum(s.length, 1)
-        tip, before = chain[length - 1], chain[jnp.maximum(length - 2, 0)]
-        row = _row(distances, tip)
-        others = jnp.where((s.sizes > 0) & (indices != tip), row, jnp.inf)
-        nearest = jnp.argmin(others).astype(jnp.int32)
-        # Among equals the one it came from, or the chain would never end.
-        mutual = (length > 1) & (others[before] <= others[nearest])
-        mate = jnp.where(mutual, before, nearest)
-
-        size = s.sizes[tip] + s.sizes[mate]
-        share = s.sizes[tip] / jnp.maximum(size, 1)
-        other = _row(distances, mate)
-        # A mean that rounding put below both could close the chain to a circle.
-        merged = jnp.maximum(share * row + (1 - share) * other, jnp.minimum(row, other))
-        grown = jnp.where(indices == tip, size, jnp.where(indices == mate, 0, s.sizes))
-        return _Chain(
-            distances=distances,
-            row=jnp.where(mutual, merged, row),
-            at=tip,
-            sizes=jnp.where(mutual, grown, s.sizes),
-            names=jnp.where(mutual & (s.names == mate), tip, s.names),
-            chain=chain.at[jnp.minimum(length, n - 1)].set(mate),
-            length=jnp.where(mutual, length - 2, length + 1),
-            clusters=s.clusters - mutual,
-        )
-
-    names = jax.lax.while_loop(lambda s: s.clusters > 2, step, start).names
+    names = jax.lax.while_loop(lambda s: s.clusters > 2, _grow_or_merge, start).names
     first = usable & (names == names[jnp.argmax(usable)])
     return jnp.where(2 * jnp.sum(first, dtype=jnp.int32) >= count, first, usable & ~first)
+
+
+def _grow_or_merge(s: _Chain) -> _Chain:
+    """Adds the nearest cluster of the chain's tip; merges the last two that are each other's."""
+    indices = jnp.arange(s.names.shape[0], dtype=jnp.int32)
+    distances = jax.lax.dynamic_update_index_in_dim(s.distances, s.row, s.at, axis=0)
+    distances = jax.lax.dynamic_update_index_in_dim(distances, s.row, s.at, axis=1)
+
+    first = jnp.argmax(s.sizes > 0).astype(jnp.int32)
+    chain = s.chain.at[0].set(jnp.where(s.length == 0, first, s.chain[0]))
+    length = jnp.maximum(s.length, 1)
+    tip, before = chain[length - 1], chain[jnp.maximum(length - 2, 0)]
+    row = _row(distances, tip)
+    others = jnp.where((s.sizes > 0) & (indices != tip), row, jnp.inf)
+    nearest = jnp.argmin(others).astype(jnp.int32)
+    # Among equals the one it came from, or the chain would never end.
+    mutual = (length > 1) & (others[before] <= others[nearest])
+    mate = jnp.where(mutual, before, nearest)
+
+    size = s.sizes[tip] + s.sizes[mate]
+    share = s.sizes[tip] / jnp.maximum(size, 1)
+    other = _row(distances, mate)
+    # A mean that rounding put below both could close the chain to a circle.
+    merged = jnp.maximum(share * row + (1 - share) * other, jnp.minimum(row, other))
+    grown = jnp.where(indices == tip, size, jnp.where(indices == mate, 0, s.sizes))
+    return _Chain(
+        distances=distances,
+        row=jnp.where(mutual, merged, row),
+        at=tip,
+        sizes=jnp.where(mutual, grown, s.sizes),
+        names=jnp.where(mutual & (s.names == mate), tip, s.names),
+        chain=chain.at[jnp.minimum(length, s.names.shape[0] - 1)].set(mate),
+        length=jnp.where(mutual, length - 2, length + 1),
+        clusters=s.clusters - mutual,
+    )
 
 
 def smallest_level(
@@ -109,22 +110,8 @@ def smallest_level(
     """
     n = usable.shape[0]
     indices = jnp.arange(n, dtype=jnp.int32)
-
-    def add(i: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        gaps, places, reached = carry
-        left = usable & (places == n)
-        # +inf marks the first point and what is out of reach.
-        closest = jnp.argmin(jnp.where(left, reached, jnp.inf)).astype(jnp.int32)
-        closest = jnp.where(i == 0, jnp.argmax(usable), closest)
-        gaps = gaps.at[i].set(reached[closest])
-        places = places.at[closest].set(i)
-        return gaps, places, jnp.minimum(reached, _row(distances, closest))
-
-    distances = _finite(distances)
     count = jnp.sum(usable, dtype=jnp.int32)
-    endless = jnp.full((n,), jnp.inf, distances.dtype)
-    start = endless, jnp.full((n,), n, jnp.int32), endless
-    gaps, places, _ = jax.lax.fori_loop(0, count, add, start)
+    gaps, places = _spanning_tree(_finite(distances), usable, count)
 
     def runs(level: Array) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         """Where the run of each place starts, and how long it is up to there."""
@@ -145,6 +132,32 @@ def smallest_level(
     starts, lengths = runs(levels[level])
     last = jnp.argmax(lengths)
     return usable & (places >= starts[last]) & (places <= last)
+
+
+def _spanning_tree(
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"], count: Int[Array, ""]
+) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+    """Prim's algorithm: the usable points, each time the one nearest to those before it.
+
+    Returns the distance at which the i-th point was reached (infinite for the first), and the
+    place of each point in this order (n where it is not usable).
+    """
+    n = usable.shape[0]
+
+    def add(i: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        gaps, places, reached = carry
+        left = usable & (places == n)
+        # +inf marks the first point and what is out of reach.
+        closest = jnp.argmin(jnp.where(left, reached, jnp.inf)).astype(jnp.int32)
+        closest = jnp.where(i == 0, jnp.argmax(usable), closest)
+        gaps = gaps.at[i].set(reached[closest])
+        places = places.at[closest].set(i)
+        return gaps, places, jnp.minimum(reached, _row(distances, closest))
+
+    endless = jnp.full((n,), jnp.inf, distances.dtype)
+    start = endless, jnp.full((n,), n, jnp.int32), endless
+    gaps, places, _ = jax.lax.fori_loop(0, count, add, start)
+    return gaps, places
 
 
 def _finite(distances: Array) -> Array:

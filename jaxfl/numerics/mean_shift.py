@@ -86,30 +86,10 @@ def mean_shift(
 
     Cost: ``iterations * seeds * n * p``, usually a few dozen times ``n``; memory ``64 n``.
     """
-    n = points.shape[0]
     points = jnp.where(usable[:, None], points, 0)
     seeds, active = _seeds(points, usable, bandwidth, key)
     positions, around = _climb(points, usable, seeds, active, bandwidth)
-    reach = jnp.square(_widened(bandwidth))
-    largest = jnp.maximum(jnp.max(jnp.abs(points)), bandwidth)
-    slack = _ROUNDINGS * jnp.finfo(points.dtype).eps * largest
-
-    def keep_best(carry: tuple[Array, Array, Clusters]) -> tuple[Array, Array, Clusters]:
-        left, nearest, (labels, centres, found) = carry
-        centre = positions[_first_in_order(positions, around, left, slack)]
-        left &= _squared_distances(positions, centre[None])[:, 0] > reach
-        squares = _squared_distances(points, centre[None])[:, 0]
-        nearer = (squares <= reach) & (squares < nearest - 4 * bandwidth * slack)
-        labels = jnp.where(nearer, found, labels)
-        centres = jax.lax.dynamic_update_index_in_dim(centres, centre, found, 0)
-        return left, jnp.where(nearer, squares, nearest), Clusters(labels, centres, found + 1)
-
-    none = Clusters(jnp.full((n,), -1, jnp.int32), jnp.zeros_like(positions), jnp.int32(0))
-    nearest = jnp.where(usable, jnp.asarray(jnp.inf, points.dtype), 0)
-    _, _, clusters = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0]), keep_best, (around > 0, nearest, none)
-    )
-    return clusters
+    return _clusters(points, usable, positions, around, bandwidth)
 
 
 def largest_cluster(
@@ -215,6 +195,34 @@ def _climb(
     needed = -(-jnp.sum(active, dtype=jnp.int32) // together)
     counts = jnp.zeros((slots,), points.dtype)
     return jax.lax.fori_loop(0, needed, climb_some, (seeds, counts))
+
+
+def _clusters(
+    points: Array, usable: Array, positions: Array, around: Array, bandwidth: Array
+) -> Clusters:
+    """Centres chosen among the positions that the seeds reached, and their points."""
+    reach = jnp.square(_widened(bandwidth))
+    largest = jnp.maximum(jnp.max(jnp.abs(points)), bandwidth)
+    slack = _ROUNDINGS * jnp.finfo(points.dtype).eps * largest
+
+    def keep_best(carry: tuple[Array, Array, Clusters]) -> tuple[Array, Array, Clusters]:
+        left, nearest, (labels, centres, found) = carry
+        centre = positions[_first_in_order(positions, around, left, slack)]
+        left &= _squared_distances(positions, centre[None])[:, 0] > reach
+        squares = _squared_distances(points, centre[None])[:, 0]
+        nearer = (squares <= reach) & (squares < nearest - 4 * bandwidth * slack)
+        labels = jnp.where(nearer, found, labels)
+        centres = jax.lax.dynamic_update_index_in_dim(centres, centre, found, 0)
+        return left, jnp.where(nearer, squares, nearest), Clusters(labels, centres, found + 1)
+
+    none = Clusters(
+        jnp.full((points.shape[0],), -1, jnp.int32), jnp.zeros_like(positions), jnp.int32(0)
+    )
+    nearest = jnp.where(usable, jnp.asarray(jnp.inf, points.dtype), 0)
+    _, _, clusters = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[0]), keep_best, (around > 0, nearest, none)
+    )
+    return clusters
 
 
 def _first_in_order(positions: Array, around: Array, left: Array, slack: Array) -> Int[Array, ""]:
