@@ -11,11 +11,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.component import Component, capability, field
-from jaxfl.numerics import columns, rows
+from jaxfl.component import Component, capability
+from jaxfl.numerics import rows
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
 
-FULL, PARTIAL = "full", "partial"
 NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
 
 
@@ -282,80 +281,8 @@ def depends_on_fields(cls: type[Component], name: str) -> bool:
     return not hasattr(cls, name)
 
 
-def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
-    """The mean of the known rows, in float32 or better; 0 of none."""
-    weights = known / jnp.maximum(jnp.sum(known), 1)
-    nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
-    return rows.weighted_sum(weights, updates, nothing)
-
-
-def mean_and_std(
-    updates: Float[Array, "n d"], known: Bool[Array, " n"]
-) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Per coordinate, mean and standard deviation (ddof = 1; 0 for one row) of the known rows."""
-    count = jnp.sum(known)
-    mean_weights = known / jnp.maximum(count, 1)
-    variance_weights = known / jnp.maximum(count - 1, 1)
-
-    def block_statistics(block: Array) -> Array:
-        block = jnp.where(known[:, None], block.astype(mean_weights.dtype), 0)
-        mean = jnp.matmul(mean_weights, block, precision="highest")
-        squares = jnp.square(block - mean[None])
-        return jnp.stack([mean, jnp.matmul(variance_weights, squares, precision="highest")])
-
-    both = columns.map_columns(block_statistics, updates, width=rows.WIDTH)
-    return both[0], rows.safe_sqrt(both[1])
-
-
 def _besides(root: bool, probes: bool) -> str:
     return ", the server's update" * root + "; tries the defence" * probes
-
-
-class InformedAttack(Attack):
-    """An attack on messages that starts from what it knows of the others' updates. Abstract.
-
-    ``knowledge``: ``"full"``: all honest updates of the round; ``"partial"``: only what the
-    attackers themselves would send honestly.
-    """
-
-    knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
-    crafts = capability(True)
-
-    @capability
-    def knows(self) -> str:
-        return ALL if self.knowledge == FULL else OWN
-
-    def known(self, view: AttackView) -> Bool[Array, " n"]:
-        """The rows that the attackers know."""
-        return view.honest if self.knowledge == FULL else view.own
-
-    @abc.abstractmethod
-    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
-
-    def rehearsal(self, view: AttackView) -> AttackView:
-        """The round as the attackers can imagine it, to try the defence on.
-
-        With partial knowledge, copies of their own honest updates stand for the rows that they
-        do not know.
-        """
-        if self.knowledge == FULL:
-            return view
-        n = view.updates.shape[0]
-        mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
-        turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
-        return view.replace(updates=view.updates[mine[turn]])
-
-
-def check_inner(owner: InformedAttack, inner: Attack) -> None:
-    """Raises ValueError where an attack cannot make messages for another, or knows more."""
-    name, kind = type(owner).__name__, type(inner).__name__
-    if inner.poisons or not inner.crafts:
-        raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
-    if owner.knowledge == PARTIAL and inner.knows == ALL:
-        raise ValueError(
-            f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
-            f"which knows {ALL}"
-        )
 
 
 class NoAttack(Attack):

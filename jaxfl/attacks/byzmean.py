@@ -3,13 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import (
-    Attack,
-    AttackView,
-    InformedAttack,
-    check_inner,
-    mean_of_known,
-)
+from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.informed import InformedAttack, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
 from jaxfl.component import capability
 from jaxfl.types import Spec, State

@@ -68,7 +68,7 @@ class _Trigger(Attack):
             )
 
     @property
-    def backdoor(self) -> "_Trigger":  # pyright: ignore[reportIncompatibleVariableOverride]
+    def backdoor(self) -> "_Trigger":
         return self
 
     def shares(self) -> int:

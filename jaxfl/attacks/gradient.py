@@ -4,13 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import (
-    Attack,
-    AttackView,
-    InformedAttack,
-    check_inner,
-    mean_and_std,
-)
+from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.informed import InformedAttack, check_inner, mean_and_std
 from jaxfl.attacks.search import harm
 from jaxfl.attacks.statistical import offsets
 from jaxfl.component import Scalar, capability, field

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import (
-    AttackView,
-    InformedAttack,
-    mean_and_std,
-)
+from jaxfl.attacks.base import AttackView
+from jaxfl.attacks.informed import InformedAttack, mean_and_std
 from jaxfl.attacks.statistical import DIRECTIONS, direction_of
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows

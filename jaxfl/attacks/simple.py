@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import (
-    ALL,
-    NOTHING,
-    OWN,
-    Attack,
-    AttackView,
-    mean_of_known,
-)
+from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView
+from jaxfl.attacks.informed import mean_of_known
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.noise import normal
 from jaxfl.numerics.rows import accumulator
