@@ -19,29 +19,29 @@ NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
 
 
 class ClientView(Struct):
-    """What a client's data poisoning may know of the client."""
+    """What an attack on data is told about the client whose batch it changes."""
 
     id: Int[Array, ""]
     byzantine: Bool[Array, ""]
     rank: Int[Array, ""]
-    """Which of the population's Byzantine clients this is, from 0; of no meaning for others."""
+    """Its number among the population's Byzantine clients, from 0; meaningless for others."""
     round: Int[Array, ""]
     classes: int = struct.field(pytree_node=False, default=2)
     logits: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
-    """What the model that the client received answers to inputs."""
+    """Maps inputs to the logits of the model that the client received."""
     peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
-    """The brightest value of an input, per channel."""
+    """The largest value of an input, per channel: white in an image."""
 
 
 class Defence(Struct):
-    """The defence as an adaptive attack may use it: with its memory, not with the server's key."""
+    """The defence as an adaptive attack sees it: the rule, its memory, not the server's key."""
 
     aggregator: Aggregator
     state: State
     context: Context
 
     def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
-        """What the server would answer to these updates, up to its own randomness."""
+        """What the server would make of these updates, up to its own randomness."""
         return self.aggregator.aggregate(updates, self.state, self.context).update
 
 
@@ -49,7 +49,7 @@ class AttackView(Struct):
     """All that an attack on messages may look at in one round."""
 
     updates: Float[Array, "n d"]
-    """Honest rows, and in the attackers' places what they would send honestly."""
+    """The honest rows and, in the attackers' rows, what they would send if they were honest."""
     key: Key[Array, ""]
     """The attackers' own randomness."""
     defence: Defence
@@ -58,13 +58,13 @@ class AttackView(Struct):
     params: Float[Array, " d"] | None
     weights: Float[Array, " n"]
     honest: Bool[Array, " n"]
-    """Present, not Byzantine, and finite: one honest NaN must not disarm the attack."""
+    """Rows of honest clients, present and finite: one honest NaN must not disarm the attack."""
     own: Bool[Array, " n"]
-    """Present, Byzantine, and finite: what the attackers would send honestly."""
+    """Rows of attackers, present and finite."""
     attackers: Int[Array, " a"]
-    """Rows of the Byzantine clients in ascending order, padded with n."""
+    """Indices of the attackers' rows, ascending, padded with n."""
     ranks: Int[Array, " a"]
-    """Of the attackers: which of the population's Byzantine clients each is."""
+    """The number of each attacker among the population's Byzantine clients, from 0."""
     client_ids: Int[Array, " n"]
 
     @property
@@ -94,8 +94,9 @@ class Attack(Component, abc.ABC):
     clients and over nothing else, so an attack cannot touch an honest row even by mistake.
 
     Raises:
-      TypeError: when the class is made, it declares one of the two without its method, or the
-        reverse; when an attack is constructed, its class has neither and is not ``NoAttack``.
+      TypeError: a class declares one of the two without its method, or has a method that it does
+        not declare (raised when the class is defined); it has neither and is not ``NoAttack``
+        (raised when an attack is made).
     """
 
     poisons = capability(False)
@@ -103,7 +104,7 @@ class Attack(Component, abc.ABC):
     crafts = capability(False)
     """Changes the messages of Byzantine clients."""
     knows = capability(OWN)
-    """What the attackers know besides the model: the other half of the threat model."""
+    """What they know besides the model; with what they control, this is the threat model."""
     probes = capability(False)
     """Tries out the defence."""
     follows_model = capability(False)
@@ -114,7 +115,7 @@ class Attack(Component, abc.ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for trait, method in (("crafts", "craft"), ("poisons", "poison")):
-            # One that depends on fields counts as declared.
+            # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
             overrides = getattr(cls, method) is not getattr(Attack, method)
             if overrides and not declared:
@@ -147,7 +148,7 @@ class Attack(Component, abc.ABC):
 
     @property
     def threat_model(self) -> tuple[str, str]:
-        """As ``threat``, of this attack with its settings."""
+        """As ``threat``, but of this attack with its settings."""
         controls = (("its data", self.poisons), ("its messages", self.crafts))
         controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
         return controlled, self.knows + _besides(self.needs_root, self.probes)
@@ -157,7 +158,7 @@ class Attack(Component, abc.ABC):
 
     @property
     def backdoor(self) -> Any:
-        """The part that plants a trigger, whose success is measured; None where there is none."""
+        """The attack that plants a trigger, if any: its success is measured."""
         return None
 
     def init(self, spec: Spec) -> State:
@@ -165,7 +166,7 @@ class Attack(Component, abc.ABC):
         return ()
 
     def observe(self, view: AttackView, state: State) -> State:
-        """The memory after a round in which the attack was not run."""
+        """The memory after a round in which ``craft`` is not used."""
         return state
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
@@ -224,7 +225,7 @@ class Attack(Component, abc.ABC):
         defence = Mean() if defence is None else defence
         context = Context.of(updates.shape[0]) if context is None else context
         if self.probes:
-            # Called like this, a rule says what it lacks.
+            # The rule's own call says what it needs and was not given.
             jax.eval_shape(lambda u: defence(u, context=context), updates)
         return _attack(self, updates, byzantine, key, defence, context)
 
@@ -250,7 +251,7 @@ def attack_rows(
 ) -> tuple[Float[Array, "n d"], State]:
     """The updates with the Byzantine rows rewritten, and the attack's new memory.
 
-    ``ranks``: which of the population's Byzantine clients each row is; their order here if None.
+    ``ranks``: each row's number among the population's Byzantine clients; None: as they come.
     """
     if max_byzantine == 0 or not attack.crafts:
         return updates, state
@@ -277,7 +278,7 @@ def attack_rows(
 
 
 def depends_on_fields(cls: type[Component], name: str) -> bool:
-    """Whether a capability follows from the fields, so that only an instance has it."""
+    """Whether a capability depends on the fields, so that only an instance has a value."""
     return not hasattr(cls, name)
 
 

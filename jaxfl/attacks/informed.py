@@ -16,8 +16,8 @@ FULL, PARTIAL = "full", "partial"
 class InformedAttack(Attack):
     """An attack on messages that starts from what it knows of the others' updates. Abstract.
 
-    ``knowledge``: ``"full"``: all honest updates of the round; ``"partial"``: only what the
-    attackers themselves would send honestly.
+    With ``knowledge="full"`` they know all honest updates of the round, with ``"partial"`` only
+    what they would send themselves if they were honest.
     """
 
     knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
@@ -35,10 +35,10 @@ class InformedAttack(Attack):
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
 
     def rehearsal(self, view: AttackView) -> AttackView:
-        """The round as the attackers can imagine it, to try the defence on.
+        """The round as the attackers know it, to try the defence on.
 
-        With partial knowledge, copies of their own honest updates stand for the rows that they
-        do not know.
+        With partial knowledge, copies of what they would send honestly stand in for the rows
+        that they do not know.
         """
         if self.knowledge == FULL:
             return view
@@ -49,7 +49,7 @@ class InformedAttack(Attack):
 
 
 def check_inner(owner: InformedAttack, inner: Attack) -> None:
-    """Raises ValueError where an attack cannot make messages for another, or knows more."""
+    """Raises ValueError if ``inner`` is not on messages alone, or knows more than ``owner``."""
     name, kind = type(owner).__name__, type(inner).__name__
     if inner.poisons or not inner.crafts:
         raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
@@ -61,7 +61,7 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
 
 
 def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
-    """The mean of the known rows, in float32 or better; 0 of none."""
+    """The mean of the known rows, in float32 or better; 0 if there are none."""
     weights = known / jnp.maximum(jnp.sum(known), 1)
     nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
     return rows.weighted_sum(weights, updates, nothing)
@@ -70,7 +70,7 @@ def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Flo
 def mean_and_std(
     updates: Float[Array, "n d"], known: Bool[Array, " n"]
 ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Per coordinate, mean and standard deviation (ddof = 1; 0 for one row) of the known rows."""
+    """Mean and standard deviation (ddof = 1; 0 of one row) of each column of the known rows."""
     count = jnp.sum(known)
     mean_weights = known / jnp.maximum(count, 1)
     variance_weights = known / jnp.maximum(count - 1, 1)
