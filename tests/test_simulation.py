@@ -24,7 +24,7 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
-from jaxfl.attacks.base import mean_of_known
+from jaxfl.attacks.informed import mean_of_known
 from jaxfl.component import capability
 from jaxfl.data import Dirichlet, from_arrays, synthetic
 from jaxfl.models import Softmax

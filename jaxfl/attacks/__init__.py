@@ -5,7 +5,6 @@ from jaxfl.attacks.base import Attack as Attack
 from jaxfl.attacks.base import AttackView as AttackView
 from jaxfl.attacks.base import ClientView as ClientView
 from jaxfl.attacks.base import Defence as Defence
-from jaxfl.attacks.base import InformedAttack as InformedAttack
 from jaxfl.attacks.base import NoAttack as NoAttack
 from jaxfl.attacks.byzmean import ByzMean as ByzMean
 from jaxfl.attacks.combined import Combined as Combined
@@ -21,6 +20,7 @@ from jaxfl.attacks.defence_aware import TNBSStealth as TNBSStealth
 from jaxfl.attacks.fang import FangKrum as FangKrum
 from jaxfl.attacks.fang import FangTrim as FangTrim
 from jaxfl.attacks.gradient import GradientAttack as GradientAttack
+from jaxfl.attacks.informed import InformedAttack as InformedAttack
 from jaxfl.attacks.mimic import FreeRider as FreeRider
 from jaxfl.attacks.mimic import Mimic as Mimic
 from jaxfl.attacks.search import AGRTailored as AGRTailored

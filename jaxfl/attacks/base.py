@@ -11,38 +11,37 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.component import Component, capability, field
-from jaxfl.numerics import columns, rows
+from jaxfl.component import Component, capability
+from jaxfl.numerics import rows
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
 
-FULL, PARTIAL = "full", "partial"
 NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
 
 
 class ClientView(Struct):
-    """What a client's data poisoning may know of the client."""
+    """What an attack on data is told about the client whose batch it changes."""
 
     id: Int[Array, ""]
     byzantine: Bool[Array, ""]
     rank: Int[Array, ""]
-    """Which of the population's Byzantine clients this is, from 0; of no meaning for others."""
+    """Its number among the population's Byzantine clients, from 0; meaningless for others."""
     round: Int[Array, ""]
     classes: int = struct.field(pytree_node=False, default=2)
     logits: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
-    """What the model that the client received answers to inputs."""
+    """Maps inputs to the logits of the model that the client received."""
     peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
-    """The brightest value of an input, per channel."""
+    """The largest value of an input, per channel: white in an image."""
 
 
 class Defence(Struct):
-    """The defence as an adaptive attack may use it: with its memory, not with the server's key."""
+    """The defence as an adaptive attack sees it: the rule, its memory, not the server's key."""
 
     aggregator: Aggregator
     state: State
     context: Context
 
     def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
-        """What the server would answer to these updates, up to its own randomness."""
+        """What the server would make of these updates, up to its own randomness."""
         return self.aggregator.aggregate(updates, self.state, self.context).update
 
 
@@ -50,7 +49,7 @@ class AttackView(Struct):
     """All that an attack on messages may look at in one round."""
 
     updates: Float[Array, "n d"]
-    """Honest rows, and in the attackers' places what they would send honestly."""
+    """The honest rows and, in the attackers' rows, what they would send if they were honest."""
     key: Key[Array, ""]
     """The attackers' own randomness."""
     defence: Defence
@@ -59,13 +58,13 @@ class AttackView(Struct):
     params: Float[Array, " d"] | None
     weights: Float[Array, " n"]
     honest: Bool[Array, " n"]
-    """Present, not Byzantine, and finite: one honest NaN must not disarm the attack."""
+    """Rows of honest clients, present and finite: one honest NaN must not disarm the attack."""
     own: Bool[Array, " n"]
-    """Present, Byzantine, and finite: what the attackers would send honestly."""
+    """Rows of attackers, present and finite."""
     attackers: Int[Array, " a"]
-    """Rows of the Byzantine clients in ascending order, padded with n."""
+    """Indices of the attackers' rows, ascending, padded with n."""
     ranks: Int[Array, " a"]
-    """Of the attackers: which of the population's Byzantine clients each is."""
+    """The number of each attacker among the population's Byzantine clients, from 0."""
     client_ids: Int[Array, " n"]
 
     @property
@@ -95,8 +94,9 @@ class Attack(Component, abc.ABC):
     clients and over nothing else, so an attack cannot touch an honest row even by mistake.
 
     Raises:
-      TypeError: when the class is made, it declares one of the two without its method, or the
-        reverse; when an attack is constructed, its class has neither and is not ``NoAttack``.
+      TypeError: a class declares one of the two without its method, or has a method that it does
+        not declare (raised when the class is defined); it has neither and is not ``NoAttack``
+        (raised when an attack is made).
     """
 
     poisons = capability(False)
@@ -104,7 +104,7 @@ class Attack(Component, abc.ABC):
     crafts = capability(False)
     """Changes the messages of Byzantine clients."""
     knows = capability(OWN)
-    """What the attackers know besides the model: the other half of the threat model."""
+    """What they know besides the model; with what they control, this is the threat model."""
     probes = capability(False)
     """Tries out the defence."""
     follows_model = capability(False)
@@ -115,7 +115,7 @@ class Attack(Component, abc.ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for trait, method in (("crafts", "craft"), ("poisons", "poison")):
-            # One that depends on fields counts as declared.
+            # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
             overrides = getattr(cls, method) is not getattr(Attack, method)
             if overrides and not declared:
@@ -148,7 +148,7 @@ class Attack(Component, abc.ABC):
 
     @property
     def threat_model(self) -> tuple[str, str]:
-        """As ``threat``, of this attack with its settings."""
+        """As ``threat``, but of this attack with its settings."""
         controls = (("its data", self.poisons), ("its messages", self.crafts))
         controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
         return controlled, self.knows + _besides(self.needs_root, self.probes)
@@ -158,7 +158,7 @@ class Attack(Component, abc.ABC):
 
     @property
     def backdoor(self) -> Any:
-        """The part that plants a trigger, whose success is measured; None where there is none."""
+        """The attack that plants a trigger, if any: its success is measured."""
         return None
 
     def init(self, spec: Spec) -> State:
@@ -166,7 +166,7 @@ class Attack(Component, abc.ABC):
         return ()
 
     def observe(self, view: AttackView, state: State) -> State:
-        """The memory after a round in which the attack was not run."""
+        """The memory after a round in which ``craft`` is not used."""
         return state
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
@@ -225,7 +225,7 @@ class Attack(Component, abc.ABC):
         defence = Mean() if defence is None else defence
         context = Context.of(updates.shape[0]) if context is None else context
         if self.probes:
-            # Called like this, a rule says what it lacks.
+            # The rule's own call says what it needs and was not given.
             jax.eval_shape(lambda u: defence(u, context=context), updates)
         return _attack(self, updates, byzantine, key, defence, context)
 
@@ -251,7 +251,7 @@ def attack_rows(
 ) -> tuple[Float[Array, "n d"], State]:
     """The updates with the Byzantine rows rewritten, and the attack's new memory.
 
-    ``ranks``: which of the population's Byzantine clients each row is; their order here if None.
+    ``ranks``: each row's number among the population's Byzantine clients; None: as they come.
     """
     if max_byzantine == 0 or not attack.crafts:
         return updates, state
@@ -278,84 +278,12 @@ def attack_rows(
 
 
 def depends_on_fields(cls: type[Component], name: str) -> bool:
-    """Whether a capability follows from the fields, so that only an instance has it."""
+    """Whether a capability depends on the fields, so that only an instance has a value."""
     return not hasattr(cls, name)
-
-
-def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
-    """The mean of the known rows, in float32 or better; 0 of none."""
-    weights = known / jnp.maximum(jnp.sum(known), 1)
-    nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
-    return rows.weighted_sum(weights, updates, nothing)
-
-
-def mean_and_std(
-    updates: Float[Array, "n d"], known: Bool[Array, " n"]
-) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Per coordinate, mean and standard deviation (ddof = 1; 0 for one row) of the known rows."""
-    count = jnp.sum(known)
-    mean_weights = known / jnp.maximum(count, 1)
-    variance_weights = known / jnp.maximum(count - 1, 1)
-
-    def block_statistics(block: Array) -> Array:
-        block = jnp.where(known[:, None], block.astype(mean_weights.dtype), 0)
-        mean = jnp.matmul(mean_weights, block, precision="highest")
-        squares = jnp.square(block - mean[None])
-        return jnp.stack([mean, jnp.matmul(variance_weights, squares, precision="highest")])
-
-    both = columns.map_columns(block_statistics, updates, width=rows.WIDTH)
-    return both[0], rows.safe_sqrt(both[1])
 
 
 def _besides(root: bool, probes: bool) -> str:
     return ", the server's update" * root + "; tries the defence" * probes
-
-
-class InformedAttack(Attack):
-    """An attack on messages that starts from what it knows of the others' updates. Abstract.
-
-    ``knowledge``: ``"full"``: all honest updates of the round; ``"partial"``: only what the
-    attackers themselves would send honestly.
-    """
-
-    knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
-    crafts = capability(True)
-
-    @capability
-    def knows(self) -> str:
-        return ALL if self.knowledge == FULL else OWN
-
-    def known(self, view: AttackView) -> Bool[Array, " n"]:
-        """The rows that the attackers know."""
-        return view.honest if self.knowledge == FULL else view.own
-
-    @abc.abstractmethod
-    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
-
-    def rehearsal(self, view: AttackView) -> AttackView:
-        """The round as the attackers can imagine it, to try the defence on.
-
-        With partial knowledge, copies of their own honest updates stand for the rows that they
-        do not know.
-        """
-        if self.knowledge == FULL:
-            return view
-        n = view.updates.shape[0]
-        mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
-        turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
-        return view.replace(updates=view.updates[mine[turn]])
-
-
-def check_inner(owner: InformedAttack, inner: Attack) -> None:
-    """Raises ValueError where an attack cannot make messages for another, or knows more."""
-    name, kind = type(owner).__name__, type(inner).__name__
-    if inner.poisons or not inner.crafts:
-        raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
-    if owner.knowledge == PARTIAL and inner.knows == ALL:
-        raise ValueError(
-            f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
-            f"which knows {ALL}"
-        )
 
 
 class NoAttack(Attack):

@@ -3,13 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import (
-    Attack,
-    AttackView,
-    InformedAttack,
-    check_inner,
-    mean_of_known,
-)
+from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.informed import InformedAttack, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
 from jaxfl.component import capability
 from jaxfl.types import Spec, State
@@ -18,16 +13,19 @@ from jaxfl.types import Spec, State
 class ByzMean(InformedAttack):
     """Half of the attackers send ``target``, what ``attack`` crafts; the rest make up the mean.
 
-    ``floor(m / 2)`` send the target itself (its first row), the others
-    ``((n - floor(m / 2)) target - sum of the honest) / (m - floor(m / 2))``: the mean of all n is
-    the target exactly. With partial knowledge the sum is h times the attackers' own mean, and the
-    mean is the target up to what that is off.
+    Of m attackers ``floor(m / 2)`` send the target, which is the first row that ``attack`` crafts.
+    The others send ``((n - floor(m / 2)) target - sum of the honest) / (m - floor(m / 2))``, so
+    that the mean of all n messages is the target. With partial knowledge, h times the mean of
+    the attackers' own updates stands for the sum over the h honest clients, and the mean misses
+    the target by as much as that is off.
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022 (with ALIE of z 0.3 inside).
 
-    >>> ByzMean().threat_model
-    ('its messages', 'all honest updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) >= 3
+    >>> ByzMean(attack=jaxfl.Zero())(updates, byzantine).mean(axis=0)
+    Array([0., 0.], dtype=float32)
     """
 
     attack: Attack | None = None

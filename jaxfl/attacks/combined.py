@@ -71,8 +71,10 @@ class _Combination(Attack):
 class Onset(_Combination):
     """Any attack, honest behaviour before round ``start``.
 
-    >>> Onset(attack=jaxfl.SignFlip(), start=10).threat_model
-    ('its messages', 'its own updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Onset(attack=jaxfl.SignFlip(), start=10)(updates, byzantine)[4]  # round 0
+    Array([4., 4.], dtype=float32)
     """
 
     attack: Attack
@@ -172,8 +174,9 @@ class _Several(_Combination):
 class TimeVarying(_Several):
     """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
 
-    The schedule is that of ``seed`` and the round alone, the same for all seeds of a run. Only
-    the attack of the round is computed, but all of them where several seeds run in one program.
+    The schedule depends on this ``seed`` and the round alone: it is the same for all seeds of a
+    run. With one seed only the attack on messages of the round is computed; where several seeds
+    run in one program, all of them are.
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
 
@@ -213,8 +216,8 @@ class TimeVarying(_Several):
 class Mixed(_Several):
     """Different attackers run different attacks: attacker r the (r mod k)-th of ``attacks``.
 
-    r counts the Byzantine clients of the population. Each attack believes that all attackers are
-    its own. Cost: that of all its attacks.
+    r counts the Byzantine clients of the population. Each attack crafts as if all attackers ran
+    it. Cost: that of all its attacks.
 
     >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
     >>> byzantine = jnp.arange(5) >= 3

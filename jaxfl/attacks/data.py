@@ -16,13 +16,14 @@ class LabelFlip(Attack):
     ``to="mirror"``: ``classes - 1 - label``; ``"random"``: any other class, drawn anew for each
     sample and round; ``"least_likely"``: what the model they received thinks least likely.
 
-    Its messages are ordinary updates, so it combines with any aggregation and any number of
-    local steps.
+    What they send are ordinary updates, so it works with any rule and any number of local steps.
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020; least likely: Shejwalkar et al., IEEE S&P 2022.
 
-    >>> LabelFlip().threat_model
-    ('its data', 'its own updates')
+    >>> batch = Batch(jnp.zeros((3, 2)), jnp.array([0, 1, 9]), jnp.ones(3, bool))
+    >>> client = ClientView(id=0, byzantine=True, rank=0, round=0, classes=10)
+    >>> LabelFlip().poison(batch, client, jax.random.key(0)).labels.tolist()
+    [9, 8, 0]
     """
 
     to: str = field(default="mirror", choices=("mirror", "random", "least_likely"))
@@ -68,7 +69,7 @@ class _Trigger(Attack):
             )
 
     @property
-    def backdoor(self) -> "_Trigger":  # pyright: ignore[reportIncompatibleVariableOverride]
+    def backdoor(self) -> "_Trigger":
         return self
 
     def shares(self) -> int:
@@ -97,7 +98,7 @@ class _Trigger(Attack):
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         part = None if self.shares() == 1 else client.rank % self.shares()
-        # Batches come in random order: the first of the samples are as good as any.
+        # Batches come in random order, so the first samples are as good as any.
         count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
         chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
         image = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
@@ -125,12 +126,12 @@ class Backdoor(_Trigger):
 class DBA(_Trigger):
     """The distributed backdoor: as Backdoor, but each attacker stamps only one of ``parts``.
 
-    Attacker r stamps part r mod parts of the square; the success rate is that of the whole.
+    Attacker r stamps part r mod parts of the square; success is measured with the whole square.
     Xie, Huang, Chen, Li, "DBA: Distributed backdoor attacks against federated learning",
     ICLR 2020.
 
-    >>> DBA().threat_model
-    ('its data', 'its own updates')
+    >>> DBA(size=2).stamp(jnp.zeros((1, 3, 3)), (1.0,), part=jnp.array(1))[0].tolist()
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
 
     parts: int = field(default=4, at_least=2)

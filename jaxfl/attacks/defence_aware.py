@@ -1,14 +1,10 @@
-"""Attacks made for one defence: screening by norms, sign statistics, trust in a root update."""
+"""Attacks made for one defence each: for TNBS, for SignGuard, for FLTrust."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import (
-    AttackView,
-    InformedAttack,
-    mean_and_std,
-    mean_of_known,
-)
+from jaxfl.attacks.base import AttackView
+from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.statistical import direction_of
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
@@ -18,11 +14,11 @@ from jaxfl.types import State
 class TNBSStealth(InformedAttack):
     """Rows that point away from the mean and have norms that a screening by norms keeps.
 
-    Their norm is the ``quantile`` of the known norms, or, where the attackers know that the
-    defence drops the ``high`` largest, just below the smallest of those; lengths differ by at
-    most 0.1 % to avoid ties. ``direction`` ``"unit"`` is minus the mean: among all rows of
-    admissible norm the one that turns a mean of what is kept around most. ``"std"`` is minus the
-    deviation of each coordinate.
+    Their norm is the ``quantile`` of the known norms. If the attackers know that the defence drops
+    the ``high`` largest norms, it is just below the smallest of those instead. Norms of different
+    attackers differ by at most 0.1 %, to avoid ties. ``direction="unit"`` is minus the mean: of
+    all rows of that norm, it pulls a mean of the rows kept back most. ``"std"`` is minus the
+    standard deviation of each coordinate.
 
     Against the two-sided norm-based screening of this library's ``TNBS``; ours.
 
@@ -42,7 +38,7 @@ class TNBSStealth(InformedAttack):
         away = direction_of(self.direction, mean, std)
         away = rows.safe_ratio(away, jnp.linalg.norm(away))
         norms = rows.safe_sqrt(rows.squared_norms(view.updates))
-        # Among fewer known rows, as many in proportion.
+        # ``high`` is out of all honest rows; of the known ones it is a proportional number.
         share = jnp.sum(known) / jnp.maximum(jnp.sum(view.honest), 1)
         length = _length(norms, known, self.quantile, self.high, share).astype(mean.dtype)
         place = jnp.arange(view.attackers.shape[0], dtype=mean.dtype)
@@ -66,7 +62,7 @@ def _length(
         above = jnp.minimum(below + 1, jnp.maximum(count - 1, 0))
         length = (1 - share) * ordered[below] + share * ordered[above]
     else:
-        # With at least so many honest norms above, none of the attackers is dropped.
+        # With this many larger norms among the honest, no attacker is dropped.
         above = jnp.ceil(max(high, 1) * share - 1e-4).astype(count.dtype)
         place = jnp.clip(count - above, 0, len(norms) - 1)
         length = ordered[place] * (1 - 1e-3)
@@ -77,14 +73,16 @@ class SignGuardAware(InformedAttack):
     """A harmful row with the sign statistics and the norm of an honest one.
 
     It has as many positive, zero and negative coordinates as the known updates have on average,
-    and ``scale`` times their median norm. Of all such rows with the magnitudes of the mean it
-    points away from it most: the largest coordinates of the mean become negative, the smallest
-    positive.
+    and ``scale`` times their median norm. Its magnitudes are those of the mean. Of the signs that
+    these counts allow it takes the most harmful: negative where the mean is largest, positive
+    where it is smallest.
 
     Against ``SignGuard``, which looks at signs and norms alone; ours. Cost: a sort of d numbers.
 
-    >>> SignGuardAware().threat_model
-    ('its messages', 'all honest updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> [f"{x:.2f}" for x in SignGuardAware()(updates, byzantine)[4]]
+    ['0.00', '2.41']
     """
 
     name = "signguard_aware"
@@ -100,13 +98,13 @@ class SignGuardAware(InformedAttack):
 
         signs = columns.sum_columns(counts, view.updates, width=rows.WIDTH)
         shares = known / jnp.maximum(jnp.sum(known), 1)
-        # Whole numbers must not fall short by rounding; a sum of counts could overflow.
+        # Averaged in floats, as sums of counts could overflow; a whole number stays one.
         average = jnp.matmul(signs.astype(shares.dtype), shares, precision="highest")
         positive, negative = jnp.floor(average * (1 + 1e-6)).astype(jnp.int32)
         order = jnp.argsort(mean)
         rank = jnp.zeros((d,), order.dtype).at[order].set(jnp.arange(d, dtype=order.dtype))
         sign = jnp.where(rank >= d - negative, -1, jnp.where(rank < positive, 1, 0))
-        # A coordinate whose mean is 0 still needs its sign.
+        # Where the mean is 0, a small magnitude carries the sign.
         size = jnp.maximum(jnp.abs(mean), 1e-6 * jnp.max(jnp.abs(mean)))
         norms = rows.safe_sqrt(rows.squared_norms(view.updates))
         length = jnp.asarray(self.scale, mean.dtype) * rows.masked_median(norms, known)
@@ -117,18 +115,23 @@ class SignGuardAware(InformedAttack):
 class FLTrustAdaptive(InformedAttack):
     """What moves FLTrust's answer farthest against the signs of the honest aggregate.
 
-    All attackers send one direction e. FLTrust gives it the weight ``c = cos(e, g_0)``, and of
-    all directions of that cosine the one to send lies in the plane of g_0 and of the signs s, on
-    the far side of s; so one angle remains, of which the best of ``angles`` is taken. That
-    attackers gain nothing by sending different directions follows from the objective,
-    ``-s . (sum_i t_i e_i) / sum_i t_i``, a ratio of sums of equal terms. The paper climbs to the
-    same optimum by finite differences.
+    All attackers send one direction e, which FLTrust weighs by ``c = cos(e, g_0)``; g_0 is the
+    server's update and s the signs of the honest aggregate. Of all directions with the same c,
+    the most harmful one lies in the plane of g_0 and s, on the side away from s. That leaves c
+    alone to choose: the best of ``angles`` values is taken. Attackers gain nothing by sending
+    different directions, as the objective ``-s . (sum_i t_i e_i) / sum_i t_i``, with trusts t_i,
+    is a ratio of two sums with one term for each. The paper climbs to the same optimum by finite
+    differences.
 
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
 
-    >>> FLTrustAdaptive().threat_model
-    ('its messages', "all honest updates, the server's update")
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> context = jaxfl.Context.of(5, root_update=jnp.array([2.0, 1.0]))
+    >>> given = {"defence": jaxfl.FLTrust(), "context": context}
+    >>> [f"{x:.1f}" for x in FLTrustAdaptive()(updates, byzantine, **given)[4]]
+    ['1.9', '-1.2']
     """
 
     name = "fltrust_adaptive"
@@ -151,7 +154,7 @@ class FLTrustAdaptive(InformedAttack):
         norms = jnp.where(known, rows.safe_sqrt(rows.squared_norms(view.updates)), 0)
         share = rows.safe_ratio(rows.products(view.updates, trusted[None])[:, 0], norms)
         share = jnp.where(known, jnp.maximum(share, 0), 0)
-        # Unknown honest clients are believed to be like the known.
+        # The attackers take the honest clients that they do not know to be like those they do.
         share = share * jnp.sum(view.honest) / jnp.maximum(jnp.sum(known), 1)
         honest = rows.weighted_sum(rows.safe_ratio(share, norms), view.updates, trusted[None][:0])
         total, m = jnp.sum(share), view.count

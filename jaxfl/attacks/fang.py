@@ -4,13 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.attacks.base import (
-    FULL,
-    AttackView,
-    InformedAttack,
-    mean_and_std,
-    mean_of_known,
-)
+from jaxfl.attacks.base import AttackView
+from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
 from jaxfl.types import State
@@ -22,17 +17,20 @@ HALVINGS = 40
 class FangTrim(InformedAttack):
     """Per coordinate, values just beyond all honest ones, on the side where the mean should not go.
 
-    With s the signs of the mean of all updates before the attack (of the attackers' own with
-    partial knowledge): where s > 0 uniform below the least honest value, between it and ``reach``
-    times it (or it divided by ``reach`` where it is positive); where s < 0 above the largest
-    likewise; 0 where s = 0. With partial knowledge between 3 and 4 deviations of the attackers'
-    own from their mean. Independent for every attacker.
+    s are the signs of the mean of all updates before the attack. Where s > 0, values are drawn
+    uniformly below the least honest value, down to ``reach`` times it (if it is positive, down
+    to it divided by ``reach``); where s < 0, likewise above the largest; where s = 0, they are 0.
+    Each attacker draws its own. With partial knowledge s comes from the attackers' own updates,
+    and values lie 3 to 4 standard deviations of these from their mean.
 
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020 (there reach is b = 2).
 
-    >>> FangTrim().threat_model
-    ('its messages', 'all honest updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> crafted = FangTrim()(updates, byzantine)[4]
+    >>> bool(crafted[0] < updates[:4, 0].min())
+    True
     """
 
     reach: Scalar = field(default=2.0, above=1)
@@ -62,17 +60,20 @@ class FangTrim(InformedAttack):
 class FangKrum(InformedAttack):
     """All attackers send ``-lambda s``, with the largest lambda at which Krum picks one of them.
 
-    s are the signs of the mean of all updates before the attack; lambda starts at the paper's
+    s are the signs of the mean of all updates before the attack. lambda starts at the paper's
     upper bound and is halved until Krum, told the true number of attackers, picks a crafted
-    update; the last is sent where it never does. Krum is played on distances alone: one read of
-    the matrix however many factors are tried. With partial knowledge the attackers play Krum on
-    their own updates and a growing number of crafted ones.
+    update; if it never does, the smallest lambda is sent. Krum is computed from distances alone:
+    the matrix is read once, however many factors are tried. With partial knowledge the attackers
+    run Krum on their own updates and a growing number of crafted ones.
 
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020.
 
-    >>> FangKrum().threat_model
-    ('its messages', 'all honest updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) >= 3
+    >>> sent = FangKrum()(updates, byzantine)
+    >>> bool((sent[3] < 0).all()), bool((sent[3] == sent[4]).all())
+    (True, True)
     """
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
@@ -91,14 +92,14 @@ class FangKrum(InformedAttack):
         size, m = rows.squared_norms(sign), view.count
 
         def bound(copies: Array) -> Array:
-            # The paper's: n - 2m - 1 crafted-to-honest distances count, n = count + copies.
+            # The paper's, with its divisor n - 2m - 1: here m = copies and n = count + copies.
             least = jnp.min(jnp.where(known, _sum_of(jnp.sqrt(near), count - 2), jnp.inf))
             root = jnp.sqrt(jnp.maximum(size, 1))
             honest = jnp.maximum(count - copies - 1, 1)
             return least / (honest * root) + jnp.sqrt(jnp.max(squares)) / root
 
         def factor(copies: Int[Array, ""]) -> tuple[Array, Array]:
-            """The first factor at which Krum picks one of so many copies, and whether it does."""
+            """The first factor at which Krum picks one of the copies, and whether there is one."""
             factors = bound(copies) * 0.5 ** jnp.arange(HALVINGS, dtype=squares.dtype)
 
             def succeeds(scale: Array) -> Array:
@@ -113,7 +114,7 @@ class FangKrum(InformedAttack):
         if self.knowledge == FULL:
             chosen, _ = factor(m)
         else:
-            # One more than there are attackers: of a single one's own row, one copy only ties.
+            # Up to one more than there are attackers: beside one own row, one copy only ties.
             tries = jnp.arange(1, view.attackers.shape[0] + 2)
             scales, found = jax.lax.map(factor, tries)
             found &= tries <= m + 1
@@ -129,13 +130,13 @@ def picks_crafted(
     copies: Int[Array, ""],
     f: Int[Array, ""],
 ) -> Bool[Array, ""]:
-    """Whether Krum picks one of so many equal crafted rows.
+    """Whether Krum picks a crafted row, of which there are ``copies`` equal ones.
 
     Args:
       near: of each row, its squared distances to the other known rows in ascending order, +inf
         after them.
       away: squared distance of each row to the crafted one, +inf where not known.
-      known: which rows there are besides.
+      known: the rows that there are besides the crafted ones.
       copies: how often the crafted row occurs.
       f: what Krum is told: it sums over n - f - 2 neighbours.
 
@@ -143,7 +144,7 @@ def picks_crafted(
     """
     neighbours = jnp.maximum(jnp.sum(known) + copies - f - 2, 1)
     crafted = _sum_of(jnp.sort(away)[None], neighbours - (copies - 1))[0]
-    # An honest row's nearest: its own nearest rows, with the copies in between.
+    # Nearest to an honest row are other honest rows, with the copies in between.
     closer = jnp.sum(near < away[:, None], axis=1)
     before = jnp.minimum(closer, neighbours)
     between = jnp.clip(neighbours - before, 0, copies)
@@ -158,7 +159,7 @@ def _nearest(squared_distances: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def _sum_of(ordered: Float[Array, "r n"], count: Int[Array, " r"] | Array) -> Float[Array, " r"]:
-    """The sum of the first ``count`` entries of each row; 0 of none."""
+    """The sum of the first ``count`` entries of each row; 0 if that is none."""
     place = jnp.arange(ordered.shape[1])[None]
     counted = place < jnp.broadcast_to(count, ordered.shape[:1])[:, None]
     return jnp.sum(jnp.where(counted, ordered, 0), axis=1)

@@ -1,16 +1,11 @@
-"""Climbing on the damage itself, through the actual defence."""
+"""An attack that climbs on the damage it does, by gradients through and trials of the defence."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import (
-    Attack,
-    AttackView,
-    InformedAttack,
-    check_inner,
-    mean_and_std,
-)
+from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.informed import InformedAttack, check_inner, mean_and_std
 from jaxfl.attacks.search import harm
 from jaxfl.attacks.statistical import offsets
 from jaxfl.component import Scalar, capability, field
@@ -27,17 +22,20 @@ LONGER, SHORTER = 1.5, 0.6
 class GradientAttack(InformedAttack):
     """Moves the row that all attackers send to where the defence's answer is farthest off.
 
-    The damage ``|defence(updates) - mean|`` is climbed within the ball of ``radius`` times the
-    distance of the farthest known update around the mean of the known. Every iteration tries
-    out several moves on the defence and keeps the best, if it is better: along the gradient
-    through the defence, taken at a randomly shifted point (``smoothing`` times the deviation of
-    each coordinate, so that it also sees what lies beyond the edge of a selection); along its
-    signs, in units of each coordinate's deviation; in a random direction spanned by the known
-    updates, where a rule that selects gives no gradient at all; farther out and farther in; and,
-    coordinate by coordinate, on whichever side of the mean the defence gives way more.
+    The damage is ``|defence(updates) - mean|``, with the mean of the known updates. The row stays
+    in a ball around that mean, of ``radius`` times the distance of the farthest known update.
+    Every iteration tries these moves on the defence and takes the best, if it does more damage:
 
-    It starts at the strongest of ``starts`` (attacks on messages, cut to the ball), or where
-    there are none at a random place within the spread.
+    - along the gradient through the defence, at a point shifted at random by ``smoothing`` times
+      each coordinate's deviation: it then also sees beyond the edge of a selection;
+    - along the signs of that gradient, in units of each coordinate's deviation;
+    - in a random direction spanned by the known updates, as a rule that selects may have no
+      gradient at all;
+    - farther out, and farther in;
+    - to the other side of the mean, in those coordinates where the defence gives way more there.
+
+    It starts at the most damaging of ``starts`` (attacks on messages, cut to the ball), or, if
+    there are none, at a random place around the mean.
 
     Cost: 8 runs of the defence and a gradient through it for each of ``iterations``. Ours.
 
@@ -109,7 +107,7 @@ class GradientAttack(InformedAttack):
 
 
 class _Climb(Struct):
-    """What stays the same in all iterations of one round. Places are offsets from the mean."""
+    """What all iterations of one round share. Places are offsets from the mean."""
 
     updates: Float[Array, "n d"]
     rehearsed: AttackView
@@ -120,7 +118,7 @@ class _Climb(Struct):
     smoothing: Float[Array, ""]
 
     def answer(self, offset: Array) -> Array:
-        """What the defence makes of attackers at this place."""
+        """What the defence answers if all attackers send this place."""
         sent = self.rehearsed.send((self.mean + offset)[None])
         return self.rehearsed.defence.probe(sent).astype(self.mean.dtype)
 
@@ -128,7 +126,7 @@ class _Climb(Struct):
         return harm(self.answer(offset), self.mean)
 
     def slope(self, offset: Array) -> Array:
-        """The gradient of the squared damage: that of the root has none where it is 0."""
+        """The gradient of the squared damage; the damage itself has none where it is 0."""
         climbed = jax.grad(lambda u: jnp.sum(jnp.square(self.answer(u) - self.mean)))(offset)
         return jnp.where(jnp.isfinite(climbed), climbed, 0)
 

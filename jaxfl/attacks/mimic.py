@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView, mean_of_known
+from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView
+from jaxfl.attacks.informed import mean_of_known
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal
@@ -24,17 +25,20 @@ class MimicState(Struct):
 class Mimic(Attack):
     """All attackers send the update of one honest client: its data count too much.
 
-    ``target`` is the place of that client among the honest of the cohort, or None: for ``warmup``
-    rounds the attackers follow the direction in which honest updates vary most (a power step a
-    round on the running mean) and copy the client farthest along it; then they stay with the
-    last one. Where it is absent, they copy the farthest of the round.
+    ``target`` is that client's index among the honest clients of the cohort. With None the
+    attackers choose it: for ``warmup`` rounds they estimate the direction in which honest updates
+    vary most (one power iteration a round) and copy the client farthest along it; then they keep
+    to the last one chosen. In a round where that client is absent, they copy the farthest present.
 
-    Within the honest cloud, so robust rules tolerate it; with unlike data it starves the others.
+    The copies lie among the honest updates, so robust rules keep them. Where clients' data
+    differ, the other clients then count too little.
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
     ICLR 2022.
 
-    >>> Mimic().threat_model
-    ('its messages', 'all honest updates')
+    >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
+    >>> byzantine = jnp.arange(5) == 4
+    >>> Mimic(target=2)(updates, byzantine)[4]
+    Array([2., 2.], dtype=float32)
     """
 
     target: int | None = field(default=0, at_least=0)
@@ -90,10 +94,10 @@ class Mimic(Attack):
 class FreeRider(Attack):
     """Contributes nothing and pretends to: sends the server's last step, disguised by noise.
 
-    The message is ``scale (w_before - w_now)`` of the parameters received in the last two rounds
-    plus ``std * (t + 1)^-decay`` times independent standard normals; in round t = 0, and with
-    ``scale=0``, noise alone. With FedSGD a scale of one over the server's learning rate makes the
-    message look like a gradient.
+    The message is ``scale * (w_before - w_now)``, from the parameters received in the last two
+    rounds, plus ``std * (t + 1)^-decay`` times standard normal noise; in round t = 0 it is the
+    noise alone. With FedSGD, a scale of one over the server's learning rate makes it look like a
+    gradient.
 
     Lin, Du, Liu, "Free-riders in federated learning: attacks and defenses", arXiv:1911.12560,
     2019; the decaying disguise: Fraboni, Vidal, Lorenzi, AISTATS 2021.

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import (
-    AttackView,
-    InformedAttack,
-    mean_and_std,
-)
+from jaxfl.attacks.base import AttackView
+from jaxfl.attacks.informed import InformedAttack, mean_and_std
 from jaxfl.attacks.statistical import DIRECTIONS, direction_of
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
@@ -24,8 +21,8 @@ GOLDEN = 0.6180339887498949
 def grid_then_golden(damage: Damage, low: float, high: float, probes: int) -> Float[Array, ""]:
     """Where the damage is largest: the best of a logarithmic grid, then golden sections around it.
 
-    Two thirds of the probes go to the grid. The best probed place is returned, so a damage that
-    is not unimodal costs precision and nothing else.
+    Two thirds of the probes go to the grid. The best place probed is returned, so a damage with
+    several peaks is never answered with less than the best of the grid.
     """
     count = max(2, probes * 2 // 3)
     grid = jnp.geomspace(low, high, count)
@@ -58,8 +55,8 @@ def expand_then_contract(
 ) -> Float[Array, ""]:
     """Where the damage is largest: doubling steps from 0 while it grows, then shrinking ones.
 
-    From the first step that fails on, every step is ``ratio`` times as long as the one before,
-    and still starts from the best place so far.
+    Every step starts from the best place so far. From the first that does not help on, each is
+    ``ratio`` times as long as the one before.
     """
 
     def probe(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
@@ -78,7 +75,7 @@ def expand_then_contract(
 
 
 def harm(answer: Float[Array, " d"], mean: Float[Array, " d"]) -> Float[Array, ""]:
-    """How far the defence's answer is from the honest mean; 0 of an answer that is not finite."""
+    """How far the defence's answer is from the honest mean; 0 if the answer is not finite."""
     distance = jnp.linalg.norm(answer.astype(mean.dtype) - mean)
     return jnp.where(jnp.isfinite(distance), distance, 0)
 
@@ -103,7 +100,7 @@ class LineSearch(InformedAttack):
     def line(
         self, mean: Float[Array, " d"], std: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """Where the line starts and where it goes."""
+        """Where the line starts, and its direction."""
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
@@ -125,9 +122,9 @@ class LineSearch(InformedAttack):
 class AGRTailored(LineSearch):
     """``mean + gamma p`` with the gamma that moves the actual defence farthest from the mean.
 
-    ``direction`` p as in MinMax, here of the length of the deviation vector whatever its kind, so
-    that gamma is in units of the spread. The paper tailors by hand to each rule it knows; probing
-    reaches every rule.
+    ``direction`` p as in MinMax, here scaled to the length of the vector of standard deviations,
+    so that gamma is in units of the spread. The paper tailors the attack to each rule by hand;
+    trying out the defence works for every rule.
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
 
     >>> AGRTailored().threat_model

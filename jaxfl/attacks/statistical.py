@@ -1,15 +1,11 @@
-"""Attacks that hide within the spread of the honest updates: ALIE, Min-Max, Min-Sum, IPM."""
+"""ALIE, IPM, Min-Max and Min-Sum: rows made of the mean and deviation of the known updates."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.attacks.base import (
-    AttackView,
-    InformedAttack,
-    mean_and_std,
-    mean_of_known,
-)
+from jaxfl.attacks.base import AttackView
+from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import State
@@ -20,8 +16,8 @@ DIRECTIONS = ("std", "unit", "sign")
 class ALIE(InformedAttack):
     """A little is enough: all attackers send ``mean + sign * z * std`` of the known updates.
 
-    Where z is None it follows from the cohort's n and m, see ``z_max``; at few attackers it is 0,
-    and they send the mean.
+    With ``z=None``, z follows from the numbers of clients and attackers in the cohort, see
+    ``z_max``. With few attackers that is 0, and they send the mean.
     Baruch, Baruch, Goldberg, "A little is enough", NeurIPS 2019.
 
     >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
@@ -46,10 +42,14 @@ class ALIE(InformedAttack):
 
 
 def z_max(n: int, m: int) -> float:
-    """ALIE's largest z at which the attackers still hide among the honest, never below 0.
+    """The largest z at which ALIE's m attackers among n clients still hide, never below 0.
 
-    ``Phi^-1((n - floor(n/2 + 1)) / (n - m))``: enough honest clients lie farther out to give the
-    attackers a majority on their side.
+    ``Phi^-1((n - floor(n/2 + 1)) / (n - m))``, Phi being the standard normal distribution
+    function: if honest values are normal, enough of them lie beyond the attackers' that the two
+    together are expected to be a majority.
+
+    Raises:
+      ValueError: m is negative or not below n.
     """
     if not 0 <= m < n:
         raise ValueError(f"z_max needs 0 <= m < n; got n = {n}, m = {m}")
@@ -57,7 +57,7 @@ def z_max(n: int, m: int) -> float:
 
 
 def _supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
-    # With a majority of attackers every honest client may lie on their side: z as at n - 1 of n.
+    # If attackers are the majority, the share is 1 or more and z infinite, so it is capped.
     share = jnp.minimum((n - (n // 2 + 1)) / jnp.maximum(n - m, 1), (n - 1) / n)
     return jnp.maximum(jax.scipy.stats.norm.ppf(share), 0)
 
@@ -65,8 +65,8 @@ def _supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
 class IPM(InformedAttack):
     """Inner-product manipulation: all attackers send ``-scale`` times the known mean.
 
-    A small scale (0.1) defeats distance-based rules where the variance is large; a scale above
-    h / m turns the mean itself around.
+    A small scale (0.1) defeats distance-based rules where the variance is large. With h honest
+    clients and m attackers, a scale above h / m reverses the mean of all messages.
     Xie, Koyejo, Gupta, "Fall of empires", UAI 2019 (where the scale is called epsilon).
 
     >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
@@ -89,7 +89,7 @@ class IPM(InformedAttack):
 def direction_of(
     kind: str, mean: Float[Array, " d"], std: Float[Array, " d"]
 ) -> Float[Array, " d"]:
-    """The perturbation that is scaled: ``-std``, ``-mean / |mean|`` or ``-sign(mean)``."""
+    """The direction p of a perturbation: ``-std``, ``-mean / |mean|`` or ``-sign(mean)``."""
     if kind == "std":
         return -std
     if kind == "sign":
@@ -103,7 +103,7 @@ def offsets(
     mean: Float[Array, " d"],
     direction: Float[Array, " d"],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """``|mean - g_i|^2`` and ``<mean - g_i, direction>`` of the known rows; 0 of others."""
+    """``|mean - g_i|^2`` and ``<mean - g_i, direction>`` of the known rows; 0 for others."""
 
     def block_sums(block: Array, mean: Array, direction: Array) -> Array:
         away = jnp.where(known[:, None], mean[None] - block.astype(mean.dtype), 0)
@@ -117,10 +117,10 @@ def offsets(
 class MinMax(InformedAttack):
     """All attackers send ``mean + gamma p``, no farther from any update than two updates are.
 
-    gamma is the largest at which ``max_i |x - g_i| <= max_ij |g_i - g_j|`` over the known
-    updates: a root of a quadratic per update, so there is nothing to search. ``direction`` p:
-    ``"std"`` (minus the deviation of each coordinate), ``"unit"`` (minus the mean, of length 1),
-    ``"sign"`` (minus its signs).
+    The row sent is x, the known updates are g_i, and gamma is the largest number at which
+    ``max_i |x - g_i| <= max_ij |g_i - g_j|``. It needs no search: each update gives a quadratic
+    equation. The ``direction`` p is minus the standard deviation of each coordinate
+    (``"std"``), minus the mean at length 1 (``"unit"``), or minus its signs (``"sign"``).
 
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
 
@@ -156,9 +156,10 @@ class MinMax(InformedAttack):
 class MinSum(InformedAttack):
     """As MinMax, but with the sum of squared distances bounded by that of one of the updates.
 
-    ``sum_i |x - g_i|^2 <= max_i sum_j |g_i - g_j|^2``, or ``min_i`` with ``bound="min"`` (the
-    authors' code). As deviations from the mean sum to 0, the largest gamma is the distance of the
-    farthest (nearest) update from the mean in units of |p|. ``direction`` as in MinMax.
+    In symbols, ``sum_i |x - g_i|^2 <= max_i sum_j |g_i - g_j|^2``. With ``bound="min"`` the right
+    side is the least of these sums, as in the authors' code. Deviations from the mean sum to 0, so
+    the largest gamma is a distance divided by |p|: that of the farthest (with ``"min"``, the
+    nearest) update from the mean. ``direction`` as in MinMax.
 
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
 

@@ -1,0 +1,85 @@
+"""Attacks on messages that start from the updates the attackers know, and the moments of those."""
+
+import abc
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxfl.attacks.base import ALL, OWN, Attack, AttackView
+from jaxfl.component import capability, field
+from jaxfl.numerics import columns, rows
+from jaxfl.types import State
+
+FULL, PARTIAL = "full", "partial"
+
+
+class InformedAttack(Attack):
+    """An attack on messages that starts from what it knows of the others' updates. Abstract.
+
+    With ``knowledge="full"`` they know all honest updates of the round, with ``"partial"`` only
+    what they would send themselves if they were honest.
+    """
+
+    knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
+    crafts = capability(True)
+
+    @capability
+    def knows(self) -> str:
+        return ALL if self.knowledge == FULL else OWN
+
+    def known(self, view: AttackView) -> Bool[Array, " n"]:
+        """The rows that the attackers know."""
+        return view.honest if self.knowledge == FULL else view.own
+
+    @abc.abstractmethod
+    def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]: ...
+
+    def rehearsal(self, view: AttackView) -> AttackView:
+        """The round as the attackers know it, to try the defence on.
+
+        With partial knowledge, copies of what they would send honestly stand in for the rows
+        that they do not know.
+        """
+        if self.knowledge == FULL:
+            return view
+        n = view.updates.shape[0]
+        mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
+        turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
+        return view.replace(updates=view.updates[mine[turn]])
+
+
+def check_inner(owner: InformedAttack, inner: Attack) -> None:
+    """Raises ValueError if ``inner`` is not on messages alone, or knows more than ``owner``."""
+    name, kind = type(owner).__name__, type(inner).__name__
+    if inner.poisons or not inner.crafts:
+        raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
+    if owner.knowledge == PARTIAL and inner.knows == ALL:
+        raise ValueError(
+            f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
+            f"which knows {ALL}"
+        )
+
+
+def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
+    """The mean of the known rows, in float32 or better; 0 if there are none."""
+    weights = known / jnp.maximum(jnp.sum(known), 1)
+    nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
+    return rows.weighted_sum(weights, updates, nothing)
+
+
+def mean_and_std(
+    updates: Float[Array, "n d"], known: Bool[Array, " n"]
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """Mean and standard deviation (ddof = 1; 0 of one row) of each column of the known rows."""
+    count = jnp.sum(known)
+    mean_weights = known / jnp.maximum(count, 1)
+    variance_weights = known / jnp.maximum(count - 1, 1)
+
+    def block_statistics(block: Array) -> Array:
+        block = jnp.where(known[:, None], block.astype(mean_weights.dtype), 0)
+        mean = jnp.matmul(mean_weights, block, precision="highest")
+        squares = jnp.square(block - mean[None])
+        return jnp.stack([mean, jnp.matmul(variance_weights, squares, precision="highest")])
+
+    both = columns.map_columns(block_statistics, updates, width=rows.WIDTH)
+    return both[0], rows.safe_sqrt(both[1])
