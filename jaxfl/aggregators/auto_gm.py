@@ -22,7 +22,7 @@ def simplex_weights(
     eta such that they sum to 1. Rows that are not usable get 0.
     """
     nearest = jnp.min(jnp.where(usable, distances, jnp.inf))
-    # Relative to the nearest row: lamb is not lost beside a large distance.
+    # Subtracting the smallest keeps lamb from being rounded away beside large distances.
     distances = jnp.where(usable, distances - nearest, jnp.inf)
     ascending = jnp.sort(distances)
     counts = jnp.arange(1, ascending.shape[0] + 1, dtype=ascending.dtype)

@@ -214,7 +214,7 @@ class WeightingRule(Aggregator):
     def remember(
         self, state: State, output: Float[Array, " d"], statistics: Statistics, context: Context
     ) -> State:
-        """The memory for the next round."""
+        """The memory for the next round, given this round's output; by default unchanged."""
         return state
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:

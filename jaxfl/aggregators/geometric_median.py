@@ -42,9 +42,10 @@ def at_a_row(
 ) -> tuple[Bool[Array, ""], Float[Array, " n"]]:
     """Whether the geometric median is one of the rows, and the weights of that row.
 
-    If any row is, the medoid x is: the row of least summed distance. It is if the other rows pull
-    it less than its own mass holds: ``|sum_j mass_j (x_j - x) / |x_j - x|| < sum of the masses
-    at x``. Steps towards such a row would be endless.
+    If the median is a row, it is the medoid x, the row with the smallest sum of distances. That
+    is so if the other rows pull x less than the mass at x holds it:
+    ``|sum_j mass_j (x_j - x) / |x_j - x|| < sum of the masses at x``. Weiszfeld's steps approach
+    such a row without reaching it.
 
     Args:
       gram: inner products about any centre.

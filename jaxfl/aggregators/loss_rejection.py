@@ -37,8 +37,13 @@ class LossRejection(Aggregator):
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
     USENIX Security 2020.
 
-    >>> sorted(LossRejection(f=1).needs_root)
-    ['batch']
+    >>> objective = jaxfl.models.Objective.of(jaxfl.models.Softmax(), (1,), 2)
+    >>> batch = jaxfl.types.Batch(jnp.ones((1, 1)), jnp.array([1]), jnp.array([True]))
+    >>> context = jaxfl.Context.of(3, objective=objective, params=jnp.zeros(4), root_batch=batch)
+    >>> good = jnp.array([0.5, -0.5, 0.5, -0.5])
+    >>> updates = jnp.stack([good, good, -good])
+    >>> LossRejection(f=1).inspect(updates, context=context).info.selected.tolist()
+    [True, True, False]
     """
 
     f: int = field(at_least=0)

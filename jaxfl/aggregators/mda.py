@@ -168,7 +168,7 @@ class MDA(WeightingRule):
     differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
-        """Whether of n updates no n - f have a smaller diameter than those chosen."""
+        """Whether the set chosen among n updates is sure to have the smallest diameter."""
         return self.f <= MOST_EXACT
 
     def check(self, n: int) -> None:

@@ -90,7 +90,8 @@ def measure_mixed(
     origin = "inner" in needs
     for i, stage in enumerate(pre):
         later = frozenset[str]().union(*readers[i + 1 :])
-        # Norms of mixed rows are distances to the origin; scaling moves a row towards it.
+        # The norm of a mixed row is its distance to the origin, and a stage whose matrix has rows
+        # that do not sum to 1 mixes the origin in: both need it among the references.
         origin |= "norms" in later and not stage.diagonal
         origin |= bool({"gram", "inner"} & later) and not stage.affine
     if origin:
@@ -100,7 +101,8 @@ def measure_mixed(
     if any("gram" in reads for reads in readers[:-1]):
         gram_wanted = None
 
-    # Distances lose their digits far from the rows, angles of short rows far from the origin.
+    # Rounding spoils distances unless the centre is near the rows, and the cosines of short rows
+    # unless it is the origin.
     centred = any("gram" in reads for reads in readers)
     now = measured.measure(updates, references, context, everything, columns, gram_wanted, centred)
     mixing = None

@@ -39,7 +39,7 @@ def evaluate_each(
     than: Worth,
     context: Context,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Of the models ``origin + scale * updates[i]``: how much higher the mean loss is, the error.
+    """For each model ``origin + scale * updates[i]``: its rise in mean loss, its error rate.
 
     The losses are compared sample by sample: the difference of two means would drown in the
     rounding of the means where one update matters little. Not differentiable.
@@ -47,7 +47,7 @@ def evaluate_each(
     Args:
       origin: the model that the updates are added to.
       scale: what they are multiplied by.
-      updates: one per client; a row that is not finite gives what it gives.
+      updates: one per client; the answer for a row that is not finite means nothing.
       batch: the samples.
       than: the model to compare the losses with.
       context: has the objective.

@@ -75,7 +75,7 @@ class _SignGuard(WeightingRule):
     def feature(
         self, statistics: Statistics, state: State
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
-        """One more feature for the clustering, as a column, and what it was made of."""
+        """One more feature for the clustering, as a column, and the scores it comes from."""
 
     def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
         if not self.cluster_signs:

@@ -150,7 +150,7 @@ class SMEA(WeightingRule):
     differentiable = capability(True)
 
     def exact(self, n: int) -> bool:
-        """Whether of n updates no n - f have a smaller top eigenvalue than those chosen."""
+        """Whether the set chosen among n updates is sure to have the smallest top eigenvalue."""
         return math.comb(n, self.f) <= MOST_SUBSETS
 
     def check(self, n: int) -> None:

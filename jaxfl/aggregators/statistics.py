@@ -121,9 +121,9 @@ def mix(
       statistics: of the rows before.
       matrix: a row of zeros marks the mixed row as not usable.
       diagonal: the matrix only rescales rows, so those that were usable still are.
-      origin: the last reference is the origin, from which what a row of the matrix lacks to a
-        sum of 1 is taken (a centred Gram matrix mixes right only under sums of 1), and the
-        distance to which is a mixed row's norm.
+      origin: whether the last reference is the origin. A Gram matrix about a centre can be mixed
+        only by rows that sum to 1: what a row of the matrix lacks becomes the weight of the
+        origin, which adds nothing. The norm of a mixed row is its distance to the origin.
     """
     usable = statistics.usable if diagonal else jnp.any(matrix != 0, axis=1)
     norms = gram = products = sample = None
@@ -165,7 +165,10 @@ def _mixed_gram(
 
 
 def about_origin(statistics: Statistics) -> Statistics:
-    """With ``inner`` from a Gram matrix whose last reference is the origin, which goes."""
+    """Adds ``inner``, the inner products about the origin, from a Gram matrix that includes it.
+
+    The origin, which must be the last reference, is then removed.
+    """
     gram = statistics.gram
     assert gram is not None
     last = gram[-1]

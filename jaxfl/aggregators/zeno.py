@@ -36,8 +36,13 @@ class Zeno(Aggregator):
     Xie, Koyejo, Gupta, "Zeno: distributed stochastic gradient descent with suspicion-based
     fault-tolerance", ICML 2019.
 
-    >>> sorted(Zeno(f=1).needs_root)
-    ['batch']
+    >>> objective = jaxfl.models.Objective.of(jaxfl.models.Softmax(), (1,), 2)
+    >>> batch = jaxfl.types.Batch(jnp.ones((1, 1)), jnp.array([1]), jnp.array([True]))
+    >>> context = jaxfl.Context.of(3, objective=objective, params=jnp.zeros(4), root_batch=batch)
+    >>> good = jnp.array([0.5, -0.5, 0.5, -0.5])
+    >>> updates = jnp.stack([good, good, -good])
+    >>> Zeno(f=1).inspect(updates, context=context).info.selected.tolist()
+    [True, True, False]
     """
 
     f: int = field(at_least=0)
