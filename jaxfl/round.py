@@ -34,6 +34,7 @@ from jaxfl.types import Batch, Context, State, Struct, present_mask
 class Received(Struct):
     """All that has happened before the server aggregates."""
 
+    keys: RoundKeys
     context: Context
     messages: Message
     """Every client's own, before any attack on messages."""
@@ -82,6 +83,7 @@ def receive(
     sent, weighed, attack = _attack_phase(federation, plan, state, keys, context, work)
     sent, seen = federation.privacy.bound(sent, state.privacy)
     return Received(
+        keys=keys,
         context=context,
         messages=work.messages,
         sent=sent,
@@ -276,7 +278,7 @@ def _release(
         mean=isinstance(federation.aggregator, Mean),
     )
     # No client has the number of the population: its noise is the server's.
-    key = jax.random.fold_in(round_keys(state).noise, population)
+    key = jax.random.fold_in(received.keys.noise, population)
     return federation.privacy.release(aggregate, received.seen, turn, state.privacy, key)
 
 

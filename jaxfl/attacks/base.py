@@ -1,6 +1,5 @@
 """What Byzantine clients do: to their data, and to the messages they send."""
 
-import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +85,7 @@ class AttackView(Struct):
         return jnp.broadcast_to(crafted, shape).astype(self.updates.dtype)
 
 
-class Attack(Component, abc.ABC):
+class Attack(Component):
     """A Byzantine strategy. Abstract.
 
     An attack on messages declares ``crafts`` and overrides ``craft``, an attack on data declares

@@ -18,6 +18,8 @@ EXAMPLE = "one example of one client"
 MESSAGE = "a client's whole message"
 CLIENT = "all data of one client"
 
+NOBODY = "trusts nobody: the server sees noised messages only"
+
 OVERHEARD = "attackers who see other clients' clean updates send messages that depend on them"
 SAID_OPENLY = "clients also send their losses and norms, which are not noised"
 

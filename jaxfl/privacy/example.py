@@ -15,7 +15,7 @@ from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
 from jaxfl.privacy.base import Privacy, draw
-from jaxfl.privacy.deployment import EXAMPLE, GAUSSIAN, Deployment, Release
+from jaxfl.privacy.deployment import EXAMPLE, GAUSSIAN, NOBODY, Deployment, Release
 from jaxfl.types import Batch, PyTree
 
 POISSON, FIXED = "poisson", "fixed"
@@ -52,7 +52,7 @@ class ExamplePrivacy(Privacy):
     microbatch: int | None = field(default=None, at_least=1)
 
     protects = capability(EXAMPLE)
-    trusts = capability("trusts nobody: the server sees noised messages only")
+    trusts = capability(NOBODY)
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import accumulator
 from jaxfl.privacy.base import Privacy, clipped, draw
-from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, MESSAGE, Deployment, Release
+from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, MESSAGE, NOBODY, Deployment, Release
 
 UNCLIPPED = "without a clip a message may be arbitrarily large"
 
@@ -42,7 +42,7 @@ class MessagePrivacy(Privacy):
     clip_byzantine: bool | None = None
 
     protects = capability(MESSAGE)
-    trusts = capability("trusts nobody: the server sees noised messages only")
+    trusts = capability(NOBODY)
 
     def __post_init__(self) -> None:
         super().__post_init__()

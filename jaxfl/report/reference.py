@@ -3,10 +3,12 @@
 ``python -m jaxfl.report.reference docs`` writes them.
 """
 
+import ast
 import dataclasses
 import inspect
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from jaxfl.data import SOURCES, RootData
 from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.findings import METRICS
 from jaxfl.federation import Federation
-from jaxfl.registry import REGISTRY
+from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
 
 HEADER = """# Experiment files
@@ -142,13 +144,8 @@ def public_page() -> str:
 
 def public_names() -> dict[str, Any]:
     """The public names of ``jaxfl`` and what they name, in alphabetical order."""
-    names = getattr(jaxfl, "__all__", None)
-    if names is None:
-        # Only what `__init__` brings in under its own name; submodules come with any import.
-        text = Path(inspect.getfile(jaxfl)).read_text()
-        names = re.findall(r"^from \S+ import (\w+) as \1$", text, re.MULTILINE)
-    known = {name: getattr(jaxfl, name) for name in names if not name.startswith("_")}
-    return dict(sorted(known.items(), key=lambda item: item[0].lower()))
+    names = (name for name in jaxfl.__all__ if not name.startswith("_"))
+    return {name: getattr(jaxfl, name) for name in sorted(names, key=str.lower)}
 
 
 def first_sentence(value: Any) -> str:
@@ -158,9 +155,6 @@ def first_sentence(value: Any) -> str:
 
 def field_docs(cls: type) -> dict[str, str]:
     """The strings below a class's fields: what they mean, by name; inherited ones included."""
-    import ast
-    import textwrap
-
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not (isinstance(base, type) and issubclass(base, Component)) or base is Component:
@@ -199,8 +193,7 @@ def _part_default(key: str) -> str:
     given = {f.name: f.default for f in dataclasses.fields(type(default))}
     changed = [n for n in given if repr(getattr(default, n)) != repr(given[n])]
     values = "".join(f", {n} = {_value(getattr(default, n))}" for n in changed)
-    registered = (n for names in REGISTRY.values() for n, c in names.items() if c is type(default))
-    name = next(registered, type(default).__name__)
+    name = name_of(type(default))
     return f'`{{ name = "{name}"{values} }}`' if values else f"`{name}`"
 
 
