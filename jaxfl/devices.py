@@ -77,7 +77,7 @@ def map_clients(
 
 def memory_of_device() -> int | None:
     """Bytes of the first device's memory, or the machine's where that is the CPU; None: unknown."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
@@ -136,7 +136,7 @@ def choose_chunk(clients: int, bytes_per_client: int) -> int:
     """
     budget = CPU_WORKING_SET
     if jax.default_backend() != "cpu":
-        statistics = jax.devices()[0].memory_stats() or {}
+        statistics = jax.local_devices()[0].memory_stats() or {}
         budget = statistics.get("bytes_limit", 2**33) // 4
     most = min(max(budget // max(bytes_per_client, 1), 1), clients)
     divisors = [c for c in range(1, most + 1) if clients % c == 0]
@@ -154,9 +154,17 @@ def copy_to(tree: PyTree, devices: Sequence[Device] | None) -> PyTree:
         return tree
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
+    whole = NamedSharding(make_mesh(devices), PartitionSpec())
+
+    def put(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # Not by ``device_put``, which refuses keys where there are several processes.
+            bits = jax.device_put(jax.random.key_data(leaf), whole)
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, whole)
+
     # As JAX arrays first: several processes compare what they put, and not in float64.
-    tree = jax.tree.map(jnp.asarray, tree)
-    return jax.device_put(tree, NamedSharding(make_mesh(devices), PartitionSpec()))
+    return jax.tree.map(put, jax.tree.map(jnp.asarray, tree))
 
 
 def check_way(way: str) -> None:

@@ -22,7 +22,12 @@ def build(**settings) -> Simulation:
 if __name__ == "__main__":
     process, port = sys.argv[1:]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}",
+        num_processes=2,
+        process_id=int(process),
+        shutdown_timeout_seconds=20,  # for the one that is left if the other dies
+    )
     assert jax.process_count() == len(jax.devices()) == 2
     history = build(devices=jax.devices(), way="shard_map").run(4)
     print("params:", *(float(value) for value in history.state.params))

@@ -37,7 +37,10 @@ def run_script(script: str, *arguments: str, flags: str = "", wait: bool = True)
 
 
 def finish(process) -> str:
-    output, _ = process.communicate(timeout=900)
+    try:
+        output, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()
     assert process.returncode == 0, output[-4000:]
     return output
 

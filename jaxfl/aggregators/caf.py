@@ -46,8 +46,8 @@ def filter_weights(
         projections = jnp.abs(jnp.where(c > 0, projections, 0))
         farthest = jnp.max(projections)
         kept = 1 - jnp.square(safe_ratio(projections, farthest))
-        # Compiled, x / x need not be 1; a row left with any weight would be the farthest again.
-        c = jnp.where(projections < farthest, c * kept, 0)
+        # Equal rows differ by rounding; one left with so little would be the farthest again.
+        c = jnp.where(kept > len(c) * jnp.finfo(c.dtype).eps, c * kept, 0)
         return step + 1, c, best, smallest, vector, farthest == 0
 
     infinite = jnp.array(jnp.inf, gram.dtype)
