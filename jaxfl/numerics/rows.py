@@ -130,7 +130,7 @@ def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> F
 
 
 def products(rows: Float[Array, "n d"], references: Float[Array, "r d"]) -> Float[Array, "n r"]:
-    """Inner products of rows and references; a row that is not finite gives what it gives.
+    """Inner products of rows and references; those of a row that is not finite are not finite.
 
     Cost: one read of the matrix for a few references.
     """
