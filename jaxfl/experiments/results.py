@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -14,11 +13,11 @@ from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.log import Line
 from jaxfl.federation import Federation
 from jaxfl.metrics import FairnessMetrics
 from jaxfl.record import RoundRecord
 
-Line = dict[str, Any]
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
 
