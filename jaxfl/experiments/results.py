@@ -20,6 +20,8 @@ from jaxfl.record import RoundRecord
 
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
+ADVERSARY = ("attack", "byzantine", "byzantine_per_round", "noise_order")
+"""What a defence does not know when it is tuned: keys of an experiment, and all that is below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,12 +255,13 @@ def not_run(cell: Cell, reason: str) -> Result:
 def choose(results: Sequence[Result]) -> list[Result]:
     """Picks for every defence the candidate of ``tune`` that validates best.
 
-    A defence does not know which attack it will meet: cells that differ only in the attack share
-    the choice, by their mean validation accuracy after the last round (0 where diverged).
+    A defence does not know which attack it will meet: cells that differ only in ``ADVERSARY``
+    share the choice, by their mean validation accuracy after the last round (0 where diverged).
     """
     groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in results:
-        defence = tuple((k, v) for k, v in result.cell.labels.items() if k != "attack")
+        labels = result.cell.labels
+        defence = tuple((k, v) for k, v in labels.items() if k.split(".")[0] not in ADVERSARY)
         groups.setdefault(defence, []).append(result)
     chosen: dict[int, int] = {}
     for group in groups.values():
