@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import ClientAlgorithm, FedSGD
+from jaxfl.component import seed_of
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
@@ -70,7 +71,7 @@ def run(
     federation: Federation,
     plan: Plan,
     data: FederatedData,
-    seed: Int[Array, ""] | int,
+    seed: Integer[Array, ""] | int,
     *,
     rounds: int,
     evaluate_every: int,
@@ -126,7 +127,7 @@ class Simulation:
         data: FederatedData | Sequence[FederatedData],
         model: Model | nnx.Module | Factory,
         *,
-        seeds: Sequence[int] = (0,),
+        seeds: Sequence[int] | np.ndarray = (0,),
         evaluate_every: int = 10,
         client_accuracy: bool = False,
         client_chunk: int | None = None,
@@ -134,7 +135,8 @@ class Simulation:
         way: str = "shard_map",
         loss: Loss | None = None,
     ) -> None:
-        partitions, parts = _given(federation, data, seeds, evaluate_every)
+        seeds = _seeds(seeds)
+        partitions, parts = _given(federation, data, len(seeds), evaluate_every)
         check_way(way)
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
@@ -162,7 +164,7 @@ class Simulation:
 
         if self.several:
             over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0))
-            state = over(self.federation, jnp.asarray(seeds))
+            state = over(self.federation, np.asarray(seeds, np.uint32))
         else:
             state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)
@@ -221,17 +223,22 @@ class Simulation:
         return self._program(exchange)(self.federation, self.data, self.state)
 
 
+def _seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
+    """The seeds of a simulation, or one clear error."""
+    if np.ndim(seeds) != 1 or len(seeds) == 0:
+        raise ValueError(f"seeds must be a list of integers, at least one seed; got {seeds!r}")
+    return [seed_of(seed) for seed in seeds]
+
+
 def _given(
     federation: Federation | Sequence[Federation],
     data: FederatedData | Sequence[FederatedData],
-    seeds: Sequence[int],
+    runs: int,
     evaluate_every: int,
 ) -> tuple[list[FederatedData], list[Federation]]:
     """The partitions and the federations of a simulation, or one clear error."""
     if evaluate_every < 1:
         raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
-    if not seeds:
-        raise ValueError("seeds must name at least one seed")
     partitions = list(data) if isinstance(data, Sequence) else [data]
     parts = list(federation) if isinstance(federation, Sequence) else [federation]
     if not all(isinstance(part, FederatedData) for part in partitions):
@@ -239,8 +246,8 @@ def _given(
             "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
         )
     for given, what in ((data, "partitions"), (federation, "federations")):
-        if isinstance(given, Sequence) and len(given) != len(seeds):
-            raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
+        if isinstance(given, Sequence) and len(given) != runs:
+            raise ValueError(f"got {len(given)} {what} for {runs} seeds")
     return partitions, parts
 
 

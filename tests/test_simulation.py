@@ -266,6 +266,10 @@ SMALL = ragged()
         (Federation(), {"client_chunk": 0}, "client_chunk must be at least 1; got 0"),
         (Federation(), {"evaluate_every": 0}, "evaluate_every must be at least 1; got 0"),
         (Federation(), {"seeds": ()}, "at least one seed"),
+        (Federation(), {"seeds": 3}, "seeds must be a list of integers, at least one seed; got 3"),
+        (Federation(), {"seeds": (0, 2**32)}, "seed must be .* at most 4294967295; got 4294967296"),
+        (Federation(), {"seeds": (-1,)}, "seed must be an integer, at least 0 .*; got -1"),
+        (Federation(), {"seeds": ("a",)}, "seed must be an integer, at least 0 .*; got 'a'"),
         (Federation(), {"way": "vmap"}, "way must be one of shard_map, pmap"),
         (Federation(), {"model": 3}, "model must be a jaxfl.models configuration"),
     ],
@@ -277,6 +281,30 @@ def test_what_does_not_fit_is_one_clear_error(federation, settings, message, mon
     with pytest.raises(ValueError, match=message) as error:
         Simulation(federation, SMALL, settings.pop("model"), **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40, 1.5, True])
+def test_a_seed_that_would_share_its_key_is_refused(seed, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    plan = make_plan(Federation(), SMALL, Softmax())
+    for try_it in (
+        lambda: jaxfl.simulate(model=Softmax(), data=SMALL, rounds=1, seed=seed),
+        lambda: run(Federation(), plan, SMALL, seed, rounds=1, evaluate_every=1),
+        lambda: DATASET.split(Dirichlet(alpha=1.0), clients=2, seed=seed),
+        lambda: DATASET.hold_out(0.5, seed=seed),
+        lambda: synthetic(samples=5, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=f"seed must be an integer.*; got {seed}$"):
+            try_it()
+
+
+def test_the_largest_seeds_have_keys_of_their_own():
+    seeds = np.array([0, 2**31, 2**32 - 1])
+    several = Simulation(Federation(), SMALL, Softmax(), seeds=seeds)
+    for i, seed in enumerate(seeds):
+        alone = Simulation(Federation(), SMALL, Softmax(), seeds=[int(seed)])
+        np.testing.assert_array_equal(several.state.params[i], alone.state.params)
+    assert len(np.unique(several.state.params, axis=0)) == 3
 
 
 def test_a_data_set_that_was_not_divided_is_refused(monkeypatch):

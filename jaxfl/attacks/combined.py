@@ -13,7 +13,7 @@ from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView, ClientView
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.simple import SignFlip
 from jaxfl.attacks.statistical import IPM
-from jaxfl.component import capability, field
+from jaxfl.component import MOST_SEED, capability, field
 from jaxfl.types import Batch, Spec, State
 
 
@@ -184,7 +184,7 @@ class TimeVarying(_Several):
     """
 
     every: int = field(default=1, at_least=1)
-    seed: int = field(default=0, at_least=0)
+    seed: int = field(default=0, at_least=0, at_most=MOST_SEED)
 
     @classmethod
     def example(cls) -> Attack:

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from jaxfl.experiments.cells import KNOWN, Cell, check_keys, integer, read_cell
+from jaxfl.component import seed_of
+from jaxfl.experiments.cells import KNOWN, Cell, check_keys, read_cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.registry import unknown
 
@@ -94,7 +95,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     check_keys(table, KNOWN, "")
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
-    seeds = tuple(integer(s, "seed", 0) for s in sweep.pop("seed", [table.get("seed", 0)]))
+    seeds = tuple(seed_of(s) for s in sweep.pop("seed", [table.get("seed", 0)]))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
     if tune and not table.get("validation"):

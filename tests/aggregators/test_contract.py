@@ -413,6 +413,30 @@ def test_updates_must_share_their_clients(updates):
         Mean()(updates)
 
 
+def test_a_list_of_clients_vectors_is_a_matrix():
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    rows[0] = 100
+    for several in (list(rows), tuple(rows), [jnp.asarray(row) for row in rows]):
+        np.testing.assert_array_equal(Mean()(several), rows.mean(axis=0))
+        np.testing.assert_array_equal(Median()(several), np.median(rows, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ([np.ones(3), np.ones(4)], r"one length, one per client.*got a list of \(3,\), \(4,\)"),
+        ([np.ones((5, 2)), np.ones((5, 2))], r"a pytree of layers a dict; got a list of \(5, 2\)"),
+        ([{"a": np.ones(3)}] * 2, "got a list of dict"),
+        ([1.0, 2.0], "got a list of float"),
+        ([], "got a list of nothing"),
+        (np.ones(3, np.float32), r"Mean: updates must be a matrix \[n, d\].*got .* shape \(3,\)"),
+    ],
+)
+def test_what_is_no_row_per_client_is_refused(updates, message):
+    with pytest.raises(ValueError, match=message):
+        Mean()(updates)
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.uint8, bool, np.complex64])
 def test_updates_must_be_floats(kind):
     updates = {"a": np.ones((5, 3), np.float32), "b": np.ones((5, 2), kind)}
