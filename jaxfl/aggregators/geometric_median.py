@@ -125,6 +125,10 @@ class GeometricMedian(WeightingRule):
     differentiable = capability(True)
 
     @capability
+    def by_samples(self) -> bool:
+        return self.weighted
+
+    @capability
     def scale_equivariant(self) -> bool:
         return not self.absolute and self.reweightings == 0
 

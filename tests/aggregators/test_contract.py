@@ -561,6 +561,15 @@ def test_gradient_agrees_with_differences():
         np.testing.assert_allclose(slope, expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"mean"}))
+def test_under_attack_no_rule_is_the_mean(name):
+    """A rival's FLTrust was federated averaging for years, and nothing said so."""
+    x = draw()
+    x[BYZANTINE] = 10
+    close_to_mean = np.allclose(run(RULES[name], x).update, x.mean(axis=0), rtol=0.1, atol=0.1)
+    assert not close_to_mean
+
+
 ABSENT = np.isin(np.arange(N), [0, 4])
 
 
