@@ -191,7 +191,8 @@ def _once(row: Array) -> Array:
     A network is but elementwise operations: on a CPU, XLA would repeat it for each of the
     elements that a row is broadcast to.
     """
-    return jnp.matmul(jnp.ones((2,), row.dtype), jnp.pad(row[None], ((0, 1), (0, 0))))
+    padded = jnp.pad(row[None], ((0, 1), (0, 0)))
+    return jnp.matmul(jnp.ones((2,), row.dtype), padded, precision="highest")
 
 
 def _distances(values: Array, centre: Array) -> Array:
