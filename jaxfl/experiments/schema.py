@@ -18,6 +18,9 @@ from jaxfl.registry import unknown
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
 
+GRIDS = ("sweep", "tune")
+"""Tables from dotted keys to lists of values."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -59,17 +62,31 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
         raise ValueError(f"reduced must be a table of keys and values; got {changes!r}")
     if reduced and not changes:
         raise ValueError(f"{name_or_file} has no reduced version")
-    for key, value in changes.items() if reduced else ():
-        if key.startswith("sweep."):
-            table.setdefault("sweep", {})[key.removeprefix("sweep.")] = value
+    given = [override.partition("=") for override in overrides]
+    for override, (key, separator, _) in zip(overrides, given, strict=True):
+        if not separator or not key.strip():
+            raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
+    asked = {key.strip(): toml_value(value.strip()) for key, _, value in given}
+    for key, value in ((changes if reduced else {}) | asked).items():
+        grid, dot, axis = key.partition(".")
+        if grid in GRIDS and dot:  # an axis is one key, dots and all
+            _assign(table, grid, {**_table(table, grid), axis: value})
         else:
             _assign(table, key, value)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
-        _assign(table, key.strip(), toml_value(value.strip()))
+    for key in asked:
+        _check_effect(table, key)
     return parse(path.stem, table)
+
+
+def _check_effect(table: dict[str, Any], key: str) -> None:
+    """Refuses a change of what the grid sets anew in every cell."""
+    for grid in GRIDS:
+        for axis in _table(table, grid):
+            if f"{key}.".startswith(f"{axis}."):
+                raise ValueError(
+                    f"--set {key} has no effect: {axis} takes its values from [{grid}]; "
+                    f"set {grid}.{axis} to a list"
+                )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -122,11 +139,17 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     )
 
 
-def _grid(table: dict[str, Any], name: str) -> dict[str, list[Any]]:
-    """``[sweep]`` or ``[tune]``, taken out of the table: dotted paths to lists of values."""
-    grid = table.pop(name, {})
+def _table(table: dict[str, Any], name: str) -> dict[str, Any]:
+    grid = table.get(name, {})
     if not isinstance(grid, dict):
         raise ValueError(f"{name} must be a table of lists; got {grid!r}")
+    return grid
+
+
+def _grid(table: dict[str, Any], name: str) -> dict[str, list[Any]]:
+    """``[sweep]`` or ``[tune]``, taken out of the table: dotted paths to lists of values."""
+    grid = _table(table, name)
+    table.pop(name, None)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name}.{key} must be a list of at least one value; got {values!r}")

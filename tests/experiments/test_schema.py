@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tomli_w
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
@@ -109,8 +110,9 @@ def test_a_missing_key_is_named(key):
 
 
 def test_overrides_and_their_errors(tmp_path):
-    plan = schema.load("quickstart", ["rounds=7", "aggregator.f=3", "attack=none"])
+    plan = schema.load("quickstart", ["rounds=7", "optimizer.momentum=0.5"])
     assert plan.cells[0].rounds == 7
+    assert float(plan.cells[0].federation.optimizer.momentum) == 0.5
     with pytest.raises(ValueError, match="KEY=VALUE"):
         schema.load("quickstart", ["rounds"])
     with pytest.raises(ValueError, match="did you mean 'quickstart'"):
@@ -119,6 +121,30 @@ def test_overrides_and_their_errors(tmp_path):
     broken.write_text("rounds = = 3")
     with pytest.raises(ValueError, match="not valid TOML"):
         schema.load(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("override", "axis"),
+    [
+        ("attack=sign_flip", "sweep.attack"),
+        ("aggregator.f=3", "sweep.aggregator"),
+        ("seed=7", "sweep.seed"),
+        ("optimizer.learning_rate=0.5", "tune.optimizer.learning_rate"),
+        ("data.clients=5", "sweep.data.clients"),
+    ],
+)
+def test_setting_what_is_swept_is_an_error_that_names_the_axis(tmp_path, override, axis):
+    table = small(validation=0.1, tune={"optimizer.learning_rate": [0.1, 0.2]})
+    table |= {"byzantine": 0}
+    table["sweep"] = {"seed": [0], "attack": ["none"], "aggregator": ["mean"], "data.clients": [9]}
+    path = tmp_path / "swept.toml"
+    path.write_text(tomli_w.dumps(table))
+    with pytest.raises(ValueError, match=rf"has no effect: .*; set {axis} to a list"):
+        schema.load(str(path), [override])
+    values = {"sweep.attack": "none", "sweep.aggregator": "mean"}
+    (cell,) = schema.load(str(path), [f"{axis}={[values.get(axis, 1)]!r}"]).cells
+    assert cell.clients == (1 if axis == "sweep.data.clients" else 9)
+    assert len(cell.federations) == (1 if axis.startswith("tune") else 2)
 
 
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
