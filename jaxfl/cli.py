@@ -95,7 +95,7 @@ def run(
     console = Console(width=None if sys.stdout.isatty() else 120)
     if not quiet:
         for said in privacy_statements(experiment):
-            console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
+            say(console, f"Privacy: {said}")
     path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
     with (
         RunFolder(path, experiment, resume=resume, force=force) as folder,
@@ -130,10 +130,15 @@ def print_results(
     """Prints the table, whether the stated findings hold, and where the files are."""
     console.print(result_table(experiment, results))
     for verdict in verdicts(experiment, results):
-        console.print(f"Stated: {verdict}", highlight=False, soft_wrap=True)
+        say(console, f"Stated: {verdict}")
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
-        console.print(f"{what + ':':6} {path / name}", highlight=False, soft_wrap=True)
+        say(console, f"{what + ':':6} {path / name}")
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: brackets in it are no markup, and it is not wrapped."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -143,7 +148,7 @@ def list_experiments() -> None:
     for name in schema.packaged():
         experiment = schema.load(name)
         size = f"{len(experiment.cells)} cells, {len(experiment.cells[0].seeds)} seeds"
-        console.print(f"{name}: {experiment.title} ({size})", highlight=False)
+        say(console, f"{name}: {experiment.title} ({size})")
 
 
 @app.command()
@@ -180,10 +185,13 @@ def rules(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
 ) -> None:
-    """Compare runs cell by cell, over the seeds that they share."""
+    """Compare runs cell by cell; say what differs between them and what was left out."""
     runs = [read_results(folder) for folder in folders]
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(comparison([str(f) for f in folders], [results for _, results in runs]))
+    table, notes = comparison([str(f) for f in folders], runs)
+    console.print(table)
+    for note in notes:
+        say(console, note)
 
 
 @app.command()
@@ -209,12 +217,12 @@ def data(
         raise ValueError(f"data: {unknown(name, SOURCES)}")
     way = None if partition is None else build(Partition, schema.toml_value(partition), "partition")
     if prepare:
-        console.print(f"Prepared: {prepare_data(name)}", highlight=False, soft_wrap=True)
+        say(console, f"Prepared: {prepare_data(name)}")
     dataset = SOURCES[name]()
     console.print(summary_table(dataset.summary()))
     if way is not None:
         plot_partition(dataset.split(way, clients, seed), out)
-        console.print(f"Plot: {out}", highlight=False, soft_wrap=True)
+        say(console, f"Plot: {out}")
 
 
 def use_compilation_cache() -> None:
