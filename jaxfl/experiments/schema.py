@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import importlib
 import itertools
+import sys
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -34,6 +36,8 @@ class Experiment:
     """The TOML table with all overrides applied."""
     candidates: tuple[str, ...]
     """What ``tune`` chooses among, in words; one empty entry without it."""
+    modules: tuple[str, ...] = ()
+    """Folders of the user's own modules: the file's, and the one that jaxfl was started in."""
 
 
 def packaged() -> list[str]:
@@ -75,7 +79,15 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
             _assign(table, key, value)
     for key in asked:
         _check_effect(table, key)
-    return parse(path.stem, table)
+    modules = (str(path.resolve().parent), str(Path.cwd()))
+    importable(modules)
+    return dataclasses.replace(parse(path.stem, table), modules=modules)
+
+
+def importable(folders: Sequence[str]) -> None:
+    """Puts folders last on the path, so that ``name = "module:Class"`` is found there."""
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    importlib.invalidate_caches()
 
 
 def _check_effect(table: dict[str, Any], key: str) -> None:

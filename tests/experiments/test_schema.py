@@ -1,6 +1,7 @@
 """Experiments from TOML: what is read, and what is refused in one line."""
 
 import copy
+import sys
 
 import pytest
 import tomli_w
@@ -8,7 +9,7 @@ import tomli_w
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
 from jaxfl.experiments import schema
-from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
 SMALL = {
@@ -145,6 +146,41 @@ def test_setting_what_is_swept_is_an_error_that_names_the_axis(tmp_path, overrid
     (cell,) = schema.load(str(path), [f"{axis}={[values.get(axis, 1)]!r}"]).cells
     assert cell.clients == (1 if axis == "sweep.data.clients" else 9)
     assert len(cell.federations) == (1 if axis.startswith("tune") else 2)
+
+
+OWN = """
+from jaxfl import Mean
+class {name}(Mean):
+    pass
+"""
+
+
+def test_own_modules_lie_beside_the_file_or_in_the_current_folder(tmp_path, monkeypatch):
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    for folder, name in ((beside, "Beside"), (current, "Current")):
+        folder.mkdir()
+        (folder / f"parts_{name.lower()}.py").write_text(OWN.format(name=name))
+    names = ["parts_beside:Beside", "parts_current:Current"]
+    file = beside / "own.toml"
+    file.write_text(tomli_w.dumps(small(sweep={"aggregator": names}, rounds=2)))
+
+    def forget():
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if str(tmp_path) not in p])
+        for name in ("parts_beside", "parts_current"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+    monkeypatch.chdir(current)
+    forget()
+    for resume in (False, True):
+        experiment = schema.load(str(file))
+        with RunFolder(tmp_path / "run", experiment, resume=resume) as folder:
+            assert len(list(run_experiment(folder, lambda *_: lambda *_: None))) == 2
+        forget()
+        monkeypatch.chdir(tmp_path)  # another process, elsewhere, reads the results
+        read, _ = read_results(tmp_path / "run")
+        assert [cell.labels["aggregator"] for cell in read.cells] == ["Beside", "Current"]
+        forget()
+        monkeypatch.chdir(current)
 
 
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
