@@ -183,6 +183,39 @@ def test_own_modules_lie_beside_the_file_or_in_the_current_folder(tmp_path, monk
         monkeypatch.chdir(current)
 
 
+def test_a_grid_that_nobody_waits_for_is_refused_with_its_size(monkeypatch):
+    monkeypatch.setattr(schema, "read_cell", lambda *_: pytest.fail("a cell was read"))
+    sweep = {"rounds": list(range(1, 401)), "optimizer.learning_rate": [0.1] * 400, "seed": [0, 1]}
+    message = r"160,000 combinations \(rounds 400 x optimizer.learning_rate 400\), more than 10,000"
+    with pytest.raises(ValueError, match=f"sweep makes {message}"):
+        schema.parse("x", small(sweep=sweep))
+    tune = {"optimizer.learning_rate": [0.1] * 10_001}
+    with pytest.raises(ValueError, match="tune makes 10,001 combinations"):
+        schema.parse("x", small(validation=0.1, tune=tune))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"name": "mlp", "hidden": [10**9]}},
+            # 4 features and 3 classes: 4h + h + 3h + 3 parameters; n + 2 vectors for 2 seeds.
+            rf"8,000,000,003 parameters; messages of 10 clients for 2 .* "
+            rf"{2 * 12 * 4 * (8 * 10**9 + 3) / 2**30:,.1f} GiB, more than the device's [0-9.]+ GiB",
+        ),
+        ({"data": SMALL["data"] | {"samples": 10**13}}, r"data: 10,000,000,000,000 samples of 4 "),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_runs(tmp_path, changes, message):
+    experiment = schema.parse("x", small(**changes, sweep={"seed": [0, 1]}))
+    with (
+        pytest.raises(ValueError, match=message),
+        RunFolder(tmp_path / "run", experiment) as folder,
+    ):
+        next(run_experiment(folder, lambda *_: pytest.fail("a cell ran")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
     sweep = {"aggregator": [{"name": "krum", "f": 4}, {"name": "krum", "f": 2}]}
     plan = schema.parse("x", small(sweep=sweep))
