@@ -215,7 +215,9 @@ def data(
         return
     if name not in SOURCES:
         raise ValueError(f"data: {unknown(name, SOURCES)}")
-    way = None if partition is None else build(Partition, schema.toml_value(partition), "partition")
+    way = None
+    if partition is not None:
+        way = build(Partition, schema.toml_value(partition, "--partition"), "partition")
     if prepare:
         say(console, f"Prepared: {prepare_data(name)}")
     dataset = SOURCES[name]()
@@ -251,8 +253,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        reason = " ".join(str(error).split())
-        print(f"jaxfl: error: {reason}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename2 or error.filename}: {error.strerror}"
+        print(f"jaxfl: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 
 

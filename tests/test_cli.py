@@ -14,7 +14,7 @@ import tomllib
 import jax
 import pytest
 
-from jaxfl import Krum, __version__
+from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
 from jaxfl.registry import REGISTRY
 
@@ -150,6 +150,37 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope.toml"], "nope.toml: no such file; jaxfl list names"),
+        (["run", "folder"], "folder is a folder; an experiment is a TOML file"),
+        (["run", "small.toml", "--out", "small.toml"], "small.toml is a file, not a folder"),
+        (["run", "small.toml", "--set", "model={name="], "--set model: {name= is not valid TOML"),
+        (["run", "title.toml"], "title must be one line without control characters; got 'a\\x00b'"),
+        (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
+        (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
+        (["run", "small.toml", "--set", "rounds=3000000000"], "rounds must be at most 2147483647"),
+        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "seed must be at most"),
+    ],
+)
+def test_a_mistake_is_told_by_the_command_itself(
+    small, tmp_path, monkeypatch, capsys, arguments, message
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "title.toml").write_text('title = "a\\u0000b"\n' + SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("jaxfl: error: ")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_list_and_show(tmp_path):

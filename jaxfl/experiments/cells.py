@@ -199,12 +199,14 @@ def _share(value: Any, name: str) -> float:
     return float(value)
 
 
-def integer(value: Any, name: str, least: int) -> int:
-    """The value, if it is an integer of at least ``least``.
+def integer(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
+    """The value, if it is an integer from ``least`` to ``most``.
 
     Raises:
       ValueError: it is not; the text calls it ``name``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value!r}")
     return value

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import sys
 import tomllib
+import unicodedata
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -59,6 +60,10 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
     path = Path(name_or_file)
     if name_or_file in packaged():
         path = Path(str(resources.files("jaxfl.experiments") / f"{name_or_file}.toml"))
+    elif path.is_dir():
+        raise ValueError(f"{path} is a folder; an experiment is a TOML file")
+    elif not path.is_file() and (path.suffix or len(path.parts) > 1):
+        raise ValueError(f"{path}: no such file; jaxfl list names what comes with jaxfl")
     elif not path.is_file():
         raise ValueError(f"no experiment and no file: {unknown(name_or_file, packaged())}")
     table = read(path)
@@ -71,7 +76,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
     for override, (key, separator, _) in zip(overrides, given, strict=True):
         if not separator or not key.strip():
             raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
-    asked = {key.strip(): toml_value(value.strip()) for key, _, value in given}
+    asked = {key.strip(): toml_value(value.strip(), f"--set {key}") for key, _, value in given}
     for key, value in ((changes if reduced else {}) | asked).items():
         grid, dot, axis = key.partition(".")
         if grid in GRIDS and dot:  # an axis is one key, dots and all
@@ -110,8 +115,8 @@ def read(path: Path) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers, dates and encodings
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -125,7 +130,9 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
     check_grid({axis: values for axis, values in sweep.items() if axis != "seed"}, tune)
-    seeds = tuple(integer(s, "seed", 0) for s in sweep.pop("seed", [table.get("seed", 0)]))
+    seeds = tuple(
+        integer(s, "seed", 0, 2**32 - 1) for s in sweep.pop("seed", [table.get("seed", 0)])
+    )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
     if tune and not table.get("validation"):
@@ -140,6 +147,8 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     title = table.get("title", name)
     if not isinstance(title, str):
         raise ValueError(f"title must be a string; got {title!r}")
+    if any(unicodedata.category(letter) == "Cc" for letter in title):
+        raise ValueError(f"title must be one line without control characters; got {title!r}")
     return Experiment(
         name=name,
         title=title,
@@ -226,9 +235,15 @@ def _assign(table: dict[str, Any], path: str, value: Any) -> None:
     table[last] = value
 
 
-def toml_value(text: str) -> Any:
-    """What a text means as a TOML value; itself where it is none."""
+def toml_value(text: str, where: str) -> Any:
+    """What a text means as a TOML value; itself where it is a bare word.
+
+    Raises:
+      ValueError: it begins as a table, a list or a string, and is none; names ``where``.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError) as error:
+        if text.startswith(("{", "[", "'", '"')):
+            raise ValueError(f"{where}: {text} is not valid TOML: {error}") from None
         return text
