@@ -160,10 +160,14 @@ def show(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
+    ] = False,
 ) -> None:
     """Show an experiment as TOML, with changes applied."""
-    experiment = schema.load(name, settings or [])
-    text = tomli_w.dumps(experiment.table)
+    experiment = schema.load(name, settings or [], reduced=reduced)
+    kept = {"reduced": experiment.reduced} if experiment.reduced else {}
+    text = tomli_w.dumps(experiment.table | kept)
     if sys.stdout.isatty():
         Console().print(Syntax(text, "toml", background_color="default"))
     else:

@@ -16,6 +16,7 @@ import pytest
 
 from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
+from jaxfl.experiments import schema
 from jaxfl.registry import REGISTRY
 
 SMALL = """
@@ -194,6 +195,22 @@ def test_list_and_show(tmp_path):
     copied = tmp_path / "copy.toml"
     copied.write_text(shown.stdout)
     assert jaxfl("show", copied, cwd=tmp_path).stdout == shown.stdout
+
+
+def test_show_keeps_the_reduced_version(tmp_path, monkeypatch, capsys):
+    def shown(*words):
+        monkeypatch.setattr(sys, "argv", ["jaxfl", "show", *map(str, words)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    copied = tmp_path / "copy.toml"
+    copied.write_text(shown("tnbs"))
+    small = tomllib.loads(shown("tnbs", "--reduced"))
+    assert shown(copied, "--reduced") == shown("tnbs", "--reduced")
+    assert small["rounds"] == small["reduced"]["rounds"] == 100
+    assert small["sweep"]["seed"] == [0]
+    assert schema.load(str(copied), reduced=True).cells == schema.load("tnbs", reduced=True).cells
 
 
 def test_data_is_listed_described_and_drawn(tmp_path):

@@ -40,6 +40,8 @@ class Experiment:
     """What ``tune`` chooses among, in words; one empty entry without it."""
     modules: tuple[str, ...] = ()
     """Folders of the user's own modules: the file's, and the one that jaxfl was started in."""
+    reduced: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The file's table ``[reduced]``, which is no part of what runs."""
 
 
 def packaged() -> list[str]:
@@ -87,7 +89,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
         _check_effect(table, key)
     modules = (str(path.resolve().parent), str(Path.cwd()))
     importable(modules)
-    return dataclasses.replace(parse(path.stem, table), modules=modules)
+    return dataclasses.replace(parse(path.stem, table), modules=modules, reduced=changes)
 
 
 def importable(folders: Sequence[str]) -> None:
