@@ -130,7 +130,7 @@ def print_results(
     """Prints the table, whether the stated findings hold, and where the files are."""
     console.print(result_table(experiment, results))
     for verdict in verdicts(experiment, results):
-        say(console, f"Stated: {verdict}")
+        say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
         say(console, f"{what + ':':6} {path / name}")

@@ -78,6 +78,23 @@ def test_last_best_and_validation_chosen_accuracy():
     assert result.status == "done"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_seed_has_no_deviation(seeds):
+    experiment = schema.parse("x", table_of(range(seeds)))
+    (one,) = experiment.cells
+    results = [result_of(one, lines(one, [[[0.5], [0.6]][:seeds]], [[[0.1]] * seeds]), 0.0)]
+    (_, entry) = entries(experiment, results)[1]
+    (row,) = csv.DictReader(io.StringIO(summary(experiment, results)))
+    text = markdown(experiment, results)
+    if seeds == 1:
+        assert (entry, row["deviation"], row["ci95"]) == ("50.0", "", "")
+        assert "±" not in text + latex(experiment, results)
+        assert "after the last round; one seed." in text
+    else:
+        assert entry == f"55.0 ± {100 * np.std([0.5, 0.6], ddof=1):.1f}"
+        assert "mean ± deviation over 2 seeds." in text
+
+
 def test_the_interval_of_one_seed_is_unknown():
     assert np.isnan(half_interval(np.array([0.5])))
 
