@@ -19,6 +19,7 @@ import pytest
 
 from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
+from jaxfl.experiments import schema
 from jaxfl.registry import REGISTRY
 
 SMALL = """
@@ -173,6 +174,37 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope.toml"], "nope.toml: no such file; jaxfl list names"),
+        (["run", "folder"], "folder is a folder; an experiment is a TOML file"),
+        (["run", "small.toml", "--out", "small.toml"], "small.toml is a file, not a folder"),
+        (["run", "small.toml", "--set", "model={name="], "--set model: {name= is not valid TOML"),
+        (["run", "title.toml"], "title must be one line without control characters; got 'a\\x00b'"),
+        (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
+        (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
+        (["run", "small.toml", "--set", "rounds=3000000000"], "rounds must be at most 2147483647"),
+        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "seed must be at most"),
+    ],
+)
+def test_a_mistake_is_told_by_the_command_itself(
+    small, tmp_path, monkeypatch, capsys, arguments, message
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "title.toml").write_text('title = "a\\u0000b"\n' + SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("jaxfl: error: ")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
 def test_list_and_show(tmp_path):
     done = ask("list", cwd=tmp_path)
     assert done.returncode == 0
@@ -184,6 +216,22 @@ def test_list_and_show(tmp_path):
     copied = tmp_path / "copy.toml"
     copied.write_text(shown.stdout)
     assert ask("show", copied, cwd=tmp_path).stdout == shown.stdout
+
+
+def test_show_keeps_the_reduced_version(tmp_path, monkeypatch, capsys):
+    def shown(*words):
+        monkeypatch.setattr(sys, "argv", ["jaxfl", "show", *map(str, words)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    copied = tmp_path / "copy.toml"
+    copied.write_text(shown("tnbs"))
+    small = tomllib.loads(shown("tnbs", "--reduced"))
+    assert shown(copied, "--reduced") == shown("tnbs", "--reduced")
+    assert small["rounds"] == small["reduced"]["rounds"] == 100
+    assert small["sweep"]["seed"] == [0]
+    assert schema.load(str(copied), reduced=True).cells == schema.load("tnbs", reduced=True).cells
 
 
 def test_data_is_listed_described_and_drawn(tmp_path):

@@ -6,7 +6,7 @@ appended to the log; a commit makes them permanent.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.limits import check_data, check_memory
 from jaxfl.experiments.results import (
     Result,
     add_end,
@@ -99,11 +100,17 @@ def run_experiment(
             datasets[key] = cell.load()
         return datasets[key]
 
-    for cell in experiment.cells[folder.progress.cell :]:
-        if cell.federation.attack.backdoor is not None:
-            data = load(cell)
-            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
-    reasons = [not_applicable(cell) or unreachable(cell, load) for cell in experiment.cells]
+    reasons = [not_applicable(cell) for cell in experiment.cells]
+    left = [
+        cell
+        for index, cell in enumerate(experiment.cells)
+        if reasons[index] is None and index >= folder.progress.cell
+    ]
+    _check_sizes(left, load)
+    reasons = [
+        reason or unreachable(cell, load)
+        for reason, cell in zip(reasons, experiment.cells, strict=True)
+    ]
     for index, cell in enumerate(experiment.cells):
         reason = reasons[index]
         if reason is None and index >= folder.progress.cell:
@@ -115,6 +122,21 @@ def run_experiment(
         else:
             seconds = folder.progress.seconds.get(str(index), 0.0)
             yield result_of(cell, folder.lines[index], seconds)
+
+
+def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None:
+    """Refuses what cannot fit the device, and triggers that do not fit the data."""
+    for cell in cells:
+        check_data(cell)
+    checked = set()
+    for cell in cells:
+        data, participation = load(cell), cell.federation.participation
+        size = (repr(cell.data), participation, cell.model, cell.clients, len(cell.runs))
+        if size not in checked:
+            check_memory(cell, data)
+            checked.add(size)
+        if cell.federation.attack.backdoor is not None:
+            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
 
 
 def _simulation(
