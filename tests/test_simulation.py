@@ -350,3 +350,17 @@ def test_divergence_is_reported():
     lost = jaxfl.simulate(model=Softmax(), data=SMALL, rounds=2, optimizer=SGD(learning_rate=1e38))
     assert np.all(np.isfinite(lost.state.params)), "rules leave out rows that are not finite"
     assert lost.diverged
+    assert np.isnan(lost.final_accuracy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_model_has_no_accuracy(bad):
+    simulation = Simulation(Federation(), SMALL, Softmax(), client_accuracy=True)
+    before = simulation.evaluate()
+    assert np.isfinite(before.accuracy)
+    params = simulation.state.params.at[1].set(bad)
+    simulation.state = simulation.state.replace(params=params)
+    after = simulation.evaluate()
+    found = after.accuracy, after.loss, after.fairness.mean, after.fairness.worst_tenth
+    assert np.all(np.isnan(found))
+    assert np.all(np.isnan(after.client_accuracy))

@@ -124,10 +124,15 @@ class Objective:
     def evaluate(
         self, flat: Float[Array, " d"], model_state: ModelState, inputs: Array, labels: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Loss of each sample, and 1 where the predicted class is the label, else 0."""
+        """Loss of each sample, and 1 where the predicted class is the label, else 0.
+
+        NaN instead of 0 or 1 where a sample's logits are not finite: no class is predicted, though
+        ``argmax`` of NaN is 0.
+        """
         logits = self.logits(self.unravel(flat), model_state, inputs)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        return self.loss_function(logits, labels), correct.astype(jnp.float32)
+        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        correct = jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), correct, jnp.nan)
+        return self.loss_function(logits, labels), correct
 
 
 def _factory(

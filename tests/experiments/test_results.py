@@ -211,3 +211,10 @@ def test_comparison_is_paired_by_seed():
             ["a", "b"],
             [[first], [result_of(other, lines(other, [[[0.1]] * 3], nothing), 0.0)]],
         )
+
+
+def test_the_best_of_a_run_that_diverged_is_from_before():
+    one = cell()
+    result = result_of(one, lines(one, [[[0.9, None], [0.3, None]]], [[[0.5, None]] * 2]), 0.0)
+    assert result.best == pytest.approx(0.6)
+    assert np.isnan(result.final)
