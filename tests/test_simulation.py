@@ -263,8 +263,17 @@ SMALL = ragged()
     [
         (Federation(byzantine=6), {}, "byzantine must be at most the number of clients, 5; got 6"),
         (Federation(aggregator=Krum(f=2)), {}, "Krum needs n >= 2f \\+ 3 clients; got n = 5"),
-        (Federation(), {"client_chunk": 0}, "client_chunk must be at least 1; got 0"),
-        (Federation(), {"evaluate_every": 0}, "evaluate_every must be at least 1; got 0"),
+        (Federation(), {"client_chunk": 0}, "client_chunk must be an integer, at least 1; got 0"),
+        (Federation(), {"evaluate_every": 1.5}, "evaluate_every must be an integer.*; got 1.5"),
+        (Federation(), {"client_chunk": 1.5}, "client_chunk must be an integer.*; got 1.5"),
+        (Federation(), {"devices": "cpu"}, "devices must be a list of JAX devices.*; got 'cpu'"),
+        (Federation(), {"devices": []}, r"devices must be a list of JAX devices.*; got \[\]"),
+        (Federation(), {"devices": ["cpu"]}, "devices must be a list of JAX devices"),
+        (
+            Federation(),
+            {"evaluate_every": 0},
+            "evaluate_every must be an integer, at least 1; got 0",
+        ),
         (Federation(), {"seeds": ()}, "at least one seed"),
         (Federation(), {"seeds": 3}, "seeds must be a list of integers, at least one seed; got 3"),
         (Federation(), {"seeds": (0, 2**32)}, "seed must be .* at most 4294967295; got 4294967296"),
@@ -311,6 +320,8 @@ def test_a_data_set_that_was_not_divided_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="data must be FederatedData: call"):
         Simulation(Federation(), DATASET, Softmax())
+    with pytest.raises(ValueError, match=r"or \.by_client\(\); got Dataset"):
+        jaxfl.simulate(model=Softmax(), data=DATASET, rounds=1)
 
 
 def test_federations_that_differ_in_numbers_are_one_program():
@@ -331,10 +342,12 @@ def test_federations_that_differ_in_numbers_are_one_program():
         Simulation(mixed, data, Softmax(), seeds=(1, 1, 2))
 
 
-def test_wrong_numbers_of_rounds_and_partitions():
+def test_wrong_numbers_of_rounds_and_partitions(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="got 1 partitions for 2 seeds"):
         Simulation(Federation(), [SMALL], Softmax(), seeds=(0, 1))
     simulation = Simulation(Federation(), SMALL, Softmax())
+    assert simulation.run(np.int64(2)).records.loss.shape == (2,)
     for rounds in (0, -1):
         with pytest.raises(ValueError, match=f"rounds must be .*; got {rounds}"):
             simulation.run(rounds)
