@@ -2,9 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tomli_w
@@ -74,6 +75,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the run in the folder, whatever it is.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
     reduced: Annotated[
         bool, typer.Option("--reduced", help="The smaller version that the file describes.")
@@ -94,7 +98,7 @@ def run(
             console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
     path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
     with (
-        RunFolder(path, experiment, resume=resume) as folder,
+        RunFolder(path, experiment, resume=resume, force=force) as folder,
         StopSignals() as signals,
         Watcher(experiment, console, quiet=quiet) as watcher,
     ):
@@ -221,10 +225,18 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def print_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """A warning of ours on one line, without the place in our code."""
+    if issubclass(category, UserWarning):
+        print(f"jaxfl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main() -> None:
     """The entry point: a mistake ends with one line and exit code 2, a stopped run with 130."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = print_warning
+            app()
     except Interrupted as stopped:
         print(f"jaxfl: {stopped}", file=sys.stderr)
         sys.exit(130)

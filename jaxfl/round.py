@@ -259,6 +259,10 @@ def _weigh(
         state.fairness,
         context,
     )
+    if not federation.aggregator.scale_equivariant:
+        # Its answer is no multiple of what it is given, so that nothing can be made up for later.
+        factors = weighed.factors * weighed.scale
+        weighed = weighed.replace(factors=factors, scale=jnp.ones_like(weighed.scale))
     return updates * weighed.factors[:, None].astype(updates.dtype), weighed
 
 

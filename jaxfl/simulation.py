@@ -301,7 +301,10 @@ def _program(
     def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
         partitions = data.axes() if data.start.ndim > 1 else None
         parts = 0 if own_parts else None
-        return jax.vmap(one_seed, in_axes=(parts, partitions, 0))(federation, data, state)
+        # All are in the same round: what is decided by its number is decided once.
+        state = state.replace(round=state.round[0])
+        states = jax.tree.map(lambda _: 0, state).replace(round=None)
+        return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
 
     return compile_for(all_seeds if several else one_seed, way=way, devices=devices, donate=donate)
 

@@ -31,6 +31,7 @@ from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.noise import normal
+from jaxfl.numerics.runs import in_all_runs
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
 ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
@@ -309,7 +310,9 @@ class WeightingRule(Aggregator):
             weights, info = self.weigh(statistics, state, context)
             return rows.combine(weights, updates, none), info
 
-        output, info = jax.lax.cond(jnp.isfinite(room), lambda: (hopeful, info), careful)
+        output, info = jax.lax.cond(
+            in_all_runs(jnp.isfinite(room)), lambda: (hopeful, info), careful
+        )
         return Aggregated(update=output, state=state, info=info)
 
 

@@ -175,8 +175,7 @@ class TimeVarying(_Several):
     """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
 
     The schedule depends on this ``seed`` and the round alone: it is the same for all seeds of a
-    run. With one seed only the attack on messages of the round is computed; where several seeds
-    run in one program, all of them are.
+    run. Only the attack on messages of the round is computed.
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
 

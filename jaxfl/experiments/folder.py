@@ -9,33 +9,39 @@
 
 ``progress.json`` is replaced whole, after the lines and the checkpoint that it counts are on disk.
 What was written after it belongs to no committed block: a resumed run cuts it off and computes it
-again, to the same bits.
+again, to the same bits. It holds the SHA-256 of the log's lines and of the checkpoint.
+
+Nothing is written, and nothing of an older run deleted, before the first block is done.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import filelock
 import tomli_w
 
 from jaxfl.experiments import checkpoint
+from jaxfl.experiments.difference import NOT_SET, differences
 from jaxfl.experiments.environment import describe
-from jaxfl.experiments.results import Line, Result, conclude, not_run, result_of
+from jaxfl.experiments.log import Line, encode, length_before, read_log
+from jaxfl.experiments.results import Result, conclude, not_run, result_of
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
 
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
 """What a run writes on its way, and the next one in the same folder replaces."""
+WAYS_OUT = "--out chooses another folder, --force overwrites this one"
+RESULTS = ("summary.csv", "summary.md", "summary.tex", "accuracy.png", "sweep.png")
+"""What is made of it at the end."""
 
 
 @dataclasses.dataclass
@@ -48,6 +54,8 @@ class Progress:
     """Rounds of that cell that are done."""
     log_bytes: int = 0
     """Length of ``rounds.jsonl`` up to there."""
+    log_digest: str = hashlib.sha256().hexdigest()
+    """SHA-256 of these bytes."""
     checkpoint: str = ""
     """Folder of the state after those rounds; empty at the start of a cell."""
     digest: str = ""
@@ -63,25 +71,33 @@ class RunFolder:
       path: the folder, made if need be.
       experiment: what is to run there.
       resume: go on with what is there; otherwise an unfinished run there is an error.
+      force: run anew whatever is there.
 
     Raises:
-      ValueError: the folder is in use, holds another experiment, an unfinished run without
-        ``resume``, or a damaged file.
+      ValueError: the folder is a file, is in use, holds another experiment, an unfinished run
+        without ``resume``, what is left of a run, or a damaged file; both options.
       OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, experiment: Experiment, *, resume: bool = False, force: bool = False
+    ) -> None:
+        if resume and force:
+            raise ValueError("--resume goes on with a run, --force deletes it: give one of them")
         self.path, self.experiment = path, experiment
         self.progress = Progress()
         self.lines: dict[int, list[Line]] = {}
         """What is logged, by cell."""
-        self._resume = resume
+        self._resume, self._force = resume, force
         self._made = False
         self._lock = filelock.FileLock(path / ".lock")
         self._log: io.BufferedWriter | None = None
+        self._sum = hashlib.sha256()
 
     def __enter__(self) -> "RunFolder":
         self._made = not self.path.exists()
+        if not self._made and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file, not a folder; choose --out")
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -103,7 +119,7 @@ class RunFolder:
         if self._log is not None:
             with contextlib.suppress(OSError):  # a full disk: what is left belongs to no commit
                 self._log.close()
-        if error is not None and self.progress == Progress() and not self.lines:
+        if self._made and self._log is None:
             self._withdraw()
         self._lock.release()
 
@@ -114,19 +130,19 @@ class RunFolder:
 
     def append(self, cell: int, lines: Sequence[Line]) -> None:
         """Adds to the log; on disk for good with the next ``commit``."""
-        assert self._log is not None
-        self.lines.setdefault(cell, []).extend(lines)
-        with self._writing():
-            self._log.write(b"".join(_encode(line) for line in lines))
-            self._log.flush()
+        with self._writing() as log:
+            content = b"".join(encode(line) for line in lines)
+            self.lines.setdefault(cell, []).extend(lines)
+            log.write(content)
+            log.flush()
+            self._sum.update(content)
 
     def commit(self, cell: int, rounds: int, state: PyTree = None) -> None:
         """Makes all that was appended permanent, with the state to go on from."""
-        assert self._log is not None
         old = self.progress
         name = digest = ""
-        with self._writing():
-            os.fsync(self._log.fileno())
+        with self._writing() as log:
+            os.fsync(log.fileno())
             if state is not None:
                 name = f"cell-{cell}-round-{rounds}"
                 digest = checkpoint.save(self._checkpoints / name, state)
@@ -134,7 +150,8 @@ class RunFolder:
                 old,
                 cell=cell,
                 round=rounds,
-                log_bytes=self._log.tell(),
+                log_bytes=log.tell(),
+                log_digest=self._sum.hexdigest(),
                 checkpoint=name,
                 digest=digest,
             )
@@ -151,20 +168,34 @@ class RunFolder:
         path = self._checkpoints / self.progress.checkpoint
         return checkpoint.restore(path, like, self.progress.digest)
 
+    def redo(self) -> None:
+        """Forgets what is done of the cell under way: its checkpoint is damaged."""
+        path, cell = self.path / "rounds.jsonl", self.progress.cell
+        kept = path.read_bytes()[: length_before(path, cell)]
+        digest = hashlib.sha256(kept).hexdigest()
+        with self._writing() as log:
+            log.close()
+            self.lines.pop(cell, None)
+            self.progress.seconds.pop(str(cell), None)
+            self.progress = Progress(cell, 0, len(kept), digest, seconds=self.progress.seconds)
+            self._write_progress()
+            self._open_log(len(kept))
+            self._tidy()
+
     def _withdraw(self) -> None:
         """Leaves no trace of a run that failed before its first block."""
-        for name in OWN:
-            _delete(self.path / name)
-        if self._made:
-            _delete(self.path / ".lock")
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+        _delete(self.path / ".lock")
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Names the folder where the operating system names nothing."""
+    def _writing(self) -> Iterator[io.BufferedWriter]:
+        """The log; names the folder where the operating system names nothing."""
         try:
-            yield
+            if self._log is None:
+                self._begin()
+            assert self._log is not None
+            yield self._log
         except OSError as error:
             reason = error.strerror or error
             raise OSError(f"cannot write to {self.path}: {reason}; --resume goes on") from error
@@ -181,46 +212,74 @@ class RunFolder:
                     shutil.rmtree(left, ignore_errors=True)
 
     def _open(self) -> None:
-        path = self.path / "progress.json"
-        known = _read_progress(path) if path.is_file() else None
-        if known is not None:
-            self._compare(known)
-        if known is not None and self._resume:
+        """Refuses to lose or to mix runs; goes on where that is asked for."""
+        known = None if self._force else self._known()
+        if known is None:
+            return
+        finished = known.cell >= len(self.experiment.cells)
+        if self._resume:
             self.progress = known
             self._tidy()
-            self._cut_log()
-        else:
-            for name in OWN:
-                _delete(self.path / name)
-            table = tomli_w.dumps(self.experiment.table).encode()
-            write_aside(self.path / "experiment.toml", table)
-            facts = json.dumps(describe(), indent=1).encode()
-            write_aside(self.path / "environment.json", facts)
-            self._write_progress()
-        self._log = open(self.path / "rounds.jsonl", "ab")  # noqa: SIM115
-
-    def _compare(self, known: Progress) -> None:
-        """Refuses to lose or to mix runs."""
-        finished = known.cell >= len(self.experiment.cells)
-        try:
-            there = read(self.path / "experiment.toml")
-        except (ValueError, OSError):
-            raise ValueError(f"{self.path / 'experiment.toml'} is missing or damaged") from None
-        difference = _difference(there, self.experiment.table)
-        if self._resume and difference:
-            raise ValueError(f"{self.path} holds another experiment: {difference}; choose --out")
-        if not self._resume and not finished and (known.cell or known.round):
+            log = self.path / "rounds.jsonl"
+            self.lines = read_log(log, known.log_bytes, known.log_digest)
+            self._open_log(known.log_bytes)
+        elif not finished:
             raise ValueError(
                 f"{self.path} holds an unfinished run (cell {known.cell + 1} of "
                 f"{len(self.experiment.cells)}, round {known.round}); --resume goes on with it, "
-                "--out chooses another folder"
+                f"{WAYS_OUT}"
             )
 
-    def _cut_log(self) -> None:
+    def _known(self) -> Progress | None:
+        """How far the run in the folder is; None where nothing is there to be lost.
+
+        Raises:
+          ValueError: the run is of another experiment, or parts of it are missing or damaged.
+        """
+        left = [name for name in OWN if (self.path / name).exists()]
+        path = self.path / "experiment.toml"
+        if "progress.json" in left:
+            known = _read_progress(self.path / "progress.json")
+            if not (known.cell or known.round):
+                return None
+            try:
+                there = read(path)
+            except (ValueError, OSError):
+                raise ValueError(f"{path} is missing or damaged; {WAYS_OUT}") from None
+            for where, theirs, mine in differences(there, self.experiment.table):
+                here = "" if NOT_SET in (theirs, mine) else f", {mine} here"
+                set_there = "set" if mine == NOT_SET else theirs
+                raise ValueError(
+                    f"{self.path} holds another experiment: {where} is {set_there} there{here}; "
+                    f"{WAYS_OUT}"
+                )
+            return known
+        if not left:
+            return None
+        if left[0] == "experiment.toml" and path.read_bytes() == self._table():
+            return None  # killed before there was more
+        raise ValueError(f"{self.path} holds {left[0]}, but no progress.json; {WAYS_OUT}")
+
+    def _begin(self) -> None:
+        """Makes room for a new run: what an older one left is deleted now, not before."""
+        for name in (*OWN, *(RESULTS if (self.path / "progress.json").exists() else ())):
+            _delete(self.path / name)
+        write_aside(self.path / "experiment.toml", self._table())
+        facts = json.dumps(describe(), indent=1).encode()
+        write_aside(self.path / "environment.json", facts)
+        self._write_progress()
+        self._open_log(0)
+
+    def _table(self) -> bytes:
+        return tomli_w.dumps(self.experiment.table).encode()
+
+    def _open_log(self, length: int) -> None:
+        """Opens the log to go on after so many bytes; cuts off the rest."""
         path = self.path / "rounds.jsonl"
-        self.lines = _read_log(path, self.progress.log_bytes)
-        if path.is_file():
-            os.truncate(path, self.progress.log_bytes)
+        path.touch()
+        os.truncate(path, length)
+        self._sum = hashlib.sha256(path.read_bytes())
+        self._log = open(path, "ab")  # noqa: SIM115
 
     def _write_progress(self) -> None:
         text = json.dumps(dataclasses.asdict(self.progress), indent=1)
@@ -239,7 +298,7 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     progress = _read_progress(path / "progress.json")
     if progress.cell < len(experiment.cells):
         raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
-    lines = _read_log(path / "rounds.jsonl", progress.log_bytes)
+    lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
     results = [
         result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
         if i in lines
@@ -254,44 +313,6 @@ def _read_progress(path: Path) -> Progress:
         return Progress(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def _read_log(path: Path, length: int) -> dict[int, list[Line]]:
-    """The first so many bytes of a log, by cell."""
-    raw = path.read_bytes() if path.is_file() else b""
-    if len(raw) < length:
-        raise ValueError(f"{path} is damaged: it is shorter than progress.json says")
-    lines: dict[int, list[Line]] = {}
-    try:
-        for text in raw[:length].splitlines():
-            line = json.loads(text)
-            lines.setdefault(line["cell"], []).append(line)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    return lines
-
-
-def _encode(line: Line) -> bytes:
-    """JSON has no NaN and no infinity: they become null."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
-    }
-    return (json.dumps(plain) + "\n").encode()
-
-
-def _difference(there: Any, here: Any, where: str = "") -> str:
-    """The first place where two tables differ, in words; empty where they are equal."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*there, *(k for k in here if k not in there)]:
-            path = f"{where}.{key}" if where else key
-            if (key in there) != (key in here):
-                return f"{path} is {'set' if key in there else 'not set'} there"
-            found = _difference(there[key], here[key], path)
-            if found:
-                return found
-        return ""
-    return "" if there == here else f"{where} is {there!r} there, {here!r} here"
 
 
 def _delete(path: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -14,13 +13,15 @@ from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.log import Line
 from jaxfl.federation import Federation
 from jaxfl.metrics import FairnessMetrics
 from jaxfl.record import RoundRecord
 
-Line = dict[str, Any]
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
+ADVERSARY = ("attack", "byzantine", "byzantine_per_round", "noise_order")
+"""What a defence does not know when it is tuned: keys of an experiment, and all that is below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,12 +255,13 @@ def not_run(cell: Cell, reason: str) -> Result:
 def choose(results: Sequence[Result]) -> list[Result]:
     """Picks for every defence the candidate of ``tune`` that validates best.
 
-    A defence does not know which attack it will meet: cells that differ only in the attack share
-    the choice, by their mean validation accuracy after the last round (0 where diverged).
+    A defence does not know which attack it will meet: cells that differ only in ``ADVERSARY``
+    share the choice, by their mean validation accuracy after the last round (0 where diverged).
     """
     groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in results:
-        defence = tuple((k, v) for k, v in result.cell.labels.items() if k != "attack")
+        labels = result.cell.labels
+        defence = tuple((k, v) for k, v in labels.items() if k.split(".")[0] not in ADVERSARY)
         groups.setdefault(defence, []).append(result)
     chosen: dict[int, int] = {}
     for group in groups.values():

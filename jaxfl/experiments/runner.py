@@ -5,6 +5,7 @@ appended to the log; a commit makes them permanent.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -152,7 +153,13 @@ def _run_cell(
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
     simulation = _simulation(cell, federations, parts)
     if done:
-        simulation.state = folder.restore(simulation.state)
+        try:
+            simulation.state = folder.restore(simulation.state)
+        except ValueError as damaged:
+            warnings.warn(f"{damaged}: cell {index + 1} is run again from round 0", stacklevel=2)
+            folder.redo()
+            done, before = 0, 0.0
+            tick = watch(index, cell, done)
     saved = done
     while done < cell.rounds:
         length = min(cell.evaluate_every, cell.rounds - done)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics import columns, digits, kernels, network
+from jaxfl.numerics.runs import in_all_runs
 
 FUSED_ROWS = 15
 """Most rows that XLA reads and reduces in one loop on a CPU.
@@ -158,7 +159,8 @@ def _mean_of_nearest(values: Array, centre: Array, k: int) -> Array:
 
     # As a rule no value ties with the farthest one taken, or all that do equal the centre.
     clear = jnp.all((count == k) | (radius == 0))
-    return jnp.where(radius == 0, centre, jax.lax.cond(clear, all_within, first_within))
+    nearest = jax.lax.cond(in_all_runs(clear), all_within, first_within)
+    return jnp.where(radius == 0, centre, nearest)
 
 
 def _radius(values: Array, centre: Array, k: int) -> tuple[Array, Array]:
@@ -219,6 +221,8 @@ def _smallest(values: Array, k: Array) -> Array:
 
     # As a rule there is room for all that tie, and no need to search for the last one taken.
     upto = jax.lax.cond(
-        jnp.any(last.upto > k), last_taken, lambda: jnp.full(room.shape, n - 1, index.dtype)
+        in_all_runs(jnp.all(last.upto <= k)),
+        lambda: jnp.full(room.shape, n - 1, index.dtype),
+        last_taken,
     )
     return (bits < last.element[None]) | (ties & (index <= upto[None]) & (room > 0)[None])

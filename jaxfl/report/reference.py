@@ -75,7 +75,8 @@ TOP: dict[str, tuple[str, str, str, str]] = {
     "tune": (
         *("table of lists", "nothing", "at least one value each"),
         "As `sweep`, but of numbers only: the value with the best accuracy on held-out samples "
-        "is chosen for each defence, over all attacks.",
+        "is chosen for each defence, over all that it cannot know: `attack` and what is below it, "
+        "`byzantine`, `byzantine_per_round` and `noise_order`.",
     ),
     "findings": ("list of tables", "none", "", "Claims to be judged: see [findings](#findings)."),
     "reduced": (

@@ -1,6 +1,7 @@
 """Run folders: stopping, resuming, refusing what does not belong there."""
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def plan(**changes):
     return schema.parse("small", copy.deepcopy(TABLE) | changes)
 
 
-def run(path, *, resume=False, stop_after=None, experiment=None):
+def run(path, *, resume=False, force=False, stop_after=None, experiment=None):
     """Runs until so many blocks are done; returns the results."""
     blocks = 0
 
@@ -51,7 +52,7 @@ def run(path, *, resume=False, stop_after=None, experiment=None):
         blocks += 1
         return stop_after is not None and blocks >= stop_after
 
-    with RunFolder(path, experiment or plan(), resume=resume) as folder:
+    with RunFolder(path, experiment or plan(), resume=resume, force=force) as folder:
         return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
 
 
@@ -162,6 +163,74 @@ def test_a_finished_run_is_run_anew(whole, tmp_path):
     assert (path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
 
 
+def contents(path):
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_not_overwritten_by_another_experiment(whole, resume):
+    before = contents(whole[0])
+    message = "holds another experiment: rounds is 5 there, 2 here; --out chooses another folder, "
+    with pytest.raises(ValueError, match=f"{message}--force overwrites"):
+        run(whole[0], resume=resume, experiment=plan(rounds=2))
+    assert contents(whole[0]) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_its_commit_point_is_not_overwritten(whole, tmp_path, resume):
+    path = tmp_path / "run"
+    shutil.copytree(whole[0], path)
+    (path / "progress.json").unlink()
+    before = contents(path)
+    with pytest.raises(ValueError, match=r"holds rounds.jsonl, but no progress.json; .* --force"):
+        run(path, resume=resume)
+    assert contents(path) == before
+
+
+def test_a_file_of_the_users_is_not_overwritten(tmp_path):
+    (tmp_path / "experiment.toml").write_text("# mine")
+    with pytest.raises(ValueError, match=r"holds experiment.toml, but no progress.json"):
+        run(tmp_path)
+    assert (tmp_path / "experiment.toml").read_text() == "# mine"
+
+
+def test_force_overwrites_when_the_first_block_is_done(whole, tmp_path):
+    path, other = tmp_path / "run", plan(rounds=2)
+    shutil.copytree(whole[0], path)
+    (path / "sweep.png").write_bytes(b"old")
+    before = contents(path)
+    with (
+        pytest.raises(RuntimeError, match="before the first block"),
+        RunFolder(path, other, force=True),
+    ):
+        raise RuntimeError("before the first block")
+    assert contents(path) == before
+    run(path, force=True, experiment=other)
+    assert read_results(path)[0].cells == other.cells
+    assert not (path / "sweep.png").exists()
+    with pytest.raises(ValueError, match="give one of them"):
+        run(path, force=True, resume=True)
+
+
+def test_an_edited_log_is_refused(stopped):
+    log = stopped / "rounds.jsonl"
+    lines = [json.loads(text) for text in log.read_text().splitlines()]
+    text = json.dumps(lines[1]["test_accuracy"])
+    edited = log.read_text().replace(text, str(1 - float(text))[: len(text)].ljust(len(text), "0"))
+    assert len(edited) == len(log.read_text())
+    assert edited != log.read_text()
+    log.write_text(edited)
+    with pytest.raises(ValueError, match=r"rounds.jsonl is damaged: its sum is not that"):
+        run(stopped, resume=True)
+
+
+def test_the_sum_is_that_of_the_file(whole):
+    progress = json.loads((whole[0] / "progress.json").read_text())
+    log = (whole[0] / "rounds.jsonl").read_bytes()
+    assert progress["log_bytes"] == len(log)
+    assert progress["log_digest"] == hashlib.sha256(log).hexdigest()
+
+
 def test_another_experiment_is_refused_by_name(stopped):
     with pytest.raises(ValueError, match="holds another experiment: rounds is 5 there, 6 here"):
         run(stopped, resume=True, experiment=plan(rounds=6))
@@ -185,8 +254,6 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: flip(biggest(p / "checkpoint")), "cell-0-round-4 is damaged"),
-        (lambda p: shutil.rmtree(p / "checkpoint"), "cell-0-round-4 is damaged"),
         (lambda p: (p / "progress.json").write_text('{"cell": 0'), "progress.json is damaged"),
         (lambda p: (p / "progress.json").write_text('{"sell": 0}'), "progress.json is damaged"),
         (lambda p: (p / "rounds.jsonl").write_text(""), "rounds.jsonl is damaged: it is shorter"),
@@ -201,12 +268,41 @@ def test_a_damaged_folder_is_refused(stopped, damage, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_of_other_numbers_is_refused(stopped):
-    progress = json.loads((stopped / "progress.json").read_text())
+def other_numbers(folder: Path) -> None:
+    progress = json.loads((folder / "progress.json").read_text())
     progress["digest"] = "0" * 64
-    (stopped / "progress.json").write_text(json.dumps(progress))
-    with pytest.raises(ValueError, match=r"damaged \(its sum differs\)"):
-        run(stopped, resume=True)
+    (folder / "progress.json").write_text(json.dumps(progress))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: flip(biggest(p / "checkpoint")), r".*"),
+        (lambda p: shutil.rmtree(p / "checkpoint"), r".*"),
+        (other_numbers, r"\(its sum differs\)"),
+    ],
+)
+def test_a_cell_whose_checkpoint_is_damaged_is_run_again(whole, tmp_path, damage, reason):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=5)
+    before = json.loads((tmp_path / "progress.json").read_text())
+    assert (before["cell"], before["round"]) == (2, 4)
+    damage(tmp_path)
+    started = []
+
+    def watch(index, cell, rounds):
+        started.append((index, rounds))
+        return lambda *_: None
+
+    message = f"cell-2-round-4 is damaged {reason}: cell 3 is run again from round 0"
+    with (
+        pytest.warns(UserWarning, match=message),
+        RunFolder(tmp_path, plan(), resume=True) as folder,
+    ):
+        list(run_experiment(folder, watch))
+    assert started == [(2, 4), (2, 0)], "the first cell is kept"
+    assert (tmp_path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
+    assert read_results(tmp_path)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

@@ -93,6 +93,29 @@ def test_a_defence_chooses_one_candidate_for_all_attacks():
     assert [r.chosen for r in choose([first, not_run(b, "why")])] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("axis", "values", "known"),
+    [
+        ("attack.scale", [0.5, 2.0], False),
+        ("attack", [{"name": "ipm", "scale": 0.5}, "sign_flip"], False),
+        ("byzantine", [1, 2], False),
+        ("noise_order", ["noise_then_attack", "attack_then_noise"], False),
+        ("data.partition", ["iid", {"name": "dirichlet", "alpha": 0.1}], True),
+        ("aggregator", ["mean", "median"], True),
+    ],
+)
+def test_a_defence_does_not_choose_by_what_it_cannot_know(axis, values, known):
+    table = copy.deepcopy(TABLE) | {"validation": 0.25, "attack": {"name": "ipm", "scale": 1.0}}
+    table |= {"sweep": {axis: values}, "tune": {"optimizer.learning_rate": [0.1, 0.2]}}
+    scores = np.array([[0.9, 0.8], [0.1, 0.7]])  # [cells, candidates]
+    results = [
+        result_of(one, lines(one, [[[0.5]]] * 2, [[[a]], [[b]]]), 0.0)
+        for one, (a, b) in zip(schema.parse("x", table).cells, scores, strict=True)
+    ]
+    alone, together = scores.argmax(axis=1), [scores.mean(axis=0).argmax()] * 2
+    assert [r.chosen for r in choose(results)] == list(alone if known else together)
+
+
 def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
     a = cell(candidates=2)
     test = [[[None]] * 2, [[0.4]] * 2]

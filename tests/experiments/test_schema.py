@@ -166,7 +166,7 @@ def test_a_trigger_that_does_not_fit_the_data_is_refused_before_anything_runs(tm
         pytest.raises(ValueError, match="Backdoor needs images; got samples of shape"),
     ):
         next(run_experiment(folder, lambda *_: lambda *_: None))
-    assert not (tmp_path / "rounds.jsonl").read_text()
+    assert not (tmp_path / "rounds.jsonl").exists()
 
 
 def test_an_attack_on_the_root_update_applies_where_there_is_one():
