@@ -43,6 +43,8 @@ def make_plan(
         client_chunk = integer(client_chunk, "client_chunk", 1)
     extra = {} if loss is None else {"loss": loss}
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
+    inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
+    objective.check(jax.eval_shape(data.normalise, inputs), data.classes)
     spec = Spec(
         population=population,
         cohort=cohort,

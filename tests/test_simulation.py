@@ -377,3 +377,59 @@ def test_a_diverged_model_has_no_accuracy(bad):
     found = after.accuracy, after.loss, after.fairness.mean, after.fairness.worst_tenth
     assert np.all(np.isnan(found))
     assert np.all(np.isnan(after.client_accuracy))
+
+
+class Layer(nnx.Module):
+    """A user's linear model: so many inputs and outputs, and parameters of a type."""
+
+    def __init__(self, features: int = 4, outputs: int = 3, value=lambda x: x) -> None:
+        self.kernel = nnx.Param(value(jnp.zeros((features, outputs))))
+
+    def __call__(self, x):
+        return jnp.asarray(x) @ self.kernel.get_value()
+
+
+class Bare(nnx.Module):
+    """A user's model without anything to train."""
+
+    def __call__(self, x):
+        return x[:, :3]
+
+
+def raises(rngs):
+    raise KeyError("width")
+
+
+def loss_of_one(logits, labels):
+    return 0.5
+
+
+def mean_loss(logits, labels):
+    return jnp.mean(logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (Layer(outputs=2), {}, r"Layer returned \(2, 2\); needs \(2, 3\), a logit per class for 2"),
+        (Layer(outputs=5), {}, r"Layer returned \(2, 5\); needs \(2, 3\)"),
+        (Layer(features=7), {}, "Layer raised TypeError: dot_general requires contracting dim"),
+        (Layer(value=lambda x: x.astype(int)), {}, "Layer: parameters .* floating-point.* int32"),
+        (Bare(), {}, "Bare has no parameters"),
+        (raises, {}, "raises raised KeyError: 'width'"),
+        (lambda rngs: None, {}, "must make an NNX module; got None"),
+        (Softmax(), {"loss": loss_of_one}, r"the loss loss_of_one returned \(\); needs \(2,\)"),
+        (
+            Softmax(),
+            {"loss": mean_loss},
+            r"mean_loss returned \(\); needs \(2,\), a number for each",
+        ),
+        (Softmax(), {"loss": lambda a, b: a.nothing}, "<lambda> raised AttributeError"),
+    ],
+)
+def test_own_models_and_losses_are_tried_before_anything_runs(
+    model, settings, message, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        make_plan(Federation(), SMALL, model, **settings)
