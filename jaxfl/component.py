@@ -1,14 +1,16 @@
 """The base of every configurable part: a frozen dataclass that is a pytree."""
 
 import abc
+import contextlib
 import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Literal, TypeVar, Union, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
@@ -169,22 +171,60 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{owner}: {name} must be {wanted}; got {value!r}")
 
 
-def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+def integer(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
     """``value`` as a Python integer, if it is one from ``least`` to ``most``.
 
     Raises:
       ValueError: it is not; the text calls it ``name``.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
-        raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
+    if not whole or value < least:
+        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value!r}")
     return int(value)
 
 
 def seed_of(value: Any) -> int:
     """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
     return integer(value, "seed", 0, MOST_SEED)
+
+
+@contextlib.contextmanager
+def own_code(part: Any, method: str = "") -> Iterator[None]:
+    """Names the user's part whose code raises; the traceback of that code stands above.
+
+    A ValueError stays one, since it may be the part's own check of what it was given. Errors of
+    jaxfl's own parts go through as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        module = getattr(part, "__module__", None) or ""
+        if f"{module}.".startswith("jaxfl."):
+            raise
+        name = name_of(part) + method
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+def name_of(part: Any) -> str:
+    """What a user calls a part: its class's name, or a function's own."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def expect(what: str, got: Any, shape: tuple[int, ...], why: str) -> None:
+    """Raises ValueError unless ``got`` is such an array of floats.
+
+    >>> expect("Half.aggregate returned", jnp.zeros((3, 2)), (2,), "one number per parameter")
+    Traceback (most recent call last):
+    ValueError: Half.aggregate returned (3, 2); needs (2,), one number per parameter
+    """
+    found = getattr(got, "shape", type(got).__name__)
+    if found == shape and not jnp.issubdtype(got.dtype, jnp.floating):
+        found = str(got.dtype)
+    if found != shape:
+        raise ValueError(f"{what} {found}; needs {shape}, {why}")
 
 
 def _convert_one(hint: Any, value: Any) -> Any:
@@ -227,7 +267,7 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if choices is not None and value not in choices:
         allowed = ", ".join(map(str, choices))
         raise ValueError(f"{owner}: {f.name} must be one of {allowed}; got {value!r}")
-    if isinstance(value, np.ndarray) and not np.all(np.isfinite(value)):
+    if not _finite(value):
         raise ValueError(f"{owner}: {f.name} must be finite; got {_show(value)}")
     if value is None or not bounds or isinstance(value, Tracer | Component):
         return
@@ -240,6 +280,12 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if not all(holds[kind](bound) for kind, bound in bounds.items()):
         wanted = " and ".join(f"{kind.replace('_', ' ')} {bound}" for kind, bound in bounds.items())
         raise ValueError(f"{owner}: {f.name} must be {wanted}; got {_show(value)}")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float | np.ndarray) or bool(np.all(np.isfinite(value)))
 
 
 def _name(hint: Any) -> str:

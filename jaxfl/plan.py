@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxfl.clients import Broadcast, Samples
+from jaxfl.component import integer
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device, working_set
 from jaxfl.federation import Federation
@@ -38,10 +39,12 @@ def make_plan(
     federation.check(population, data.root)
     federation.attack.check(data.sample_shape, data.classes)
     cohort = federation.participation.cohort(population)
-    if client_chunk is not None and client_chunk < 1:
-        raise ValueError(f"client_chunk must be at least 1; got {client_chunk}")
+    if client_chunk is not None:
+        client_chunk = integer(client_chunk, "client_chunk", 1)
     extra = {} if loss is None else {"loss": loss}
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
+    inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
+    objective.check(jax.eval_shape(data.normalise, inputs), data.classes)
     spec = Spec(
         population=population,
         cohort=cohort,

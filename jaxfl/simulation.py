@@ -15,7 +15,7 @@ from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import ClientAlgorithm, FedSGD
-from jaxfl.component import seed_of
+from jaxfl.component import integer, seed_of
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
@@ -136,8 +136,10 @@ class Simulation:
         loss: Loss | None = None,
     ) -> None:
         seeds = _seeds(seeds)
-        partitions, parts = _given(federation, data, len(seeds), evaluate_every)
+        self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
+        partitions, parts = _given(federation, data, len(seeds))
         check_way(way)
+        _check_devices(devices)
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
@@ -147,7 +149,6 @@ class Simulation:
         )
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
-        self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None
         self._program = functools.partial(
@@ -176,8 +177,7 @@ class Simulation:
 
         ``progress`` is called after every block with its evaluation and records.
         """
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"rounds must be an integer, at least 1; got {rounds!r}")
+        rounds = integer(rounds, "rounds", 1)
         records, evaluations = [], []
         done = 0
         while done < rounds:
@@ -234,21 +234,35 @@ def _given(
     federation: Federation | Sequence[Federation],
     data: FederatedData | Sequence[FederatedData],
     runs: int,
-    evaluate_every: int,
 ) -> tuple[list[FederatedData], list[Federation]]:
     """The partitions and the federations of a simulation, or one clear error."""
-    if evaluate_every < 1:
-        raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
-    partitions = list(data) if isinstance(data, Sequence) else [data]
+    partitions = _partitions(data)
     parts = list(federation) if isinstance(federation, Sequence) else [federation]
-    if not all(isinstance(part, FederatedData) for part in partitions):
-        raise ValueError(
-            "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
-        )
     for given, what in ((data, "partitions"), (federation, "federations")):
         if isinstance(given, Sequence) and len(given) != runs:
             raise ValueError(f"got {len(given)} {what} for {runs} seeds")
     return partitions, parts
+
+
+def _check_devices(devices: Any) -> None:
+    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
+    if devices is not None and not (
+        listed and devices and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise ValueError(
+            f"devices must be a list of JAX devices, such as jax.devices(); got {devices!r}"
+        )
+
+
+def _partitions(data: FederatedData | Sequence[FederatedData]) -> list[FederatedData]:
+    partitions = list(data) if isinstance(data, Sequence) else [data]
+    for part in partitions:
+        if not isinstance(part, FederatedData):
+            raise ValueError(
+                "data must be FederatedData: call dataset.split(partition, clients) or "
+                f".by_client(); got {type(part).__name__}"
+            )
+    return partitions
 
 
 def _stacked(parts: list[Federation]) -> Federation:
@@ -342,7 +356,9 @@ def simulate(
         byzantine=byzantine,
         noise_order=noise_order,
     )
-    federation = calibrate(federation, np.asarray(data.count), rounds)
+    rounds = integer(rounds, "rounds", 1)
+    (part,) = _partitions(data)
+    federation = calibrate(federation, np.asarray(part.count), rounds)
     for caveat in caveats(federation, rounds):
         warnings.warn(f"privacy is not guaranteed: {caveat}", stacklevel=2)
     simulation = Simulation(
