@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxfl.data import SOURCES, Dataset
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments.cells import Cell
@@ -43,7 +45,10 @@ def check_data(cell: Cell) -> None:
     samples, features, classes = (
         arguments.get(key, parameters[key].default) for key in ("samples", "features", "classes")
     )
-    needed, available = 4 * features * max(samples, classes), memory_of_device()
+    needed, available = (
+        4 * features * max(samples, classes),
+        memory_of_device(jax.local_devices()[0]),
+    )
     if available is not None and needed > available:
         raise ValueError(
             f"data: {samples:,} samples of {features:,} features in {classes:,} classes need "
@@ -60,7 +65,7 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     Raises:
       ValueError: they need more than the device's memory.
     """
-    available = memory_of_device()
+    available = memory_of_device(jax.local_devices()[0])
     if available is None:
         return
     objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
