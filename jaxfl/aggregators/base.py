@@ -93,7 +93,11 @@ class Aggregator(Component):
 
     @abc.abstractmethod
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
-        """Aggregates one round: pure, traceable, without checks."""
+        """Aggregates one round: pure, traceable, without checks.
+
+        Where no update is usable, all being absent or not finite, the answer is 0, or what the rule
+        would answer to no update (an earlier answer, the server's own): the model must survive.
+        """
 
     def aggregate_mixed(
         self,
@@ -347,16 +351,28 @@ class CoordinatewiseRule(Aggregator):
             statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         diagonal = all(stage.diagonal for stage in pre)
 
-        def block_reduce(block: Array) -> Array:
+        def seen(block: Array) -> Array:
             block = block.astype(dtype)
             if mixing is not None:
                 assert statistics is not None
                 block = mix_block(block, mixing, diagonal)
                 block = jnp.where(statistics.usable[:, None], block, jnp.inf)
-            return self.reduce(block, context)
+            return block
+
+        def block_reduce(block: Array) -> Array:
+            return self.reduce(seen(block), context)
+
+        def known(block: Array) -> Array:
+            return jnp.any(jnp.isfinite(seen(block)), axis=0)
 
         width = order.column_width(updates.shape[0] if mixing is None else mixing.shape[0])
         output = columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)
+        # No number in a column is no news of it: the model stays, as where no row is usable.
+        output = jax.lax.cond(
+            in_all_runs(jnp.all(jnp.isfinite(output))),
+            lambda: output,
+            lambda: jnp.where(columns.map_columns(known, updates, width=width), output, 0),
+        )
         info = Info()
         if mixing is not None and any(stage.selects for stage in pre):
             info = Info(selected=jnp.any(mixing != 0, axis=0))

@@ -324,6 +324,22 @@ def test_no_bad_row_reaches_the_output(name, bad):
         np.testing.assert_array_equal(result.info.weights[BYZANTINE], 0)
 
 
+@every_rule
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, "one in each"])
+def test_no_usable_row_is_no_step(name, bad):
+    """Beyond what f covers, but a model must not be lost to one round."""
+    rule, x = RULES[name], draw()
+    if bad == "one in each":
+        x[np.arange(N), np.arange(N)] = np.nan
+    else:
+        x[:] = bad
+    result = run(rule, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state))
+    if bad != "one in each":
+        np.testing.assert_array_equal(result.update, 0)
+    assert np.isfinite(result.update).all()
+
+
 @each(name for name, rule in RULES.items() if rule.tolerates)
 @pytest.mark.parametrize("kind", ["equal", "opposed", "spread"])
 def test_finite_outliers_stay_bounded(name, kind):
