@@ -220,6 +220,7 @@ def _attack_phase(
         aggregator=federation.aggregator,
         state=state.aggregator,
         context=context.replace(key=keys.probe),
+        start=federation.aggregator.init(plan.spec),
     )
     sent, memory = attack_rows(
         federation.attack,

@@ -52,6 +52,8 @@ class Aggregator(Component):
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
     by_samples = capability(False)
     """Weighs clients by their numbers of samples."""
+    public_memory = capability(False)
+    """Its memory follows from the models that the server sent: no secret of any client."""
     needs_root = capability(frozenset[str]())
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
     follows_model = capability(False)

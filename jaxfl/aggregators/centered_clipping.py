@@ -34,6 +34,7 @@ class CenteredClipping(WeightingRule):
     tau: Scalar = field(default=10.0, above=0)
     iterations: int = field(default=3, at_least=1)
     accepts_absent = capability(True)
+    public_memory = capability(True)
     differentiable = capability(True)
     unanimous = capability(False)
     in_units = capability(("tau",))

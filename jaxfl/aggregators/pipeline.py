@@ -36,6 +36,10 @@ class Pipeline(Aggregator):
         )
 
     @capability
+    def public_memory(self) -> bool:
+        return self.rule.public_memory
+
+    @capability
     def by_samples(self) -> bool:
         return self.rule.by_samples and all(p.diagonal for p in self.pre)
 

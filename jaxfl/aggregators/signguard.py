@@ -166,6 +166,7 @@ class _Remembering(_SignGuard):
     """Compares with the previous output, in the first rounds with the other clients. Abstract."""
 
     warmup: int = field(default=1, at_least=1)
+    public_memory = capability(True)
 
     def init(self, spec: Spec) -> State:
         return SignGuardState(

@@ -38,6 +38,27 @@ class Defence(Struct):
     aggregator: Aggregator
     state: State
     context: Context
+    start: State = ()
+    """The rule's memory at the start of a run."""
+
+    def guessed(self, likely: Float[Array, " d"], standing: Int[Array, " n"]) -> "Defence":
+        """The defence as those know it who see their own updates only.
+
+        The server's own update and samples are no attacker's, nor is a memory of what honest
+        clients sent, nor how many samples these have.
+
+        Args:
+          likely: what they take the server's own update for.
+          standing: the attackers' rows that stand in for all rows.
+        """
+        given, shares = self.context, self.context.weights[standing]
+        context = given.replace(
+            weights=rows.safe_ratio(shares, jnp.sum(shares)),
+            root_update=None if given.root_update is None else likely,
+            root_batch=jax.tree.map(jnp.zeros_like, given.root_batch),
+        )
+        state = self.state if self.aggregator.public_memory else self.start
+        return self.replace(context=context, state=state)
 
     def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
         """What the server would make of these updates, up to its own randomness."""
@@ -233,7 +254,8 @@ class Attack(Component):
 def _attack(attack, updates, byzantine, key, defence, context):
     n, d = updates.shape
     spec = Spec(population=n, cohort=n, dim=d, max_byzantine=n, dtype=updates.dtype)
-    probe = Defence(aggregator=defence, state=defence.init(spec), context=context)
+    start = defence.init(spec)
+    probe = Defence(aggregator=defence, state=start, context=context, start=start)
     return attack_rows(attack, updates, byzantine, attack.init(spec), context, key, probe, n)[0]
 
 

@@ -38,14 +38,20 @@ class InformedAttack(Attack):
         """The round as the attackers know it, to try the defence on.
 
         With partial knowledge, copies of what they would send honestly stand in for the rows
-        that they do not know.
+        that they do not know, and their mean for the server's own update; a memory of what honest
+        clients sent is as at the start of a run.
         """
         if self.knowledge == FULL:
             return view
         n = view.updates.shape[0]
         mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
         turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
-        return view.replace(updates=view.updates[mine[turn]])
+        standing = mine[turn]
+        likely = mean_of_known(view.updates, view.own)
+        return view.replace(
+            updates=view.updates[standing],
+            defence=view.defence.guessed(likely.astype(view.updates.dtype), standing),
+        )
 
 
 def check_inner(owner: InformedAttack, inner: Attack) -> None:

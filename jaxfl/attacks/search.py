@@ -110,7 +110,7 @@ class LineSearch(InformedAttack):
 
         def damage(strength: Array) -> Array:
             row = start + strength.astype(mean.dtype) * direction
-            return harm(view.defence.probe(rehearsed.send(row[None])), mean)
+            return harm(rehearsed.defence.probe(rehearsed.send(row[None])), mean)
 
         if self.search == "expansion":
             strength = expand_then_contract(damage, 10.0, self.evaluations)

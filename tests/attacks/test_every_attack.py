@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from helpers import products_below_highest
 
-from jaxfl.aggregators import FLTrust, Mean, Median
+from jaxfl.aggregators import (
+    CenteredClipping,
+    FLTrust,
+    FoolsGold,
+    LossRejection,
+    Mean,
+    Median,
+    Pipeline,
+)
 from jaxfl.attacks import (
     ALIE,
     DBA,
@@ -39,7 +47,9 @@ from jaxfl.attacks import (
 )
 from jaxfl.attacks.base import ALL, NOTHING, OWN, attack_rows
 from jaxfl.component import capability
-from jaxfl.registry import ATTACKS
+from jaxfl.models import Objective, Softmax
+from jaxfl.preaggregators import NNM
+from jaxfl.registry import AGGREGATORS, ATTACKS
 from jaxfl.types import Batch, Context, Spec
 
 pytestmark = pytest.mark.grouped_by("name")
@@ -266,6 +276,70 @@ def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     full = np.asarray(attacked(NAMED[name], x, byzantine)[0])[byzantine]
     assert not np.allclose(one, full, rtol=1e-3)
+
+
+@jax.jit
+def sent_against(attack, rule, memory, known, key):
+    """What the attackers send where the rule remembers this, in a round of which it knows this."""
+    x, byzantine = jnp.asarray(draw()), jnp.asarray(mask(1, 4, 6))
+    spec = Spec(N, N, D, MOST)
+    defence = Defence(aggregator=rule, state=memory, context=known, start=rule.init(spec))
+    return attack_rows(attack, x, byzantine, attack.init(spec), known, key, defence, MOST)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "secret"),
+    [
+        (OptimizedIPM, "root update"),
+        (OptimizedIPM, "root batch"),
+        (OptimizedIPM, "memory"),
+        (GradientAttack, "memory"),
+        (GradientAttack, "numbers of samples"),
+    ],
+)
+def test_partial_knowledge_does_not_leak_through_the_defence_that_is_tried(kind, secret):
+    random = np.random.default_rng(5)
+    rule, one, two = Mean(), context(), context()
+    memories = (), ()
+    if secret == "root update":
+        rule, two = FLTrust(), context(root_update=jnp.asarray(random.normal(size=D), jnp.float32))
+    elif secret == "root batch":
+        rule, (one, two) = LossRejection(f=3), (server(seed) for seed in (0, 1))
+    elif secret == "memory":
+        rule = FoolsGold()
+        memories = [jnp.asarray(random.normal(size=(N, D)), jnp.float32) for _ in range(2)]
+    else:
+        others = jnp.where(jnp.asarray(mask(1, 4, 6)), 0.1, jnp.asarray(random.random(N)) * 0.2)
+        two = context(weights=others.astype(jnp.float32))
+    for knowledge, equal in (("partial", True), ("full", False)):
+        attack, key = kind.example().replace(knowledge=knowledge), jax.random.key(0)
+        first = sent_against(attack, rule, memories[0], one, key)
+        second = sent_against(attack, rule, memories[1], two, key)
+        assert np.isfinite(first).all()
+        assert np.allclose(first, second, rtol=1e-4, atol=1e-5) == equal
+
+
+def server(seed):
+    """What the server has of its own: a model of D parameters and samples."""
+    random, objective = np.random.default_rng(seed), Objective.of(Softmax(), (9,), 2)
+    assert objective.dim == D
+    inputs, labels = random.normal(size=(12, 9)), random.integers(0, 2, 12)
+    batch = Batch(
+        jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.ones(12, bool)
+    )
+    return context(objective=objective, root_batch=batch)
+
+
+def test_a_memory_is_public_where_it_follows_from_what_was_sent():
+    public = {"centered_clipping", "signguard_sim", "signguard_dist"}
+    remembering = {"foolsgold", "byzantine_sgd", "clipped_clustering"}
+    spec = Spec(N, N, D, MOST)
+    for name, cls in AGGREGATORS.items():
+        rule = cls.example()
+        if jax.tree.leaves(rule.init(spec)):
+            assert rule.public_memory == (name in public)
+            assert name in public | remembering
+    assert Pipeline(pre=(NNM(f=1),), rule=CenteredClipping()).public_memory
 
 
 def test_absent_clients_are_not_honest():
