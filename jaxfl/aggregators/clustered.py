@@ -43,8 +43,9 @@ class ClippedClusteringState(Struct):
 class ClippedClustering(WeightingRule):
     """Clips to the median of all norms so far, then averages the larger of two clusters.
 
-    The clusters are those of average linkage over cosine distances ``1 - cos(x_i, x_j)``. "So
-    far" is this round and the ``window - 1`` before it; the memory is their norms.
+    The clusters are those of average or single ``linkage`` over cosine distances
+    ``1 - cos(x_i, x_j)``. "So far" is this round and the ``window - 1`` before it; the memory is
+    their norms.
 
     Needs an honest majority. Cost: n^2 d multiply-adds and three reads of the matrix. Fails:
     attackers whose directions lie among the honest ones, as ALIE's do; honest clients that form
@@ -58,6 +59,7 @@ class ClippedClustering(WeightingRule):
     """
 
     window: int = field(default=1000, at_least=1)
+    linkage: str = field(default="average", choices=("average", "single"))
     needs = capability(frozenset({"norms", "inner"}))
     accepts_absent = capability(True)
     unit_free = capability(True)
@@ -76,7 +78,8 @@ class ClippedClustering(WeightingRule):
         assert statistics.norms is not None
         threshold = _median_of_known(self._with(state, statistics).norms)
         n = statistics.usable.shape[0]
-        larger = larger_of_two(1 - statistics.cosines()[:n, :n], statistics.usable)
+        distances, single = 1 - statistics.cosines()[:n, :n], self.linkage == "single"
+        larger = larger_of_two(distances, statistics.usable, single=single)
         return _mean_of_clipped(larger, statistics.norms, threshold)
 
     def remember(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxfl.aggregators.base import (
     Aggregator,
+    CoordinatewiseRule,
     PreAggregator,
     WeightingRule,
     needs_more_than,
@@ -24,9 +25,9 @@ from jaxfl.types import Aggregated, Context, Info, State
 class MoNNA(WeightingRule):
     """The mean of the n - f updates nearest to a trusted one, itself included.
 
-    ``trusted`` is the index of that update. ``pivot``, a weighting rule without memory, takes its
-    place where given: nearness is to the rule's answer. The trusted update must be usable: if it
-    is not finite, the answer is 0.
+    ``trusted`` is the index of that update. ``pivot``, a weighting or coordinatewise rule without
+    memory, takes its place where given: nearness is to the rule's answer. The trusted update must
+    be usable: if it is not finite, the answer is 0.
 
     Needs n > 2f; f = 0 is the mean. Cost: two reads of the matrix, with a pivot or after
     pre-aggregators three and n^2 d multiply-adds. Fails: a Byzantine or outlying pivot.
@@ -73,9 +74,10 @@ class MoNNA(WeightingRule):
             raise ValueError(f"MoNNA needs trusted < n; got trusted = {self.trusted}, n = {n}")
         if self.pivot is None:
             return
-        if not isinstance(self.pivot, WeightingRule):
+        if not isinstance(self.pivot, WeightingRule | CoordinatewiseRule):
             raise ValueError(
-                f"MoNNA: pivot must be a weighting rule, not {type(self.pivot).__name__}"
+                "MoNNA: pivot must be a weighting or a coordinatewise rule, "
+                f"not {type(self.pivot).__name__}"
             )
         if type(self.pivot).init is not Aggregator.init:
             raise ValueError(
@@ -122,10 +124,15 @@ class MoNNA(WeightingRule):
         state: State,
         context: Context,
     ) -> Aggregated:
-        """The trusted row's distances take one read; in n-space they would take all pairs'."""
-        if pre or self.pivot is not None:
+        """Distances to one point take one read; in n-space they would take all pairs'."""
+        coordinatewise = isinstance(self.pivot, CoordinatewiseRule)
+        if pre and coordinatewise:  # its answer is no combination of rows: they are formed
+            return Aggregator.aggregate_mixed(self, pre, updates, state, context)
+        if pre or isinstance(self.pivot, WeightingRule):
             return super().aggregate_mixed(pre, updates, state, context)
         pivot = updates[self.trusted]
+        if self.pivot is not None:
+            pivot = jax.lax.stop_gradient(self.pivot.aggregate(updates, state, context).update)
         squared = rows.squared_offsets(updates, pivot)
         # A row is at distance 0 of itself even where its norm overflows.
         near = jnp.isfinite(squared) & jnp.isfinite(rows.squared_norms(pivot[None]))

@@ -54,6 +54,7 @@ class _SignGuard(WeightingRule):
       filter_norms: the first component, the norm filter.
       cluster_signs: the second, the clustering of sign statistics.
       clip: the third, clipping those selected to the median norm.
+      lower: the median norm is the lower of two middle ones, as PyTorch's is, not their mean.
     """
 
     low: Scalar = field(default=0.1, at_least=0, at_most=1)
@@ -63,6 +64,7 @@ class _SignGuard(WeightingRule):
     filter_norms: bool = True
     cluster_signs: bool = True
     clip: bool = True
+    lower: bool = False
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -99,6 +101,8 @@ class _SignGuard(WeightingRule):
         norms, usable = statistics.norms, statistics.usable
         assert norms is not None
         median = masked_median(norms, usable)
+        if self.lower:
+            median = _lower_median(norms[:, None], usable)[0]
         low, high = (jnp.asarray(bound, norms.dtype) for bound in (self.low, self.high))
         ordinary = usable
         if self.filter_norms:

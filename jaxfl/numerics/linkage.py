@@ -23,15 +23,19 @@ class _Chain(NamedTuple):
     clusters: Int[Array, ""]
 
 
-def larger_of_two(distances: Float[Array, "n n"], usable: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """The larger of two clusters by average linkage.
+def larger_of_two(
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"], *, single: bool = False
+) -> Bool[Array, " n"]:
+    """The larger of two clusters by average or single linkage.
 
-    Clusters are merged, always the two whose points are nearest on average, until two are left.
+    Clusters are merged, always the two whose points are nearest on average, or whose nearest
+    points are nearest where ``single``, until two are left.
     Of two equal halves the one with the lowest index wins. Fewer than two points are one cluster.
 
     Args:
       distances: symmetric; NaN counts as infinite.
       usable: which points exist; the others belong to no cluster.
+      single: by the nearest points of two clusters, not by their average distance.
 
     Cost: ``O(n^2)``: at most ``3 n`` steps that read a row, by the nearest-neighbour chain
     (Murtagh, "A survey of recent advances in hierarchical clustering algorithms", Computer
@@ -51,12 +55,14 @@ def larger_of_two(distances: Float[Array, "n n"], usable: Bool[Array, " n"]) -> 
         length=jnp.int32(0),
         clusters=count,
     )
-    names = jax.lax.while_loop(lambda s: s.clusters > 2, _grow_or_merge, start).names
+    names = jax.lax.while_loop(
+        lambda s: s.clusters > 2, lambda s: _grow_or_merge(s, single), start
+    ).names
     first = usable & (names == names[jnp.argmax(usable)])
     return jnp.where(2 * jnp.sum(first, dtype=jnp.int32) >= count, first, usable & ~first)
 
 
-def _grow_or_merge(s: _Chain) -> _Chain:
+def _grow_or_merge(s: _Chain, single: bool) -> _Chain:
     """Adds the nearest cluster of the chain's tip; merges the last two that are each other's."""
     indices = jnp.arange(s.names.shape[0], dtype=jnp.int32)
     distances = jax.lax.dynamic_update_index_in_dim(s.distances, s.row, s.at, axis=0)
@@ -76,8 +82,9 @@ def _grow_or_merge(s: _Chain) -> _Chain:
     size = s.sizes[tip] + s.sizes[mate]
     share = s.sizes[tip] / jnp.maximum(size, 1)
     other = _row(distances, mate)
+    least = jnp.minimum(row, other)
     # A mean that rounding put below both could close the chain to a circle.
-    merged = jnp.maximum(share * row + (1 - share) * other, jnp.minimum(row, other))
+    merged = least if single else jnp.maximum(share * row + (1 - share) * other, least)
     grown = jnp.where(indices == tip, size, jnp.where(indices == mate, 0, s.sizes))
     return _Chain(
         distances=distances,

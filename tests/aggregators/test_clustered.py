@@ -45,8 +45,8 @@ def clipped(x, most):
     return x * np.minimum(1, most / np.where(norms == 0, 1, norms))
 
 
-def larger_cluster(x):
-    model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="average")
+def larger_cluster(x, linkage="average"):
+    model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=linkage)
     labels = model.fit(cosine_distances(x)).labels_
     return labels == np.argmax(np.bincount(labels))
 
@@ -84,6 +84,16 @@ def test_clipped_clustering(window, dtype):
             expected = clipped(x, np.median(norms))[kept].mean(0)
             scale = np.abs(x[kept]).max()
             np.testing.assert_allclose(result.update, expected, rtol=rtol, atol=rtol * scale)
+
+
+def test_clipped_clustering_by_single_linkage():
+    rule, chosen = ClippedClustering(linkage="single"), 0
+    rounds = np.random.default_rng(0).normal(size=(ROUNDS, N, D)).astype(np.float32)
+    for x, result in zip(rounds, run_rounds(rule, rounds, "float32"), strict=True):
+        kept = larger_cluster(x.astype(float), "single")
+        np.testing.assert_array_equal(result.info.selected, kept)
+        chosen += np.any(kept != larger_cluster(x.astype(float)))
+    assert chosen
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

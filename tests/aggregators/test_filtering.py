@@ -9,11 +9,14 @@ from inputs import both_types, close, draw, every_kind, inspect, random
 from jaxfl.aggregators import (
     CAF,
     CenteredClipping,
+    FoolsGold,
     GeometricMedian,
     Mean,
     Median,
     MoNNA,
+    Pipeline,
 )
+from jaxfl.preaggregators import Bucketing
 from jaxfl.types import Context
 
 
@@ -84,12 +87,24 @@ def test_monna_takes_the_first_of_equal_distances():
 
 @both_types
 @pytest.mark.parametrize(
-    "pivot", [Mean(), GeometricMedian(), GeometricMedian(start="zero", iterations=3)], ids=repr
+    "pivot",
+    [Mean(), GeometricMedian(), GeometricMedian(start="zero", iterations=3), Median()],
+    ids=repr,
 )
 def test_monna_around_a_rule(pivot, double):
     x = draw(random)
     middle = inspect(pivot, x, double).update
     close(inspect(MoNNA(f=3, pivot=pivot), x, double).update, monna(x, 3, middle), double)
+
+
+def test_monna_around_the_median_of_mixed_rows():
+    x, mixing = draw(random), np.kron(np.eye(4), [[1 / 3, 1 / 3, 1 / 3]])[:, :11]
+    mixing[3] *= 1.5  # the last group has two
+    mixed = mixing @ x
+    rule = Pipeline(pre=(Bucketing(size=3),), rule=MoNNA(f=1, pivot=Median()))
+    order = np.asarray(jax.random.permutation(jax.random.key(0), 11))
+    got = rule.inspect(jnp.asarray(x[order], jnp.float32), context=Context.of(11)).update
+    close(got, monna(mixed, 1, np.median(mixed, axis=0)), False)
 
 
 def test_an_unusable_trusted_row_gives_nothing():
@@ -102,7 +117,7 @@ def test_an_unusable_trusted_row_gives_nothing():
     ("rule", "message"),
     [
         (MoNNA(f=2, trusted=11), "MoNNA needs trusted < n; got trusted = 11, n = 11"),
-        (MoNNA(f=2, pivot=Median()), "MoNNA: pivot must be a weighting rule, not Median"),
+        (MoNNA(f=2, pivot=FoolsGold()), "pivot must be a weighting or a coordinatewise rule, not"),
         (MoNNA(f=2, pivot=CenteredClipping()), "pivot must have no memory; CenteredClipping"),
     ],
 )

@@ -16,6 +16,7 @@ from jaxfl.types import Context, Spec
 N, D, ROUNDS, WARMUP = 12, 400, 4, 2
 KINDS = ("random", "tied", "skewed", "sparse", "tiny")
 PLAIN, SIM, DIST = SignGuard(), SignGuardSim(warmup=WARMUP), SignGuardDist(warmup=WARMUP)
+LOWER = SignGuard(lower=True)
 
 
 def draw_rounds(kind="random", seed=0):
@@ -81,7 +82,7 @@ def largest_cluster(points, deviations):
 def reference(rule, x, previous, early, columns):
     """The answer, who is selected, and the scores."""
     norms = np.linalg.norm(x, axis=1)
-    middle = np.median(norms)
+    middle = lower_median(norms) if rule.lower else np.median(norms)
     ordinary = np.full(len(x), True)
     if rule.filter_norms and middle > 0:
         ordinary = (norms >= rule.low * middle) & (norms <= rule.high * middle)
@@ -120,7 +121,9 @@ def run_rounds(rule, rounds, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("rule", [PLAIN, SIM, DIST], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [PLAIN, SIM, DIST, LOWER], ids=["SignGuard", "SignGuardSim", "SignGuardDist", "lower"]
+)
 def test_parity(rule, dtype):
     rtol = 1e-9 if dtype == "float64" else 1e-4
     chosen = 0

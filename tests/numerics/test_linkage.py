@@ -13,7 +13,7 @@ from jaxfl.numerics import linkage
 
 SLOTS = 40
 
-larger_of_two = jax.jit(linkage.larger_of_two)
+larger_of_two = jax.jit(linkage.larger_of_two, static_argnames="single")
 smallest_level = jax.jit(linkage.smallest_level)
 
 
@@ -38,13 +38,14 @@ def padded(distances, seed=0):
     return slots, np.isin(np.arange(SLOTS), where)
 
 
+@pytest.mark.parametrize("kind", ["average", "single"])
 @pytest.mark.parametrize("seed", range(0, 300, 50))
-def test_average_linkage(seed):
+def test_average_and_single_linkage(seed, kind):
     for s in range(seed, seed + 50):
         distances = draw(s)
         slots, usable = padded(distances, s)
-        got = np.asarray(larger_of_two(slots, usable))
-        model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage="average")
+        got = np.asarray(larger_of_two(slots, usable, single=kind == "single"))
+        model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=kind)
         labels = model.fit(distances).labels_
         first = labels == labels[0]
         np.testing.assert_array_equal(got[~usable], False)
