@@ -21,6 +21,7 @@ Scalar = float | np.ndarray | Array
 C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
+MOST_INTEGER = 2**31 - 1
 MOST_SEED = 2**32 - 1
 _STATIC = (int, bool, str, float, type(None))
 
@@ -171,17 +172,18 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{owner}: {name} must be {wanted}; got {value!r}")
 
 
-def integer(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
-    """``value`` as a Python integer, if it is one from ``least`` to ``most``.
+def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """``value`` as a Python integer, if it is one from ``least`` to ``most`` (or 32 bits).
 
     Raises:
       ValueError: it is not; the text calls it ``name``.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {value!r}")
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
+        raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
+    if most is None and value > MOST_INTEGER:
+        raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
     return int(value)
 
 

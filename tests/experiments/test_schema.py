@@ -92,7 +92,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
-        ({"seed": 2**32}, "seed must be at most 4294967295; got 42949"),
+        ({"seed": 2**32}, "seed must be an integer, at least 0 and at most 4294967295; got 42949"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
 )
