@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxfl.data import SOURCES, Dataset
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments.cells import Cell
@@ -55,7 +57,8 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     """Refuses a cell whose messages alone do not fit the device.
 
     The matrix of a round's messages exists whole, for every seed and candidate at once, beside
-    two vectors of parameters; whatever else a round needs comes on top.
+    two vectors of parameters; whatever else a round needs comes on top. Several accelerators
+    share it; processors share one memory.
 
     Raises:
       ValueError: they need more than the device's memory.
@@ -63,6 +66,8 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     available = memory_of_device()
     if available is None:
         return
+    if jax.default_backend() != "cpu":
+        available *= len(cell.placed or [0])
     objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
     cohort = cell.federation.participation.cohort(cell.clients)
     runs = len(cell.runs)

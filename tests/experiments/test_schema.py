@@ -3,12 +3,13 @@
 import copy
 import sys
 
+import jax
 import pytest
 import tomli_w
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
-from jaxfl.experiments import schema
+from jaxfl.experiments import runner, schema
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
@@ -92,6 +93,10 @@ def test_a_sweep_is_a_product_with_labels():
         ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
+        ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
+        ({"devices": 1000}, "as many as JAX has; got 1000"),
+        ({"devices": "some"}, "devices must be an integer or \"all\"; got 'some'"),
+        ({"way": "xmap"}, "way must be one of shard_map, pmap; got 'xmap'"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
 )
@@ -214,6 +219,25 @@ def test_what_cannot_fit_is_refused_before_anything_runs(tmp_path, changes, mess
     ):
         next(run_experiment(folder, lambda *_: pytest.fail("a cell ran")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "given"), [(1, None), (2, ["a", "b"]), ("all", ["a", "b", "c"])]
+)
+def test_devices_and_way_reach_the_simulation(tmp_path, monkeypatch, devices, given):
+    seen = {}
+
+    def simulation(*_, **settings):
+        seen.update(settings)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(runner, "Simulation", simulation)
+    experiment = schema.parse("x", small(devices=devices, way="pmap"))
+    monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c"])
+    with RunFolder(tmp_path, experiment) as folder, pytest.raises(RuntimeError, match="seen"):
+        next(run_experiment(folder, lambda *_: lambda *_: None))
+    assert seen["devices"] == given
+    assert seen["way"] == "pmap"
 
 
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
