@@ -73,6 +73,10 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="How many devices share the clients, or all.")
+    ] = None,
+    way: Annotated[str | None, typer.Option(help="How: shard_map or pmap.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     force: Annotated[
@@ -89,7 +93,9 @@ def run(
     """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    experiment = schema.load(name, settings or [], reduced=reduced)
+    chosen = {"devices": devices, "way": way}
+    changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
     check(experiment)
     use_compilation_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -1,16 +1,14 @@
 """The base of every configurable part: a frozen dataclass that is a pytree."""
 
 import abc
-import contextlib
 import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar, Union, dataclass_transform
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
@@ -21,6 +19,7 @@ Scalar = float | np.ndarray | Array
 C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
+MOST_INTEGER = 2**31 - 1
 MOST_SEED = 2**32 - 1
 _STATIC = (int, bool, str, float, type(None))
 
@@ -171,60 +170,24 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{owner}: {name} must be {wanted}; got {value!r}")
 
 
-def integer(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
-    """``value`` as a Python integer, if it is one from ``least`` to ``most``.
+def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """``value`` as a Python integer, if it is one from ``least`` to ``most`` (or 32 bits).
 
     Raises:
       ValueError: it is not; the text calls it ``name``.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {value!r}")
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
+        raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
+    if most is None and value > MOST_INTEGER:
+        raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
     return int(value)
 
 
 def seed_of(value: Any) -> int:
     """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
     return integer(value, "seed", 0, MOST_SEED)
-
-
-@contextlib.contextmanager
-def own_code(part: Any, method: str = "") -> Iterator[None]:
-    """Names the user's part whose code raises; the traceback of that code stands above.
-
-    A ValueError stays one, since it may be the part's own check of what it was given. Errors of
-    jaxfl's own parts go through as they are.
-    """
-    try:
-        yield
-    except Exception as error:
-        module = getattr(part, "__module__", None) or ""
-        if f"{module}.".startswith("jaxfl."):
-            raise
-        name = name_of(part) + method
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"{name} raised {type(error).__name__}: {error}") from error
-
-
-def name_of(part: Any) -> str:
-    """What a user calls a part: its class's name, or a function's own."""
-    return getattr(part, "__name__", type(part).__name__)
-
-
-def expect(what: str, got: Any, shape: tuple[int, ...], why: str) -> None:
-    """Raises ValueError unless ``got`` is such an array of floats.
-
-    >>> expect("Half.aggregate returned", jnp.zeros((3, 2)), (2,), "one number per parameter")
-    Traceback (most recent call last):
-    ValueError: Half.aggregate returned (3, 2); needs (2,), one number per parameter
-    """
-    found = getattr(got, "shape", type(got).__name__)
-    if found == shape and not jnp.issubdtype(got.dtype, jnp.floating):
-        found = str(got.dtype)
-    if found != shape:
-        raise ValueError(f"{what} {found}; needs {shape}, {why}")
 
 
 def _convert_one(hint: Any, value: Any) -> Any:

@@ -104,7 +104,7 @@ def answer(
 ) -> tuple[FederationState, RoundRecord]:
     """The second half of the round: the server aggregates, releases, takes its step."""
     context, messages, weighed = received.context, received.messages, received.weighed
-    result = federation.aggregator.aggregate(received.sent, state.aggregator, context)
+    result = federation.aggregator.checked(received.sent, state.aggregator, context)
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)

@@ -16,6 +16,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import ClientAlgorithm, FedSGD
 from jaxfl.component import integer, seed_of
+from jaxfl.contracts import has_own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
@@ -169,6 +170,9 @@ class Simulation:
         else:
             state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)
+        if any(map(has_own_code, parts)):
+            # Their mistakes show as they are traced: before anything is compiled.
+            jax.eval_shape(self.block(1), self.federation, self.data, self.state)
 
     def run(
         self, rounds: int, progress: Callable[[Evaluation, RoundRecord], None] | None = None

@@ -15,11 +15,13 @@ import tomllib
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
 from jaxfl.experiments import schema
+from jaxfl.experiments.folder import read_results
 from jaxfl.registry import REGISTRY
 
 SMALL = """
@@ -203,6 +205,23 @@ def test_a_mistake_is_told_by_the_command_itself(
     assert errors.startswith("jaxfl: error: ")
     assert message in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["shard_map", "pmap"])
+def test_clients_are_mapped_over_the_devices_that_are_asked_for(small, tmp_path, way):
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    words = ("run", small, "--quiet", "--set", "sweep={seed=[0,1]}", "--out")
+    for out, more in (("one", ()), ("both", ("--devices", "all", "--way", way))):
+        done = jaxfl(*words, out, *more, cwd=tmp_path, **two)
+        assert done.returncode == 0, done.stderr
+    table = tomllib.loads((tmp_path / "both" / "experiment.toml").read_text())
+    assert (table["devices"], table["way"]) == ("all", way)
+    _, (one,) = read_results(tmp_path / "one")
+    _, (both,) = read_results(tmp_path / "both")
+    np.testing.assert_allclose(one.test, both.test, atol=0.021)  # of 50 samples, one
+    refused = jaxfl(*words, "three", "--devices", "3", cwd=tmp_path, **two)
+    assert "devices must be at most 2, as many as JAX has; got 3" in refused.stderr
 
 
 def test_list_and_show(tmp_path):

@@ -29,6 +29,7 @@ from jaxfl.aggregators.mixing import (
 )
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.noise import normal
 from jaxfl.numerics.runs import in_all_runs
@@ -101,6 +102,29 @@ class Aggregator(Component):
         would answer to no update (an earlier answer, the server's own): the model must survive.
         """
 
+    def checked(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+        """``aggregate``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        (n, d), name = updates.shape, f"{name_of(self)}.aggregate"
+        with own_code(self, ".aggregate"):
+            result: Any = self.aggregate(updates, state, context)
+        if not isinstance(result, Aggregated):
+            raise ValueError(
+                f"{name} must return Aggregated(update=..., state=..., info=...); "
+                f"got {type(result).__name__}"
+            )
+        expect(f"{name} returned an update", result.update, (d,), "one number per parameter")
+        expect_like(f"{name} returned the memory", result.state, state)
+        for what, values in vars(result.info).items():
+            if values is not None and jnp.shape(values) != (n,):
+                raise ValueError(
+                    f"{name} returned Info of {what} {jnp.shape(values)}; needs ({n},), one per row"
+                )
+        return result
+
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
@@ -115,14 +139,14 @@ class Aggregator(Component):
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         if mixing is None:
-            return self.aggregate(updates, state, context)
+            return self.checked(updates, state, context)
 
         def form(block: Array) -> Array:
             mixed = mix_block(block.astype(mixing.dtype), mixing)
             return jnp.where(statistics.usable[:, None], mixed, jnp.nan)
 
         mixed = columns.map_columns(form, updates, width=rows.WIDTH).astype(updates.dtype)
-        result = self.aggregate(mixed, state, context_of(mixing.shape[0], context))
+        result = self.checked(mixed, state, context_of(mixing.shape[0], context))
         return result.replace(info=to_clients(result.info, mixing))
 
     def __call__(
@@ -209,7 +233,7 @@ def _inspect(rule: Aggregator, updates: PyTree, context: Context, state: State) 
     n, d = flat.shape
     if state is None:
         state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=flat.dtype))
-    result = rule.aggregate(flat, state, context)
+    result = rule.checked(flat, state, context)
     return result.replace(update=unravel(result.update))
 
 

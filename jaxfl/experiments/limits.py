@@ -60,7 +60,8 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     """Refuses a cell whose messages alone do not fit the device.
 
     The matrix of a round's messages exists whole, for every seed and candidate at once, beside
-    two vectors of parameters; whatever else a round needs comes on top.
+    two vectors of parameters; whatever else a round needs comes on top. Several accelerators
+    share it; processors share one memory.
 
     Raises:
       ValueError: they need more than the device's memory.
@@ -68,6 +69,8 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     available = memory_of_device(jax.local_devices()[0])
     if available is None:
         return
+    if jax.default_backend() != "cpu":
+        available *= len(cell.placed or [0])
     objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
     cohort = cell.federation.participation.cohort(cell.clients)
     runs = len(cell.runs)

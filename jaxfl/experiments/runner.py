@@ -61,12 +61,14 @@ def unreachable(cell: Cell, load: Callable[[Cell], Dataset]) -> str | None:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses an experiment none of whose cells can run.
+    """Refuses an experiment none of whose cells can run, or one for more devices than there are.
 
     Raises:
       ValueError: with the first cell's reason.
     """
     findings(experiment)
+    for cell in experiment.cells:
+        _ = cell.placed
     reasons = [not_applicable(cell) for cell in experiment.cells]
     if all(reasons):
         raise ValueError(reasons[0])
@@ -132,6 +134,7 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
     for cell in cells:
         data, participation = load(cell), cell.federation.participation
         size = (repr(cell.data), participation, cell.model, cell.clients, len(cell.runs))
+        size += (cell.devices,)
         if size not in checked:
             check_memory(cell, data)
             checked.add(size)
@@ -151,6 +154,8 @@ def _simulation(
         evaluate_every=cell.evaluate_every,
         client_chunk=cell.client_chunk,
         client_accuracy=cell.client_accuracy,
+        devices=cell.placed,
+        way=cell.way,
     )
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxfl.component import expect, name_of, own_code
+from jaxfl.contracts import expect, name_of, own_code
 from jaxfl.models.zoo import Model
 from jaxfl.types import Batch, PyTree
 

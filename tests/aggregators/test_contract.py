@@ -620,7 +620,10 @@ def test_under_attack_no_rule_is_the_mean(name):
 ABSENT = np.isin(np.arange(N), [0, 4])
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in COMBINED else ()) for name in RULES],
+)
 @pytest.mark.parametrize("content", [1.0, 1e6, np.nan])
 def test_absent_clients_are_as_if_removed(name, content):
     rule, x = RULES[name], draw()

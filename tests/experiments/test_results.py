@@ -148,8 +148,8 @@ def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     path = tmp_path_factory.mktemp("tuned") / "run"
-    plan = schema.parse("tuned", copy.deepcopy(TUNED))
-    return plan, choose(run(path, experiment=plan))
+    experiment = schema.parse("tuned", copy.deepcopy(TUNED))
+    return experiment, choose(run(path, experiment=experiment))
 
 
 def test_tuning_is_one_program_that_equals_single_runs(tuned):
@@ -171,27 +171,27 @@ def test_tuning_is_one_program_that_equals_single_runs(tuned):
 
 
 def test_tables_of_a_tuned_grid(tuned):
-    plan, results = tuned
-    table = entries(plan, results)
+    experiment, results = tuned
+    table = entries(experiment, results)
     assert table[0] == ["", "No attack", "IPM (scale 0.5)", "worst", "tuned"]
     assert [line[0] for line in table[1:]] == ["Mean", "Krum (f 2)", "Krum (f 4)"]
     assert table[3][1:] == ["n/a", "n/a", "-", "-"]
     assert {results[0].chosen, results[3].chosen} != {2}, "a rate of 1e30 diverges"
     for line in table[1:]:
-        assert f"| {' | '.join(line)} |" in markdown(plan, results)
-    text = latex(plan, results)
+        assert f"| {' | '.join(line)} |" in markdown(experiment, results)
+    text = latex(experiment, results)
     assert text.count(r"\\") == 4
     assert r"$\pm$" in text
-    assert "validation_chosen_accuracy" in summary(plan, results).splitlines()[0]
-    assert len(summary(plan, results).splitlines()) == 7
+    assert "validation_chosen_accuracy" in summary(experiment, results).splitlines()[0]
+    assert len(summary(experiment, results).splitlines()) == 7
 
 
 def test_tables_say_what_attackers_control_and_know(tuned):
-    plan, results = tuned
+    experiment, results = tuned
     assert "- IPM (scale 0.5): controls its messages, knows all honest updates" in markdown(
-        plan, results
+        experiment, results
     )
-    rows = list(csv.DictReader(io.StringIO(summary(plan, results))))
+    rows = list(csv.DictReader(io.StringIO(summary(experiment, results))))
     assert {row["attacker_knows"] for row in rows[3:]} == {"all honest updates"}
     assert {row["attacker_controls"] for row in rows[:3]} == {"nothing"}
 
@@ -215,13 +215,13 @@ def test_the_strongest_attack_is_named():
     table = copy.deepcopy(TABLE)
     attacks = ["none", {"name": "ipm", "scale": 3.0}, "sign_flip"]
     table["sweep"] = {"attack": attacks, "aggregator": ["mean", "median"]}
-    plan = schema.parse("x", table)
+    experiment = schema.parse("x", table)
     ends = [0.9, 0.8, 0.2, 0.7, 0.5, None]
     results = [
         result_of(one, lines(one, [[[end]]], [[[end]]]), 0.0)
-        for one, end in zip(plan.cells, ends, strict=True)
+        for one, end in zip(experiment.cells, ends, strict=True)
     ]
-    worst = [line[-1] for line in entries(plan, results)]
+    worst = [line[-1] for line in entries(experiment, results)]
     assert worst == ["worst", "20.0, IPM (scale 3)", "diverged, SignFlip"]
 
 

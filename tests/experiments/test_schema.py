@@ -3,12 +3,13 @@
 import copy
 import sys
 
+import jax
 import pytest
 import tomli_w
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
-from jaxfl.experiments import schema
+from jaxfl.experiments import runner, schema
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
@@ -52,12 +53,15 @@ def test_a_sweep_is_a_product_with_labels():
         "attack": ["none", {"name": "ipm", "scale": 10.0}],
         "optimizer.learning_rate": [0.1, 1.0],
     }
-    plan = schema.parse("x", small(sweep=sweep))
-    assert len(plan.cells) == 4
-    assert plan.cells[0].seeds == (3, 4)
-    assert plan.cells[3].labels == {"attack": "IPM (scale 10)", "optimizer.learning_rate": "1.0"}
-    assert plan.cells[3].federation.attack == IPM(scale=10.0)
-    assert float(plan.cells[3].federation.optimizer.learning_rate) == 1.0
+    experiment = schema.parse("x", small(sweep=sweep))
+    assert len(experiment.cells) == 4
+    assert experiment.cells[0].seeds == (3, 4)
+    assert experiment.cells[3].labels == {
+        "attack": "IPM (scale 10)",
+        "optimizer.learning_rate": "1.0",
+    }
+    assert experiment.cells[3].federation.attack == IPM(scale=10.0)
+    assert float(experiment.cells[3].federation.optimizer.learning_rate) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,11 @@ def test_a_sweep_is_a_product_with_labels():
         ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
-        ({"seed": 2**32}, "seed must be at most 4294967295; got 42949"),
+        ({"seed": 2**32}, "seed must be an integer, at least 0 and at most 4294967295; got 42949"),
+        ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
+        ({"devices": 1000}, "as many as JAX has; got 1000"),
+        ({"devices": "some"}, "devices must be an integer or \"all\"; got 'some'"),
+        ({"way": "xmap"}, "way must be one of shard_map, pmap; got 'xmap'"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
 )
@@ -112,9 +120,9 @@ def test_a_missing_key_is_named(key):
 
 
 def test_overrides_and_their_errors(tmp_path):
-    plan = schema.load("quickstart", ["rounds=7", "optimizer.momentum=0.5"])
-    assert plan.cells[0].rounds == 7
-    assert float(plan.cells[0].federation.optimizer.momentum) == 0.5
+    experiment = schema.load("quickstart", ["rounds=7", "optimizer.momentum=0.5"])
+    assert experiment.cells[0].rounds == 7
+    assert float(experiment.cells[0].federation.optimizer.momentum) == 0.5
     with pytest.raises(ValueError, match="KEY=VALUE"):
         schema.load("quickstart", ["rounds"])
     with pytest.raises(ValueError, match="did you mean 'quickstart'"):
@@ -217,11 +225,32 @@ def test_what_cannot_fit_is_refused_before_anything_runs(tmp_path, changes, mess
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("devices", "given"), [(1, None), (2, ["a", "b"]), ("all", ["a", "b", "c"])]
+)
+def test_devices_and_way_reach_the_simulation(tmp_path, monkeypatch, devices, given):
+    seen = {}
+
+    def simulation(*_, **settings):
+        seen.update(settings)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(runner, "Simulation", simulation)
+    experiment = schema.parse("x", small(devices=devices, way="pmap"))
+    monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c"])
+    with RunFolder(tmp_path, experiment) as folder, pytest.raises(RuntimeError, match="seen"):
+        next(run_experiment(folder, lambda *_: lambda *_: None))
+    assert seen["devices"] == given
+    assert seen["way"] == "pmap"
+
+
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
     sweep = {"aggregator": [{"name": "krum", "f": 4}, {"name": "krum", "f": 2}]}
-    plan = schema.parse("x", small(sweep=sweep))
-    assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(not_applicable(plan.cells[0]))
-    with RunFolder(tmp_path, plan) as folder:
+    experiment = schema.parse("x", small(sweep=sweep))
+    assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(
+        not_applicable(experiment.cells[0])
+    )
+    with RunFolder(tmp_path, experiment) as folder:
         refused, done = run_experiment(folder, lambda *_: lambda *_: None)
     assert "Krum needs" in refused.status
     assert done.status == "done"
@@ -231,19 +260,21 @@ def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
 
 def test_a_rule_that_cannot_leave_out_clients_is_marked():
     sweep = {"aggregator": ["mean", "median"]}
-    plan = schema.parse("x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5}))
-    assert not_applicable(plan.cells[0]) is None
-    assert "cannot leave out absent clients" in str(not_applicable(plan.cells[1]))
+    experiment = schema.parse(
+        "x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5})
+    )
+    assert not_applicable(experiment.cells[0]) is None
+    assert "cannot leave out absent clients" in str(not_applicable(experiment.cells[1]))
 
 
 def test_rules_that_need_the_servers_samples(tmp_path):
     sweep = {"aggregator": ["zeno", "loss_rejection"], "seed": [0, 1]}
     table = small(sweep=sweep)
     table["data"]["root"] = {"size": 30, "bias": 0.5}
-    plan = schema.parse("x", table)
-    assert plan.cells[0].root == RootData(size=30, bias=0.5)
-    assert plan.cells[1].federation.aggregator.f == 2
-    with RunFolder(tmp_path, plan) as folder:
+    experiment = schema.parse("x", table)
+    assert experiment.cells[0].root == RootData(size=30, bias=0.5)
+    assert experiment.cells[1].federation.aggregator.f == 2
+    with RunFolder(tmp_path, experiment) as folder:
         results = list(run_experiment(folder, lambda *_: lambda *_: None))
     assert [result.status for result in results] == ["done", "done"]
     assert results[0].accuracy.shape == (2, 2)
@@ -255,9 +286,9 @@ def test_rules_that_need_the_servers_samples(tmp_path):
 
 
 def test_a_trigger_that_does_not_fit_the_data_is_refused_before_anything_runs(tmp_path):
-    plan = schema.parse("x", small(sweep={"attack": ["none", "backdoor"]}))
+    experiment = schema.parse("x", small(sweep={"attack": ["none", "backdoor"]}))
     with (
-        RunFolder(tmp_path, plan) as folder,
+        RunFolder(tmp_path, experiment) as folder,
         pytest.raises(ValueError, match="Backdoor needs images; got samples of shape"),
     ):
         next(run_experiment(folder, lambda *_: lambda *_: None))
@@ -273,11 +304,11 @@ def test_an_attack_on_the_root_update_applies_where_there_is_one():
 
 
 def test_the_quickstart_is_the_grid_it_says_it_is():
-    plan = schema.load("quickstart")
-    assert len(plan.cells) == 4 * 6
-    first = plan.cells[0]
+    experiment = schema.load("quickstart")
+    assert len(experiment.cells) == 4 * 6
+    first = experiment.cells[0]
     assert (first.clients, first.federation.byzantine) == (50, 10)
-    assert {c.labels["aggregator"] for c in plan.cells} == {
+    assert {c.labels["aggregator"] for c in experiment.cells} == {
         "Mean",
         "Median",
         "TrimmedMean",
