@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxfl.accounting.releases import PLD, RDP, deployment, exact, worst
+from jaxfl.accounting.releases import PLD, RDP, STEP, deployment, exact, worst
 from jaxfl.federation import Federation
 from jaxfl.privacy.base import Privacy
 from jaxfl.privacy.deployment import Deployment
@@ -47,6 +47,7 @@ def guarantee(
     *,
     participations: int | None = None,
     accountant: str = PLD,
+    discretisation: float = STEP,
 ) -> Guarantee | None:
     """What ``rounds`` rounds of the federation guarantee; None without a mechanism.
 
@@ -59,13 +60,17 @@ def guarantee(
         participation allows unless given.
       accountant: ``"pld"`` (tight; privacy loss distributions, or the exact formula for Gaussian
         noise without sampling) or ``"rdp"`` (Renyi, fast). Above an epsilon of 30 always Renyi.
+      discretisation: step of the privacy loss distributions, always rounded up: a smaller one is
+        tighter and takes longer.
 
     Raises:
-      ValueError: an unknown accountant, noise that is still to be calibrated, or a mechanism
-        that does not declare what it releases.
+      ValueError: an unknown accountant, a step that is none, noise that is still to be
+        calibrated, or a mechanism that does not declare what it releases.
     """
     if accountant not in (PLD, RDP):
         raise ValueError(f"accountant must be {PLD} or {RDP}; got {accountant!r}")
+    if not 0 < discretisation < 1:
+        raise ValueError(f"discretisation must be above 0 and below 1; got {discretisation!r}")
     if not federation.private:
         return None
     privacy = federation.privacy
@@ -73,7 +78,8 @@ def guarantee(
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
     run = deployment(federation, rounds, sizes, participations)
-    epsilon, found = worst(privacy.releases(run), privacy.delta, accountant), _caveats(privacy, run)
+    epsilon = worst(privacy.releases(run), privacy.delta, accountant, discretisation)
+    found = _caveats(privacy, run)
     if math.isinf(epsilon) and not found:
         found = (f"truncated samples have used up delta = {privacy.delta:g}",)
     return Guarantee(

@@ -13,6 +13,8 @@ from jaxfl.federation import Federation
 from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, Deployment, Release
 
 RDP, PLD = "rdp", "pld"
+STEP = 1e-4
+"""Step at which privacy loss distributions are discretised: errors add up over releases."""
 LARGE = 30.0
 """Beyond this epsilon, which protects nobody, privacy loss distributions are not computed."""
 
@@ -51,7 +53,9 @@ def deployment(
     )
 
 
-def worst(releases: Sequence[Release], delta: float, accountant: str = PLD) -> float:
+def worst(
+    releases: Sequence[Release], delta: float, accountant: str = PLD, step: float = STEP
+) -> float:
     """The largest epsilon of several kinds of client; infinite where there is none at all."""
     if not releases:
         return math.inf
@@ -62,11 +66,11 @@ def worst(releases: Sequence[Release], delta: float, accountant: str = PLD) -> f
     for bound, i in bounds:
         if bound <= largest:  # the tight epsilon is not above Renyi's
             break
-        largest = max(largest, epsilon(releases[i], delta, accountant))
+        largest = max(largest, epsilon(releases[i], delta, accountant, step))
     return largest
 
 
-def epsilon(release: Release, delta: float, accountant: str = PLD) -> float:
+def epsilon(release: Release, delta: float, accountant: str = PLD, step: float = STEP) -> float:
     """Epsilon at delta; infinite where there is none.
 
     A run without truncation has (epsilon, delta'); truncation changes either neighbour's outputs
@@ -86,7 +90,7 @@ def epsilon(release: Release, delta: float, accountant: str = PLD) -> float:
         bound = _epsilon(release, left, RDP) if release.overflow else 0.0
         if bound - before <= 1e-9 * bound:
             break
-    return _epsilon(release, left, accountant)
+    return _epsilon(release, left, accountant, step)
 
 
 def exact(release: Release) -> bool:
@@ -95,7 +99,7 @@ def exact(release: Release) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(release: Release, delta: float, accountant: str) -> float:
+def _epsilon(release: Release, delta: float, accountant: str, step: float = STEP) -> float:
     from absl import logging
     from dp_accounting import gaussian_mechanism, pld, rdp
 
@@ -109,7 +113,8 @@ def _epsilon(release: Release, delta: float, accountant: str) -> float:
         renyi = min(renyi, release.count / release.multiplier)  # plain composition, delta = 0
     if accountant == RDP or renyi > LARGE:
         return float(renyi)
-    return float(pld.PLDAccountant().compose(event, release.count).get_epsilon(delta))
+    losses = pld.PLDAccountant(value_discretization_interval=step)
+    return float(losses.compose(event, release.count).get_epsilon(delta))
 
 
 def _event(release: Release) -> Any:

@@ -380,6 +380,19 @@ def test_bad_settings_are_refused(settings, message):
             kind(**settings)
 
 
+def test_a_finer_step_of_loss_distributions_is_tighter():
+    federation, event = example(100, 1.0), sampled(0.1, 1.0)
+    coarse, usual, fine = (
+        epsilon(federation, EQUAL, 20, discretisation=step) for step in (1e-2, 1e-4, 1e-5)
+    )
+    losses = pld.PLDAccountant(value_discretization_interval=1e-2)
+    assert coarse == pytest.approx(losses.compose(event, 20).get_epsilon(DELTA), rel=1e-9)
+    assert usual == epsilon(federation, EQUAL, 20)
+    assert coarse > usual >= fine > 0.99 * usual
+    with pytest.raises(ValueError, match="discretisation must be above 0 and below 1; got 0.0"):
+        guarantee(federation, EQUAL, 20, discretisation=0.0)
+
+
 def test_an_accountant_must_be_known_and_noise_calibrated():
     with pytest.raises(ValueError, match="accountant must be pld or rdp; got 'moments'"):
         guarantee(example(50, 1.0), EQUAL, 10, accountant="moments")
