@@ -251,6 +251,15 @@ def print_warning(message: Warning | str, category: type[Warning], *place: Any) 
         print(f"jaxfl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+def reason(error: Exception) -> str | None:
+    """What to say of an error; None where it is no mistake of the user's."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "out of memory: lower client_chunk, or run fewer seeds or candidates at once"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
 def main() -> None:
     """The entry point: a mistake ends with one line and exit code 2, a stopped run with 130."""
     try:
@@ -260,12 +269,10 @@ def main() -> None:
     except Interrupted as stopped:
         print(f"jaxfl: {stopped}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK):
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        text = reason(error)
+        if text is None or os.environ.get(TRACEBACK):
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename2 or error.filename}: {error.strerror}"
         print(f"jaxfl: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -203,6 +203,25 @@ def test_clients_are_mapped_over_the_devices_that_are_asked_for(small, tmp_path,
     assert "devices must be at most 2, as many as JAX has; got 3" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")],
+)
+def test_a_full_memory_is_one_line(small, monkeypatch, capsys, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "check", full)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("jaxfl: error: out of memory: lower client_chunk")
+    wrong = jax.errors.JaxRuntimeError("INTERNAL: a fault of the compiler")
+    monkeypatch.setattr(cli, "check", lambda *_: (_ for _ in ()).throw(wrong))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="fault"):
+        cli.main()
+
+
 def test_list_and_show(tmp_path):
     done = jaxfl("list", cwd=tmp_path)
     assert done.returncode == 0

@@ -312,9 +312,19 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
 
 def _read_progress(path: Path) -> Progress:
     try:
-        return Progress(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        progress = Progress(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    numbers = (progress.cell, progress.round, progress.log_bytes)
+    texts = (progress.checkpoint, progress.digest, progress.log_digest)
+    if not (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and progress.checkpoint == Path(progress.checkpoint).name
+        and isinstance(progress.seconds, dict)
+    ):
+        raise ValueError(f"{path} is damaged: it has values that no run writes")
+    return progress
 
 
 def _delete(path: Path) -> None:

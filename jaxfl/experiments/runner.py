@@ -121,6 +121,8 @@ def run_experiment(
             folder.commit(index + 1, 0)
         if reason is not None:
             yield not_run(cell, reason)
+        elif index not in folder.lines:
+            raise ValueError(f"{folder.path} is damaged: cell {index + 1} is done, but not logged")
         else:
             seconds = folder.progress.seconds.get(str(index), 0.0)
             yield result_of(cell, folder.lines[index], seconds)

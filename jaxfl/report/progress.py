@@ -54,7 +54,7 @@ class CompileClock:
             self._started = time.perf_counter()
             self._changed(True)
 
-    def _ends(self, event: str, duration: float, **_: Any) -> None:
+    def _ends(self, event: str, duration_secs: float, **_: Any) -> None:
         if event not in self._under_way:
             return
         self._under_way.remove(event)
