@@ -245,10 +245,12 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def print_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A warning of ours on one line, without the place in our code."""
-    if issubclass(category, UserWarning):
-        print(f"jaxfl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+def print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    """A warning on one line; with its place in the code unless it is meant for users."""
+    place = "" if issubclass(category, UserWarning) else f" ({filename}:{lineno})"
+    print(f"jaxfl: warning: {' '.join(str(message).split())}{place}", file=sys.stderr)
 
 
 def reason(error: Exception) -> str | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 
 import jax
 import numpy as np
@@ -220,6 +221,23 @@ def test_a_full_memory_is_one_line(small, monkeypatch, capsys, error):
     monkeypatch.setattr(cli, "check", lambda *_: (_ for _ in ()).throw(wrong))
     with pytest.raises(jax.errors.JaxRuntimeError, match="fault"):
         cli.main()
+
+
+def test_a_warning_is_one_line(small, monkeypatch, capsys):
+    def warn(*_):
+        warnings.warn("one thing\nand another", UserWarning, stacklevel=1)
+        warnings.warn("overflow", RuntimeWarning, stacklevel=1)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "check", warn)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        warnings.simplefilter("always")
+        cli.main()
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "jaxfl: warning: one thing and another"
+    assert second.startswith("jaxfl: warning: overflow (")
+    assert last == "jaxfl: error: enough"
 
 
 def test_list_and_show(tmp_path):
