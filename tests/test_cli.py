@@ -225,14 +225,14 @@ def test_a_full_memory_is_one_line(small, monkeypatch, capsys, error):
 
 def test_a_warning_is_one_line(small, monkeypatch, capsys):
     def warn(*_):
+        warnings.simplefilter("always")  # within main, which puts it back
         warnings.warn("one thing\nand another", UserWarning, stacklevel=1)
         warnings.warn("overflow", RuntimeWarning, stacklevel=1)
         raise ValueError("enough")
 
     monkeypatch.setattr(cli, "check", warn)
     monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit):
-        warnings.simplefilter("always")
+    with pytest.raises(SystemExit):
         cli.main()
     first, second, last = capsys.readouterr().err.splitlines()
     assert first == "jaxfl: warning: one thing and another"
