@@ -19,6 +19,8 @@ Scalar = float | np.ndarray | Array
 C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
+MOST_INTEGER = 2**31 - 1
+MOST_SEED = 2**32 - 1
 _STATIC = (int, bool, str, float, type(None))
 
 
@@ -168,6 +170,26 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{owner}: {name} must be {wanted}; got {value!r}")
 
 
+def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """``value`` as a Python integer, if it is one from ``least`` to ``most`` (or 32 bits).
+
+    Raises:
+      ValueError: it is not; the text calls it ``name``.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
+        raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
+    if most is None and value > MOST_INTEGER:
+        raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
+    return int(value)
+
+
+def seed_of(value: Any) -> int:
+    """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
+    return integer(value, "seed", 0, MOST_SEED)
+
+
 def _convert_one(hint: Any, value: Any) -> Any:
     if hint is Scalar:
         return _leaf(value)
@@ -208,7 +230,7 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if choices is not None and value not in choices:
         allowed = ", ".join(map(str, choices))
         raise ValueError(f"{owner}: {f.name} must be one of {allowed}; got {value!r}")
-    if isinstance(value, np.ndarray) and not np.all(np.isfinite(value)):
+    if not _finite(value):
         raise ValueError(f"{owner}: {f.name} must be finite; got {_show(value)}")
     if value is None or not bounds or isinstance(value, Tracer | Component):
         return
@@ -221,6 +243,12 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if not all(holds[kind](bound) for kind, bound in bounds.items()):
         wanted = " and ".join(f"{kind.replace('_', ' ')} {bound}" for kind, bound in bounds.items())
         raise ValueError(f"{owner}: {f.name} must be {wanted}; got {_show(value)}")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float | np.ndarray) or bool(np.all(np.isfinite(value)))
 
 
 def _name(hint: Any) -> str:

@@ -16,7 +16,11 @@ EVALUATION_BATCH = 500
 
 
 class Evaluation(Struct):
-    """How good the model is after a number of rounds."""
+    """How good the model is after a number of rounds.
+
+    All is NaN of a model that has diverged: whose parameters are not finite, or whose logits are
+    not on any of the samples that a number is about.
+    """
 
     round: Int[Array, ""]
     accuracy: Float[Array, ""]
@@ -32,7 +36,7 @@ class Evaluation(Struct):
     """How even ``client_accuracy`` is over the honest clients."""
     attack_success: Float[Array, ""] | None = None
     """Share of the test samples of other classes that the model takes for the backdoor's target
-    when they carry its trigger; NaN of a model that has diverged; None without a backdoor."""
+    when they carry its trigger; None without a backdoor."""
 
 
 def evaluate(
@@ -54,7 +58,10 @@ def evaluate(
             )
             return losses[0], correct[0]
 
-        return jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
+        losses, correct = jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
+        # Logits can be finite although parameters are not: a unit of -inf is 0 after a ReLU.
+        alive = jnp.all(jnp.isfinite(state.params))
+        return jnp.where(alive, losses, jnp.nan), jnp.where(alive, correct, jnp.nan)
 
     losses, correct = over(data.test_inputs, data.test_labels)
     validation = per_client = metrics = success = None
@@ -68,13 +75,14 @@ def evaluate(
         _, correct_own = over(data.inputs[index], data.labels[index])
         total, ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(correct_own)]), jnp.cumsum(sizes)
         per_client = (total[ends] - total[ends - sizes]) / sizes
+        # The sums of clients before the first NaN do not show it.
+        per_client = jnp.where(jnp.isnan(total[-1]), jnp.nan, per_client)
         metrics = fairness_metrics(per_client, ~state.byzantine)
     if backdoor is not None:
         target = jnp.full_like(data.test_labels, backdoor.target)
         other = data.test_labels != target
         stamped = functools.partial(backdoor.stamp, peak=data.peak)
-        triggered, taken = over(data.test_inputs, target, stamped)
-        taken = jnp.where(jnp.isfinite(triggered), taken, jnp.nan)
+        _, taken = over(data.test_inputs, target, stamped)
         success = jnp.sum(jnp.where(other, taken, 0)) / jnp.maximum(jnp.sum(other), 1)
     return Evaluation(
         round=state.round,

@@ -21,7 +21,7 @@ class Weighed(Struct):
     factors: Float[Array, " n"]
     """Multiply the clients' updates before the aggregator sees them."""
     scale: Float[Array, ""]
-    """Multiplies the aggregate."""
+    """Multiplies the aggregate; the updates too, before a rule that is not equivariant to scale."""
     state: State
 
 
@@ -68,8 +68,8 @@ class QFFL(Fairness):
     an estimate of the local Lipschitz constant over L. The powers F_k^q are divided by the largest
     of them, which cancels; with q = 0 all factors are 1. The paper's step results from a server's
     learning rate of 1/L for gradients and 1 for differences; its L is 1 over the clients' learning
-    rate. ``cap``, for robust rules, limits h_k to so many times the median; a client whose loss or
-    update is not finite has no h_k.
+    rate. ``cap``, for robust rules, limits F_k^q and h_k to so many times their medians; a client
+    whose loss or update is not finite has no h_k.
 
     Losses are believed: without a robust rule, a client that overstates its loss leads the step,
     and if it does so by a factor above 10^(38/q), all other updates vanish in float32. To robust
@@ -99,16 +99,21 @@ class QFFL(Fairness):
         dtype = losses.dtype
         q, log_l = jnp.asarray(self.q, dtype), jnp.log(jnp.asarray(self.lipschitz, dtype))
         logs = jnp.log(jnp.maximum(losses, 0) + FLOOR)
-        powers = q * (logs - jnp.max(logs))
+        powers = self._capped(q * (logs - jnp.max(logs)), usable)
+        powers = jnp.where(powers == jnp.max(powers), 0, powers - jnp.max(powers))
         # F^(q-1) |u|^2 may overflow, and is 0 where q is: only its logarithm is formed.
         curvature = jnp.log(q) + (-log_l if gradients else log_l)
         curvature += jnp.log(jnp.where(usable, squared_norms, 0).astype(dtype))
-        log_h = powers + jax.nn.softplus(curvature - logs)
-        if self.cap is not None:
-            most = jnp.log(jnp.asarray(self.cap, dtype)) + _log_median(log_h, usable)
-            log_h = jnp.minimum(log_h, most)
+        log_h = self._capped(powers + jax.nn.softplus(curvature - logs), usable)
         scale = _inverse_mean(log_h, usable)
         return Weighed(factors=jnp.exp(powers), scale=scale, state=state)
+
+    def _capped(self, logs: Float[Array, " n"], usable: Bool[Array, " n"]) -> Float[Array, " n"]:
+        """Logarithms of numbers limited to ``cap`` times their median."""
+        if self.cap is None:
+            return logs
+        most = jnp.log(jnp.asarray(self.cap, logs.dtype)) + _log_median(logs, usable)
+        return jnp.minimum(logs, most)
 
 
 class AFL(Fairness):
@@ -228,11 +233,12 @@ def _shares(weights: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array
 
 
 def _log_median(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    """Logarithm of the median of ``exp(logs)`` under the mask."""
+    """Logarithm of the median of ``exp(logs)`` under the mask; infinite for an empty mask."""
     ordered = jnp.sort(jnp.where(mask, logs, jnp.inf))
     count = jnp.sum(mask)
     lower, upper = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
-    return upper + jnp.log((1 + jnp.exp(lower - upper)) / 2)
+    below = jnp.where(count > 0, lower - upper, 0)
+    return upper + jnp.log((1 + jnp.exp(below)) / 2)
 
 
 def _inverse_mean(logs: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:

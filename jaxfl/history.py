@@ -36,17 +36,18 @@ class History:
 
     @property
     def final_accuracy(self) -> float:
-        """Test accuracy after the last round, mean over seeds."""
+        """Test accuracy after the last round, mean over seeds; NaN if one has diverged."""
         return float(np.mean(self.accuracy[..., -1]))
 
     @property
     def diverged(self) -> bool:
-        """Whether, in any seed, the parameters or the last test loss are not finite.
+        """Whether, in any seed, parameters, last test loss or last accuracy are not finite.
 
         The loss counts because rules leave out rows that are not finite: parameters so large that
         no client can compute a gradient then stay where they are.
         """
-        ends = np.asarray(self.state.params), np.asarray(self.evaluations.loss)[..., -1]
+        last = self.evaluations.loss[..., -1], self.evaluations.accuracy[..., -1]
+        ends = np.asarray(self.state.params), *last
         return not all(bool(np.all(np.isfinite(x))) for x in ends)
 
     @property

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.attacks.base import ClientView
 from jaxfl.clients import Broadcast, Message, Samples
+from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
@@ -146,7 +147,9 @@ def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:
         batch = Batch(*data.samples(data.order[own.start + place]), mask)
         if plan.spec.max_byzantine == 0 or not attack.poisons:
             return batch
-        poisoned = attack.poison(batch, own.view.replace(logits=logits), key)
+        with own_code(attack, ".poison"):
+            poisoned = attack.poison(batch, own.view.replace(logits=logits), key)
+        expect_like(f"{name_of(attack)}.poison returned", poisoned, batch)
         return jax.tree.map(lambda a, b: jnp.where(own.view.byzantine, a, b), poisoned, batch)
 
     return Samples(count=own.count, load=load, capacity=data.capacity, client=own.view.id)

@@ -104,7 +104,7 @@ def answer(
 ) -> tuple[FederationState, RoundRecord]:
     """The second half of the round: the server aggregates, releases, takes its step."""
     context, messages, weighed = received.context, received.messages, received.weighed
-    result = federation.aggregator.aggregate(received.sent, state.aggregator, context)
+    result = federation.aggregator.checked(received.sent, state.aggregator, context)
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)
@@ -259,6 +259,10 @@ def _weigh(
         state.fairness,
         context,
     )
+    if not federation.aggregator.scale_equivariant:
+        # Its answer is no multiple of what it is given, so that nothing can be made up for later.
+        factors = weighed.factors * weighed.scale
+        weighed = weighed.replace(factors=factors, scale=jnp.ones_like(weighed.scale))
     return updates * weighed.factors[:, None].astype(updates.dtype), weighed
 
 
@@ -299,6 +303,6 @@ def _mean_model_state(
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return old
         weights = present / jnp.maximum(jnp.sum(present), 1)
-        return jnp.tensordot(weights, new, axes=1).astype(old.dtype)
+        return jnp.tensordot(weights, new, axes=1, precision="highest").astype(old.dtype)
 
     return jax.tree.map(mean, messages, before)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import ClientAlgorithm, FedSGD
+from jaxfl.component import integer, seed_of
+from jaxfl.contracts import has_own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
@@ -70,7 +72,7 @@ def run(
     federation: Federation,
     plan: Plan,
     data: FederatedData,
-    seed: Int[Array, ""] | int,
+    seed: Integer[Array, ""] | int,
     *,
     rounds: int,
     evaluate_every: int,
@@ -126,7 +128,7 @@ class Simulation:
         data: FederatedData | Sequence[FederatedData],
         model: Model | nnx.Module | Factory,
         *,
-        seeds: Sequence[int] = (0,),
+        seeds: Sequence[int] | np.ndarray = (0,),
         evaluate_every: int = 10,
         client_accuracy: bool = False,
         client_chunk: int | None = None,
@@ -134,8 +136,11 @@ class Simulation:
         way: str = "shard_map",
         loss: Loss | None = None,
     ) -> None:
-        partitions, parts = _given(federation, data, seeds, evaluate_every)
+        seeds = _seeds(seeds)
+        self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
+        partitions, parts = _given(federation, data, len(seeds))
         check_way(way)
+        _check_devices(devices)
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
@@ -145,7 +150,6 @@ class Simulation:
         )
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
-        self.evaluate_every = evaluate_every
         self._client_accuracy = client_accuracy
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None
         self._program = functools.partial(
@@ -162,10 +166,13 @@ class Simulation:
 
         if self.several:
             over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0))
-            state = over(self.federation, jnp.asarray(seeds))
+            state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
             state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)
+        if any(map(has_own_code, parts)):
+            # Their mistakes show as they are traced: before anything is compiled.
+            jax.eval_shape(self.block(1), self.federation, self.data, self.state)
 
     def run(
         self, rounds: int, progress: Callable[[Evaluation, RoundRecord], None] | None = None
@@ -174,8 +181,7 @@ class Simulation:
 
         ``progress`` is called after every block with its evaluation and records.
         """
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"rounds must be an integer, at least 1; got {rounds!r}")
+        rounds = integer(rounds, "rounds", 1)
         records, evaluations = [], []
         done = 0
         while done < rounds:
@@ -221,27 +227,46 @@ class Simulation:
         return self._program(exchange)(self.federation, self.data, self.state)
 
 
+def _seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
+    """The seeds of a simulation, or one clear error."""
+    if np.ndim(seeds) != 1 or len(seeds) == 0:
+        raise ValueError(f"seeds must be a list of integers, at least one seed; got {seeds!r}")
+    return [seed_of(seed) for seed in seeds]
+
+
 def _given(
     federation: Federation | Sequence[Federation],
     data: FederatedData | Sequence[FederatedData],
-    seeds: Sequence[int],
-    evaluate_every: int,
+    runs: int,
 ) -> tuple[list[FederatedData], list[Federation]]:
     """The partitions and the federations of a simulation, or one clear error."""
-    if evaluate_every < 1:
-        raise ValueError(f"evaluate_every must be at least 1; got {evaluate_every}")
-    if not seeds:
-        raise ValueError("seeds must name at least one seed")
-    partitions = list(data) if isinstance(data, Sequence) else [data]
+    partitions = _partitions(data)
     parts = list(federation) if isinstance(federation, Sequence) else [federation]
-    if not all(isinstance(part, FederatedData) for part in partitions):
-        raise ValueError(
-            "data must be FederatedData: call dataset.split(partition, clients) or .by_client()"
-        )
     for given, what in ((data, "partitions"), (federation, "federations")):
-        if isinstance(given, Sequence) and len(given) != len(seeds):
-            raise ValueError(f"got {len(given)} {what} for {len(seeds)} seeds")
+        if isinstance(given, Sequence) and len(given) != runs:
+            raise ValueError(f"got {len(given)} {what} for {runs} seeds")
     return partitions, parts
+
+
+def _check_devices(devices: Any) -> None:
+    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
+    if devices is not None and not (
+        listed and devices and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise ValueError(
+            f"devices must be a list of JAX devices, such as jax.devices(); got {devices!r}"
+        )
+
+
+def _partitions(data: FederatedData | Sequence[FederatedData]) -> list[FederatedData]:
+    partitions = list(data) if isinstance(data, Sequence) else [data]
+    for part in partitions:
+        if not isinstance(part, FederatedData):
+            raise ValueError(
+                "data must be FederatedData: call dataset.split(partition, clients) or "
+                f".by_client(); got {type(part).__name__}"
+            )
+    return partitions
 
 
 def _stacked(parts: list[Federation]) -> Federation:
@@ -280,7 +305,10 @@ def _program(
     def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
         partitions = data.axes() if data.start.ndim > 1 else None
         parts = 0 if own_parts else None
-        return jax.vmap(one_seed, in_axes=(parts, partitions, 0))(federation, data, state)
+        # All are in the same round: what is decided by its number is decided once.
+        state = state.replace(round=state.round[0])
+        states = jax.tree.map(lambda _: 0, state).replace(round=None)
+        return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
 
     return compile_for(all_seeds if several else one_seed, way=way, devices=devices, donate=donate)
 
@@ -332,7 +360,9 @@ def simulate(
         byzantine=byzantine,
         noise_order=noise_order,
     )
-    federation = calibrate(federation, np.asarray(data.count), rounds)
+    rounds = integer(rounds, "rounds", 1)
+    (part,) = _partitions(data)
+    federation = calibrate(federation, np.asarray(part.count), rounds)
     for caveat in caveats(federation, rounds):
         warnings.warn(f"privacy is not guaranteed: {caveat}", stacklevel=2)
     simulation = Simulation(

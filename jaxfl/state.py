@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
+from jaxfl.component import seed_of
 from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.types import PyTree, Spec, State, Struct
@@ -71,8 +73,12 @@ def round_keys(state: FederationState) -> RoundKeys:
     return RoundKeys(*jax.random.split(jax.random.fold_in(state.key, state.round), 7))
 
 
-def init_state(federation: Federation, plan: Plan, seed: Int[Array, ""] | int) -> FederationState:
+def init_state(
+    federation: Federation, plan: Plan, seed: Integer[Array, ""] | int
+) -> FederationState:
     """The state before the first round; the seed decides parameters and who is Byzantine."""
+    if not isinstance(seed, jax.Array | np.ndarray):
+        seed = seed_of(seed)
     spec = plan.spec
     model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params, model_state = plan.objective.init(model_key)

@@ -1,7 +1,9 @@
 """The command line, as a person would use it."""
 
+import contextlib
 import csv
 import inspect
+import io
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import sys
 import time
 import tomllib
 import warnings
+from unittest import mock
 
 import jax
 import numpy as np
@@ -50,6 +53,24 @@ def jaxfl(*arguments, cwd, **environment):
         timeout=300,
         check=False,
     )
+
+
+def ask(*arguments, cwd, **environment):
+    """The same in this process: quicker, for what compiles nothing."""
+    words, out, err, status = ["jaxfl", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
+    changed = os.environ | environment
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, changed),
+        mock.patch.object(sys, "argv", words),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            status = stopped.code
+    return subprocess.CompletedProcess(words, status or 0, out.getvalue(), err.getvalue())
 
 
 def compiled(cache):
@@ -98,7 +119,7 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(small, tmp_path):
     assert "[1/6]" not in again.stdout
     log = (tmp_path / "again" / "rounds.jsonl").read_bytes()
     assert log == (folder / "rounds.jsonl").read_bytes(), "same seeds, same bits"
-    both = jaxfl("compare", folder, "again", cwd=tmp_path)
+    both = ask("compare", folder, "again", cwd=tmp_path)
     assert both.returncode == 0, both.stderr
     assert "+0.0 ± 0.0" in both.stdout
     resumed = jaxfl("run", small, "--resume", cwd=tmp_path)
@@ -128,7 +149,7 @@ def test_sigterm_leaves_a_run_that_resumes(small, tmp_path):
     progress = json.loads((log.parent / "progress.json").read_text())
     assert progress["round"] > 0
     assert (log.parent / "checkpoint" / progress["checkpoint"]).is_dir()
-    refused = jaxfl(*words, cwd=tmp_path)
+    refused = ask(*words, cwd=tmp_path)
     assert refused.returncode == 2
     assert "holds an unfinished run" in refused.stderr
 
@@ -149,7 +170,7 @@ def test_sigterm_leaves_a_run_that_resumes(small, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, message):
-    done = jaxfl(*arguments, cwd=tmp_path, JAXFL_DATA_DIR="")
+    done = ask(*arguments, cwd=tmp_path, JAXFL_DATA_DIR="")
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -167,7 +188,7 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
         (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
         (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
         (["run", "small.toml", "--set", "rounds=3000000000"], "rounds must be at most 2147483647"),
-        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "seed must be at most"),
+        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "at most 4294967295"),
     ],
 )
 def test_a_mistake_is_told_by_the_command_itself(
@@ -241,16 +262,16 @@ def test_a_warning_is_one_line(small, monkeypatch, capsys):
 
 
 def test_list_and_show(tmp_path):
-    done = jaxfl("list", cwd=tmp_path)
+    done = ask("list", cwd=tmp_path)
     assert done.returncode == 0
     assert "quickstart: " in done.stdout
     assert "24 cells, 3 seeds" in done.stdout
-    shown = jaxfl("show", "quickstart", "--set", "data.clients=60", cwd=tmp_path)
+    shown = ask("show", "quickstart", "--set", "data.clients=60", cwd=tmp_path)
     table = tomllib.loads(shown.stdout)
     assert table["data"]["clients"] == 60
     copied = tmp_path / "copy.toml"
     copied.write_text(shown.stdout)
-    assert jaxfl("show", copied, cwd=tmp_path).stdout == shown.stdout
+    assert ask("show", copied, cwd=tmp_path).stdout == shown.stdout
 
 
 def test_show_keeps_the_reduced_version(tmp_path, monkeypatch, capsys):
@@ -270,13 +291,13 @@ def test_show_keeps_the_reduced_version(tmp_path, monkeypatch, capsys):
 
 
 def test_data_is_listed_described_and_drawn(tmp_path):
-    listed = jaxfl("data", cwd=tmp_path, JAXFL_DATA_DIR="")
+    listed = ask("data", cwd=tmp_path, JAXFL_DATA_DIR="")
     assert listed.returncode == 0
     for name in SOURCES:
         assert re.search(rf"^│ {name} ", listed.stdout, re.MULTILINE), name
     assert "[tfds]" in re.sub(r"[\s│]", "", listed.stdout)
     words = ("data", "digits", "--partition", "{name='dirichlet', alpha=0.1}", "--clients", "20")
-    drawn = jaxfl(*words, cwd=tmp_path)
+    drawn = ask(*words, cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert "1437 x 8 x 8 x 1" in drawn.stdout
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
@@ -287,7 +308,7 @@ def test_data_is_listed_described_and_drawn(tmp_path):
         (("data", "cifar10"), "cifar10"),
         (("data", "digits", "--prepare"), "prepare: name must be one of"),
     ):
-        done = jaxfl(*wrong, cwd=tmp_path, JAXFL_DATA_DIR="")
+        done = ask(*wrong, cwd=tmp_path, JAXFL_DATA_DIR="")
         assert done.returncode == 2, wrong
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
@@ -303,7 +324,7 @@ def test_a_label_in_brackets_is_not_markup(tmp_path):
 
 
 def test_rules_are_listed_with_fields_and_papers(tmp_path):
-    done = jaxfl("rules", cwd=tmp_path)
+    done = ask("rules", cwd=tmp_path)
     assert done.returncode == 0
     names = {name for names in REGISTRY.values() for name in names}
     for name in names:
@@ -311,16 +332,16 @@ def test_rules_are_listed_with_fields_and_papers(tmp_path):
     assert "krum = Krum(f, neighbours=None, power=2)" in done.stdout
     assert "Blanchard" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    one = jaxfl("rules", "krum", cwd=tmp_path)
+    one = ask("rules", "krum", cwd=tmp_path)
     assert inspect.getdoc(Krum) in one.stdout
-    assert "did you mean 'krum'" in jaxfl("rules", "krumm", cwd=tmp_path).stderr
+    assert "did you mean 'krum'" in ask("rules", "krumm", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize(
     "command", [(), ("run",), ("list",), ("show",), ("rules",), ("compare",), ("data",)]
 )
 def test_help_fits_80_columns(tmp_path, command):
-    done = jaxfl(*command, "--help", cwd=tmp_path, COLUMNS="80", TERM="dumb")
+    done = ask(*command, "--help", cwd=tmp_path, COLUMNS="80", TERM="dumb")
     assert done.returncode == 0
     assert "Usage" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -19,6 +19,7 @@ class Whole(Component):
     scale: Scalar = field(default=2.0, at_least=0, at_most=5)
     name: str = field(default="a", choices=("a", "b"))
     limit: float | None = None
+    steps: tuple[float, ...] = ()
     flag: bool = False
     widths: tuple[int, ...] = (1, 2)
     part: Part = Part()
@@ -54,6 +55,7 @@ def test_flatten_and_unflatten_are_inverse():
         {"scale": 2.5},
         {"name": "b"},
         {"limit": 1.0},
+        {"steps": (1.0,)},
         {"flag": True},
         {"widths": (1,)},
         {"part": Part(rate=2.0)},
@@ -107,6 +109,9 @@ def test_repr_shows_plain_values():
         ({"limit": "1"}, "Whole: limit must be a number or None; got '1'"),
         ({"limit": True}, "Whole: limit must be a number or None; got True"),
         ({"limit": False}, "Whole: limit must be a number or None; got False"),
+        ({"limit": np.nan}, "Whole: limit must be finite; got nan"),
+        ({"limit": np.float32(np.inf)}, "Whole: limit must be finite; got inf"),
+        ({"steps": [1.0, np.nan]}, "Whole: steps must be finite; got [1.0, nan]"),
         ({"flag": 1}, "Whole: flag must be true or false; got 1"),
         ({"widths": 3}, "Whole: widths must be a list of an integer; got 3"),
         ({"widths": [1, 2.5]}, "Whole: widths must be a list of an integer; got [1, 2.5]"),

@@ -16,15 +16,17 @@ from jaxfl import (
     FedAvg,
     Federation,
     FedSGD,
+    FLTrust,
     LabelFlip,
     Mean,
     Median,
     MessagePrivacy,
     NoAttack,
     SignFlip,
+    SignMajority,
     Simulation,
 )
-from jaxfl.data import Minority
+from jaxfl.data import Dirichlet, Minority, RootData, synthetic
 from jaxfl.models import Softmax
 
 SIZES = (3, 9, 5, 12, 7)
@@ -67,6 +69,19 @@ def test_q_fedsgd_takes_the_papers_steps():
         np.testing.assert_allclose(after[row], w, rtol=1e-4, atol=1e-5)
     plain = alone.run(2).state.params
     np.testing.assert_allclose(after[0], plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [FLTrust(), SignMajority()], ids=repr)
+def test_a_rule_that_sets_the_length_sets_it_under_fairness_too(rule):
+    """The step was n / sum_k h_k times as long: up to n times, where one loss is large."""
+    data = synthetic(samples=200, features=4, classes=3).split(
+        Dirichlet(alpha=0.3), 10, root=RootData(size=20)
+    )
+    plain = PLAIN.replace(aggregator=rule)
+    fair = plain.replace(fairness=QFFL(q=2.0, lipschitz=10.0))
+    # Both rules see directions only, so the steps are the same.
+    one, other = (Simulation(f, data, Softmax()).run(2).state.params for f in (plain, fair))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_q_fedavg_weighs_by_the_loss_over_all_samples_at_the_start():

@@ -122,10 +122,14 @@ def test_qffl_is_finite_whatever_is_claimed(q, cap):
 def test_qffl_s_cap_is_in_medians(n, cap):
     rng = np.random.default_rng(n)
     losses, norms = rng.gamma(1, 1, n), 10 ** rng.uniform(-3, 3, n)
-    h = h_of(losses, norms, 2, 0.25)
     with jax.enable_x64(True):
         method = QFFL(q=2, lipschitz=4, cap=cap)
         got = weigh(method, losses, norms, dtype=np.float64)
+    powers = (losses + 1e-10) ** 2
+    powers = np.minimum(powers, cap * np.median(powers))
+    powers /= powers.max()
+    np.testing.assert_allclose(got.factors, powers, rtol=1e-9)
+    h = powers * (1 + 0.25 * 2 * norms / (losses + 1e-10))
     expected = n / np.minimum(h, cap * np.median(h)).sum()
     np.testing.assert_allclose(got.scale, expected, rtol=1e-9)
 

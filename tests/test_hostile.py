@@ -125,7 +125,7 @@ TEXTS = [
     ("rounds = nan\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
     ("rounds = [2]\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
     ("seed = -1\n" + GOOD, "seed must be an integer"),
-    ("seed = 4294967296\n" + GOOD, "seed must be at most"),
+    ("seed = 4294967296\n" + GOOD, "at most 4294967295"),
     ("validation = 1.0\n" + GOOD, "validation must be"),
     ("validation = 0.999999\n" + GOOD, "must leave samples"),
     ("client_chunk = 0\n" + GOOD, "client_chunk must be"),

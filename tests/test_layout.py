@@ -12,7 +12,7 @@ import jaxfl
 PACKAGE = Path(jaxfl.__file__).parent
 ORDER = (
     ("numerics", "component", "files", "_public"),
-    ("types",),
+    ("types", "contracts"),
     ("models", "optimizers", "devices"),
     ("aggregators",),
     ("preaggregators",),

@@ -263,9 +263,22 @@ SMALL = ragged()
     [
         (Federation(byzantine=6), {}, "byzantine must be at most the number of clients, 5; got 6"),
         (Federation(aggregator=Krum(f=2)), {}, "Krum needs n >= 2f \\+ 3 clients; got n = 5"),
-        (Federation(), {"client_chunk": 0}, "client_chunk must be at least 1; got 0"),
-        (Federation(), {"evaluate_every": 0}, "evaluate_every must be at least 1; got 0"),
+        (Federation(), {"client_chunk": 0}, "client_chunk must be an integer, at least 1; got 0"),
+        (Federation(), {"evaluate_every": 1.5}, "evaluate_every must be an integer.*; got 1.5"),
+        (Federation(), {"client_chunk": 1.5}, "client_chunk must be an integer.*; got 1.5"),
+        (Federation(), {"devices": "cpu"}, "devices must be a list of JAX devices.*; got 'cpu'"),
+        (Federation(), {"devices": []}, r"devices must be a list of JAX devices.*; got \[\]"),
+        (Federation(), {"devices": ["cpu"]}, "devices must be a list of JAX devices"),
+        (
+            Federation(),
+            {"evaluate_every": 0},
+            "evaluate_every must be an integer, at least 1; got 0",
+        ),
         (Federation(), {"seeds": ()}, "at least one seed"),
+        (Federation(), {"seeds": 3}, "seeds must be a list of integers, at least one seed; got 3"),
+        (Federation(), {"seeds": (0, 2**32)}, "seed must be .* at most 4294967295; got 4294967296"),
+        (Federation(), {"seeds": (-1,)}, "seed must be an integer, at least 0 .*; got -1"),
+        (Federation(), {"seeds": ("a",)}, "seed must be an integer, at least 0 .*; got 'a'"),
         (Federation(), {"way": "vmap"}, "way must be one of shard_map, pmap"),
         (Federation(), {"model": 3}, "model must be a jaxfl.models configuration"),
     ],
@@ -279,10 +292,36 @@ def test_what_does_not_fit_is_one_clear_error(federation, settings, message, mon
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40, 1.5, True])
+def test_a_seed_that_would_share_its_key_is_refused(seed, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    plan = make_plan(Federation(), SMALL, Softmax())
+    for try_it in (
+        lambda: jaxfl.simulate(model=Softmax(), data=SMALL, rounds=1, seed=seed),
+        lambda: run(Federation(), plan, SMALL, seed, rounds=1, evaluate_every=1),
+        lambda: DATASET.split(Dirichlet(alpha=1.0), clients=2, seed=seed),
+        lambda: DATASET.hold_out(0.5, seed=seed),
+        lambda: synthetic(samples=5, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=f"seed must be an integer.*; got {seed}$"):
+            try_it()
+
+
+def test_the_largest_seeds_have_keys_of_their_own():
+    seeds = np.array([0, 2**31, 2**32 - 1])
+    several = Simulation(Federation(), SMALL, Softmax(), seeds=seeds)
+    for i, seed in enumerate(seeds):
+        alone = Simulation(Federation(), SMALL, Softmax(), seeds=[int(seed)])
+        np.testing.assert_array_equal(several.state.params[i], alone.state.params)
+    assert len(np.unique(several.state.params, axis=0)) == 3
+
+
 def test_a_data_set_that_was_not_divided_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="data must be FederatedData: call"):
         Simulation(Federation(), DATASET, Softmax())
+    with pytest.raises(ValueError, match=r"or \.by_client\(\); got Dataset"):
+        jaxfl.simulate(model=Softmax(), data=DATASET, rounds=1)
 
 
 def test_federations_that_differ_in_numbers_are_one_program():
@@ -303,10 +342,12 @@ def test_federations_that_differ_in_numbers_are_one_program():
         Simulation(mixed, data, Softmax(), seeds=(1, 1, 2))
 
 
-def test_wrong_numbers_of_rounds_and_partitions():
+def test_wrong_numbers_of_rounds_and_partitions(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="got 1 partitions for 2 seeds"):
         Simulation(Federation(), [SMALL], Softmax(), seeds=(0, 1))
     simulation = Simulation(Federation(), SMALL, Softmax())
+    assert simulation.run(np.int64(2)).records.loss.shape == (2,)
     for rounds in (0, -1):
         with pytest.raises(ValueError, match=f"rounds must be .*; got {rounds}"):
             simulation.run(rounds)
@@ -322,3 +363,73 @@ def test_divergence_is_reported():
     lost = jaxfl.simulate(model=Softmax(), data=SMALL, rounds=2, optimizer=SGD(learning_rate=1e38))
     assert np.all(np.isfinite(lost.state.params)), "rules leave out rows that are not finite"
     assert lost.diverged
+    assert np.isnan(lost.final_accuracy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_model_has_no_accuracy(bad):
+    simulation = Simulation(Federation(), SMALL, Softmax(), client_accuracy=True)
+    before = simulation.evaluate()
+    assert np.isfinite(before.accuracy)
+    params = simulation.state.params.at[1].set(bad)
+    simulation.state = simulation.state.replace(params=params)
+    after = simulation.evaluate()
+    found = after.accuracy, after.loss, after.fairness.mean, after.fairness.worst_tenth
+    assert np.all(np.isnan(found))
+    assert np.all(np.isnan(after.client_accuracy))
+
+
+class Layer(nnx.Module):
+    """A user's linear model: so many inputs and outputs, and parameters of a type."""
+
+    def __init__(self, features: int = 4, outputs: int = 3, value=lambda x: x) -> None:
+        self.kernel = nnx.Param(value(jnp.zeros((features, outputs))))
+
+    def __call__(self, x):
+        return jnp.asarray(x) @ self.kernel.get_value()
+
+
+class Bare(nnx.Module):
+    """A user's model without anything to train."""
+
+    def __call__(self, x):
+        return x[:, :3]
+
+
+def raises(rngs):
+    raise KeyError("width")
+
+
+def loss_of_one(logits, labels):
+    return 0.5
+
+
+def mean_loss(logits, labels):
+    return jnp.mean(logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (Layer(outputs=2), {}, r"Layer returned \(2, 2\); needs \(2, 3\), a logit per class for 2"),
+        (Layer(outputs=5), {}, r"Layer returned \(2, 5\); needs \(2, 3\)"),
+        (Layer(features=7), {}, "Layer raised TypeError: dot_general requires contracting dim"),
+        (Layer(value=lambda x: x.astype(int)), {}, "Layer: parameters .* floating-point.* int32"),
+        (Bare(), {}, "Bare has no parameters"),
+        (raises, {}, "raises raised KeyError: 'width'"),
+        (lambda rngs: None, {}, "must make an NNX module; got None"),
+        (Softmax(), {"loss": loss_of_one}, r"the loss loss_of_one returned \(\); needs \(2,\)"),
+        (
+            Softmax(),
+            {"loss": mean_loss},
+            r"mean_loss returned \(\); needs \(2,\), a number for each",
+        ),
+        (Softmax(), {"loss": lambda a, b: a.nothing}, "<lambda> raised AttributeError"),
+    ],
+)
+def test_own_models_and_losses_are_tried_before_anything_runs(
+    model, settings, message, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        make_plan(Federation(), SMALL, model, **settings)

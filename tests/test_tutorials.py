@@ -16,7 +16,9 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["add_a_rule", "add_an_attack"])
+@pytest.mark.parametrize(
+    "name", ["add_a_rule", pytest.param("add_an_attack", marks=pytest.mark.slow)]
+)
 def test_a_tutorial_runs(name, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
     python, tables = blocks(page, "python"), blocks(page, "toml")

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
@@ -28,8 +29,10 @@ from jaxfl.aggregators.mixing import (
 )
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.noise import normal
+from jaxfl.numerics.runs import in_all_runs
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
 ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
@@ -48,6 +51,8 @@ class Aggregator(Component):
     """Can leave out slots that hold no client (Poisson sampling)."""
     by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
+    by_samples = capability(False)
+    """Weighs clients by their numbers of samples."""
     needs_root = capability(frozenset[str]())
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
     follows_model = capability(False)
@@ -91,6 +96,29 @@ class Aggregator(Component):
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         """Aggregates one round: pure, traceable, without checks."""
 
+    def checked(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+        """``aggregate``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        (n, d), name = updates.shape, f"{name_of(self)}.aggregate"
+        with own_code(self, ".aggregate"):
+            result: Any = self.aggregate(updates, state, context)
+        if not isinstance(result, Aggregated):
+            raise ValueError(
+                f"{name} must return Aggregated(update=..., state=..., info=...); "
+                f"got {type(result).__name__}"
+            )
+        expect(f"{name} returned an update", result.update, (d,), "one number per parameter")
+        expect_like(f"{name} returned the memory", result.state, state)
+        for what, values in vars(result.info).items():
+            if values is not None and jnp.shape(values) != (n,):
+                raise ValueError(
+                    f"{name} returned Info of {what} {jnp.shape(values)}; needs ({n},), one per row"
+                )
+        return result
+
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
@@ -105,25 +133,27 @@ class Aggregator(Component):
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         if mixing is None:
-            return self.aggregate(updates, state, context)
+            return self.checked(updates, state, context)
 
         def form(block: Array) -> Array:
             mixed = mix_block(block.astype(mixing.dtype), mixing)
             return jnp.where(statistics.usable[:, None], mixed, jnp.nan)
 
         mixed = columns.map_columns(form, updates, width=rows.WIDTH).astype(updates.dtype)
-        result = self.aggregate(mixed, state, context_of(mixing.shape[0], context))
+        result = self.checked(mixed, state, context_of(mixing.shape[0], context))
         return result.replace(info=to_clients(result.info, mixing))
 
     def __call__(
         self, updates: PyTree, *, context: Context | None = None, state: State = None
     ) -> PyTree:
-        """Aggregates an array ``[n, ...]`` or a pytree of such arrays, compiled.
+        """Aggregates a matrix ``[n, d]``, or a pytree of arrays ``[n, ...]``, compiled.
+
+        A list of n vectors of one length, one per client, is stacked first.
 
         Returns the aggregate in the structure of one update. See ``inspect`` for the reasons.
 
         Raises:
-          ValueError: the rule is not defined for this number of updates.
+          ValueError: the rule is not defined for this number of updates, or they are neither.
         """
         return self.inspect(updates, context=context, state=state).update
 
@@ -131,6 +161,7 @@ class Aggregator(Component):
         self, updates: PyTree, *, context: Context | None = None, state: State = None
     ) -> Aggregated:
         """Like a call, but returns ``Aggregated``: the update, the new memory and the Info."""
+        updates = _by_client(type(self).__name__, updates)
         leaves = jax.tree.leaves(updates)
         sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
         if len(sizes) != 1 or 0 in sizes:
@@ -165,6 +196,29 @@ class Aggregator(Component):
         return _inspect(self, updates, context, state)
 
 
+def _by_client(name: str, updates: PyTree) -> PyTree:
+    """Updates that lead by the client axis: a list of clients' vectors stacked, or one error.
+
+    A plain list is what other libraries take the clients as, and would be a pytree of n layers.
+    """
+    if type(updates) in (list, tuple):
+        shapes = {np.shape(row) if hasattr(row, "shape") else type(row).__name__ for row in updates}
+        lengths = [shape for shape in shapes if isinstance(shape, tuple) and len(shape) == 1]
+        if len(shapes) != 1 or len(lengths) != 1:
+            got = ", ".join(sorted(map(str, shapes))) or "nothing"
+            raise ValueError(
+                f"{name}: a list of updates must be of vectors of one length, one per client, "
+                f"and a pytree of layers a dict; got a list of {got}"
+            )
+        return jnp.stack([jnp.asarray(row) for row in updates])
+    if getattr(updates, "ndim", 2) == 1:
+        raise ValueError(
+            f"{name}: updates must be a matrix [n, d], a row per client; got one vector of shape "
+            f"{np.shape(updates)}"
+        )
+    return updates
+
+
 @jax.jit
 def _inspect(rule: Aggregator, updates: PyTree, context: Context, state: State) -> Aggregated:
     first = jax.tree.map(lambda leaf: leaf[0], updates)
@@ -173,7 +227,7 @@ def _inspect(rule: Aggregator, updates: PyTree, context: Context, state: State) 
     n, d = flat.shape
     if state is None:
         state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=flat.dtype))
-    result = rule.aggregate(flat, state, context)
+    result = rule.checked(flat, state, context)
     return result.replace(update=unravel(result.update))
 
 
@@ -282,7 +336,9 @@ class WeightingRule(Aggregator):
             weights, info = self.weigh(statistics, state, context)
             return rows.combine(weights, updates, none), info
 
-        output, info = jax.lax.cond(jnp.isfinite(room), lambda: (hopeful, info), careful)
+        output, info = jax.lax.cond(
+            in_all_runs(jnp.isfinite(room)), lambda: (hopeful, info), careful
+        )
         return Aggregated(update=output, state=state, info=info)
 
 

@@ -71,7 +71,8 @@ def _worth(
     flat: Float[Array, " d"], model_state: ModelState, batch: Batch, context: Context
 ) -> Worth:
     losses, correct = context.objective.evaluate(flat, model_state, batch.inputs, batch.labels)
-    wrong = jnp.sum(jnp.where(batch.mask, 1 - correct, 0)).astype(flat.dtype)
+    # A sample without a prediction (NaN) is wrong.
+    wrong = jnp.sum(jnp.where(batch.mask, 1 - jnp.nan_to_num(correct), 0)).astype(flat.dtype)
     losses = jnp.where(batch.mask, losses, 0).astype(flat.dtype)
     return Worth(losses=losses, error=wrong / _count(batch))
 

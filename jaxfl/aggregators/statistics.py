@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics import rows
+from jaxfl.numerics.runs import in_all_runs
 from jaxfl.types import Context, Struct, present_mask
 
 
@@ -94,7 +95,7 @@ def measure(
         else:
             shape = jax.eval_shape(read)
             none = jnp.zeros(shape.shape, shape.dtype)
-            gram = jax.lax.cond(gram_wanted, read, lambda: none)
+            gram = jax.lax.cond(in_all_runs(~gram_wanted), lambda: none, read)
     if "products" in needs:
         products = jnp.where(usable[:, None], rows.products(updates, references), 0)
         reference_norms = rows.safe_sqrt(rows.squared_norms(references))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.component import Component, capability
+from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.numerics import rows
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
 
@@ -41,7 +42,7 @@ class Defence(Struct):
 
     def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
         """What the server would make of these updates, up to its own randomness."""
-        return self.aggregator.aggregate(updates, self.state, self.context).update
+        return self.aggregator.checked(updates, self.state, self.context).update
 
 
 class AttackView(Struct):
@@ -272,8 +273,18 @@ def attack_rows(
         ranks=ranks.at[attackers].get(mode="clip"),
         client_ids=context.client_ids,
     )
-    crafted, state = attack.craft(view, state)
-    return view.send(crafted), state
+    with own_code(attack, ".craft"):
+        crafted, memory = attack.craft(view, state)
+    _check_crafted(f"{name_of(attack)}.craft", crafted, max_byzantine, updates.shape[1])
+    expect_like(f"{name_of(attack)}.craft returned the memory", memory, state)
+    return view.send(crafted), memory
+
+
+def _check_crafted(name: str, crafted: Any, attackers: int, dim: int) -> None:
+    found = getattr(crafted, "shape", type(crafted).__name__)
+    if found not in ((1, dim), (attackers, dim)):
+        rows = f"1 or {attackers}" if attackers > 1 else "1"
+        raise ValueError(f"{name} returned {found}; needs ({rows}, {dim})")
 
 
 def depends_on_fields(cls: type[Component], name: str) -> bool:

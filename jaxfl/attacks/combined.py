@@ -13,7 +13,7 @@ from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView, ClientView
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.simple import SignFlip
 from jaxfl.attacks.statistical import IPM
-from jaxfl.component import capability, field
+from jaxfl.component import MOST_SEED, capability, field
 from jaxfl.types import Batch, Spec, State
 
 
@@ -175,8 +175,7 @@ class TimeVarying(_Several):
     """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
 
     The schedule depends on this ``seed`` and the round alone: it is the same for all seeds of a
-    run. With one seed only the attack on messages of the round is computed; where several seeds
-    run in one program, all of them are.
+    run. Only the attack on messages of the round is computed.
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022, Fig. 5 (a new attack every epoch).
 
@@ -185,7 +184,7 @@ class TimeVarying(_Several):
     """
 
     every: int = field(default=1, at_least=1)
-    seed: int = field(default=0, at_least=0)
+    seed: int = field(default=0, at_least=0, at_most=MOST_SEED)
 
     @classmethod
     def example(cls) -> Attack:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxfl.component import seed_of
 from jaxfl.data.dataset import Dataset
 
 
@@ -48,7 +49,7 @@ def synthetic(
     for name, value, least in sizes:
         if value < least:
             raise ValueError(f"synthetic: {name} must be at least {least}; got {value}")
-    centre_key, train_key, test_key = jax.random.split(jax.random.key(seed), 3)
+    centre_key, train_key, test_key = jax.random.split(jax.random.key(seed_of(seed)), 3)
     centres = jax.random.normal(centre_key, (classes, features))
     centres = separation * centres / jnp.linalg.norm(centres, axis=1, keepdims=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
-from jaxfl.component import Component
+from jaxfl.component import Component, integer, seed_of
 from jaxfl.data.root import RootData
 from jaxfl.types import Struct
 
@@ -113,7 +113,7 @@ class Dataset:
                 f"{self.name}: validation must leave samples on both sides; got a share of "
                 f"{share} of {len(self.labels)}"
             )
-        order = np.random.default_rng(seed).permutation(len(self.labels))
+        order = np.random.default_rng(seed_of(seed)).permutation(len(self.labels))
         held, kept = np.sort(order[:count]), np.sort(order[count:])
         return dataclasses.replace(
             self._only(kept),
@@ -173,13 +173,17 @@ class Dataset:
         ``root`` are the server's own, for rules that need some: taken first, by the same seed.
         Every client holds out a random ``client_test`` of its samples, to be tested on.
         """
-        random = np.random.default_rng(seed)
+        if not isinstance(partition, Partition):
+            raise ValueError(
+                f"{self.name}: partition must be one of jaxfl.data, such as IID(); "
+                f"got {partition!r}"
+            )
+        clients = integer(clients, f"{self.name}: clients", 1)
+        random = np.random.default_rng(seed_of(seed))
         rest, kept = self, np.arange(len(self.labels))
         if root is not None:
             kept = np.delete(kept, root.draw(np.asarray(self.labels), self.classes, random))
             rest = self._only(kept)
-        if clients < 1:
-            raise ValueError(f"{self.name}: clients must be at least 1; got {clients}")
         if clients > len(kept):
             raise ValueError(
                 f"{self.name}: {clients} clients cannot share {len(kept)} samples; "

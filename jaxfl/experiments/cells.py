@@ -10,7 +10,7 @@ import jax
 from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, convert
+from jaxfl.component import Component, convert, integer
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.devices import WAYS, Device
 from jaxfl.fairness import Fairness
@@ -235,16 +235,3 @@ def _share(value: Any, name: str) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
     return float(value)
-
-
-def integer(value: Any, name: str, least: int, most: int = 2**31 - 1) -> int:
-    """The value, if it is an integer from ``least`` to ``most``.
-
-    Raises:
-      ValueError: it is not; the text calls it ``name``.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer, at least {least}; got {value!r}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {value!r}")
-    return value

@@ -45,7 +45,10 @@ def check_data(cell: Cell) -> None:
     samples, features, classes = (
         arguments.get(key, parameters[key].default) for key in ("samples", "features", "classes")
     )
-    needed, available = 4 * features * max(samples, classes), memory_of_device()
+    needed, available = (
+        4 * features * max(samples, classes),
+        memory_of_device(jax.local_devices()[0]),
+    )
     if available is not None and needed > available:
         raise ValueError(
             f"data: {samples:,} samples of {features:,} features in {classes:,} classes need "
@@ -63,7 +66,7 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     Raises:
       ValueError: they need more than the device's memory.
     """
-    available = memory_of_device()
+    available = memory_of_device(jax.local_devices()[0])
     if available is None:
         return
     if jax.default_backend() != "cpu":

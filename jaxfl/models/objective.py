@@ -12,6 +12,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from jaxfl.contracts import expect, name_of, own_code
 from jaxfl.models.zoo import Model
 from jaxfl.types import Batch, PyTree
 
@@ -47,9 +48,13 @@ class Objective:
         ``loss`` maps logits and labels to one number per sample.
         """
         factory = _factory(model, sample_shape, classes)
+        own = _own(factory)
 
         def abstract(train: bool) -> tuple[Any, Any]:
-            module = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+            with own_code(own):
+                module = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+            if not isinstance(module, nnx.Module):
+                raise ValueError(f"{name_of(own)} must make an NNX module; got {module!r}")
             if train:
                 module.train()
             else:
@@ -60,8 +65,29 @@ class Objective:
         train_graph, (params, rest) = abstract(True)
         eval_graph, _ = abstract(False)
         leaves, treedef = jax.tree.flatten((params, rest))
+        _check_params(name_of(own), jax.tree.leaves(params))
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         return Objective(factory, loss, train_graph, eval_graph, treedef, shapes)
+
+    def check(self, inputs: jax.ShapeDtypeStruct, classes: int) -> None:
+        """Tries model and loss on inputs ``[b, ...]`` of this shape and type, computing nothing.
+
+        Raises:
+          ValueError: the model does not take them or does not answer ``[b, classes]`` floats; the
+            loss does not answer ``[b]`` floats.
+        """
+        model, b = _own(self.factory), inputs.shape[0]
+        params, rest = self._template
+        with own_code(model):
+            logits = jax.eval_shape(self.logits, params, rest, inputs)
+        expect(
+            f"{name_of(model)} returned", logits, (b, classes), f"a logit per class for {b} inputs"
+        )
+        labels = jax.ShapeDtypeStruct((b,), jnp.int32)
+        with own_code(self.loss_function):
+            losses = jax.eval_shape(self.loss_function, logits, labels)
+        what = f"the loss {name_of(self.loss_function)} returned"
+        expect(what, losses, (b,), f"a number for each of {b} samples")
 
     @property
     def dim(self) -> int:
@@ -124,10 +150,33 @@ class Objective:
     def evaluate(
         self, flat: Float[Array, " d"], model_state: ModelState, inputs: Array, labels: Array
     ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Loss of each sample, and 1 where the predicted class is the label, else 0."""
+        """Loss of each sample, and 1 where the predicted class is the label, else 0.
+
+        NaN instead of 0 or 1 where a sample's logits are not finite: no class is predicted, though
+        ``argmax`` of NaN is 0.
+        """
         logits = self.logits(self.unravel(flat), model_state, inputs)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        return self.loss_function(logits, labels), correct.astype(jnp.float32)
+        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        correct = jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), correct, jnp.nan)
+        return self.loss_function(logits, labels), correct
+
+
+def _check_params(name: str, params: list[Any]) -> None:
+    if not params:
+        raise ValueError(f"{name} has no parameters (nnx.Param): there is nothing to train")
+    wrong = {str(leaf.dtype) for leaf in params if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if wrong:
+        raise ValueError(
+            f"{name}: parameters (nnx.Param) must be floating-point numbers; "
+            f"got {', '.join(sorted(wrong))}"
+        )
+
+
+def _own(factory: Factory) -> Any:
+    """What the user gave as the model."""
+    if isinstance(factory, _Build):
+        return factory.model
+    return factory.module if isinstance(factory, _Instance) else factory
 
 
 def _factory(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics.columns import map_columns, sum_columns
+from jaxfl.numerics.runs import alongside, in_all_runs
 
 WIDTH = 8192
 """Columns per block of combinations of rows, and of other passes that form a row or a few."""
@@ -130,7 +131,7 @@ def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> F
 
 
 def products(rows: Float[Array, "n d"], references: Float[Array, "r d"]) -> Float[Array, "n r"]:
-    """Inner products of rows and references; a row that is not finite gives what it gives.
+    """Inner products of rows and references; those of a row that is not finite are not finite.
 
     Cost: one read of the matrix for a few references.
     """
@@ -174,7 +175,8 @@ def weighted_sum(
     used = weights[:n] != 0
 
     def block_sum(block: Array, reference: Array) -> Array:
-        total = jnp.matmul(weights[:n].astype(dtype), block.astype(dtype), precision="highest")
+        shares = alongside(weights[:n].astype(dtype), block)
+        total = jnp.matmul(shares, block.astype(dtype), precision="highest")
         if reference.shape[0]:
             own = weights[n:].astype(dtype), reference.astype(dtype)
             total += jnp.matmul(*own, precision="highest")
@@ -189,7 +191,9 @@ def weighted_sum(
     def careful() -> Array:
         return map_columns(masked, rows, references, width=WIDTH)
 
-    return careful() if clean is False else jax.lax.cond(clean, whole, careful)
+    if clean is False:
+        return careful()
+    return jax.lax.cond(in_all_runs(jnp.asarray(clean)), whole, careful)
 
 
 def _wide(rows: Float[Array, "n d"]) -> int:

@@ -93,7 +93,7 @@ def test_ties_across_the_median_go_to_the_first_client(n):
 
 
 @pytest.mark.parametrize("rule", [Median(), TrimmedMean(f=2), MeaMed(f=2), Phocas(f=2)], ids=repr)
-@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize("n", [5, pytest.param(70, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bad", [[np.inf, np.inf], [np.nan, np.inf], [-np.inf, np.inf]])
 def test_infinities_never_reach_the_output(rule, n, bad):
     x = draw("random", n, dtype=np.float32)

@@ -41,6 +41,7 @@ DEFENCES = {
     "krum": Krum(f=3),
     "nnm+trimmed_mean": Pipeline(pre=(NNM(f=3),), rule=TrimmedMean(f=3)),
 }
+ONE_OF_A_KIND = ("krum", "mea_med", "mean", "median", "signguard", "smea")
 every_defence = pytest.mark.parametrize("name", sorted(DEFENCES))
 
 
@@ -124,6 +125,7 @@ def test_optimised_attacks_hurt_no_less_than_fixed_ones(cls, fixed, search, name
     assert best >= harm(defence, x, np.tile(known(x, "full").mean(0), (3, 1))) * 0.999
 
 
+@pytest.mark.slow
 @every_defence
 def test_the_climb_from_a_random_start_is_ahead_of_fixed_attacks_in_its_ball(name):
     x, defence = draw(d=200), DEFENCES[name]
@@ -159,7 +161,13 @@ def test_the_climb_never_falls_behind_its_starts():
         assert reached >= harm(defence, x, send(start, x)) * 0.999
 
 
-@pytest.mark.parametrize("name", sorted(AGGREGATORS.keys() - {"pipeline"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ONE_OF_A_KIND else pytest.mark.slow)
+        for name in sorted(AGGREGATORS.keys() - {"pipeline"})
+    ],
+)
 def test_the_climb_goes_through_every_rule(name):
     """Every registered rule can be differentiated: the program compiles."""
     cls = AGGREGATORS[name]

@@ -141,7 +141,13 @@ def test_data_attacks_change_what_attackers_compute_and_nothing_else():
         np.testing.assert_array_equal(changed, clean.byzantine)
 
 
-@pytest.mark.parametrize("attack", [Backdoor(size=2, target=1), DBA(size=2, target=1)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Backdoor(size=2, target=1),
+        pytest.param(DBA(size=2, target=1), marks=pytest.mark.slow),
+    ],
+)
 def test_the_success_of_a_backdoor_is_that_of_the_model(attack):
     parts = Combined(data=attack, message=Scaling(factor=2.0))
     split = images()
@@ -182,6 +188,7 @@ def test_a_trigger_larger_than_the_image_is_refused_before_anything_runs():
         Simulation(Federation(attack=Backdoor(size=7), byzantine=1), images(), Softmax())
 
 
+@pytest.mark.slow
 def test_the_adaptive_attack_works_against_fltrust_in_the_round():
     federation = Federation(byzantine=4, aggregator=FLTrust(), attack=FLTrustAdaptive())
     split = images(root=RootData(size=20))
@@ -197,6 +204,7 @@ def test_the_adaptive_attack_works_against_fltrust_in_the_round():
             against_mean.check(CLIENTS, root=20)
 
 
+@pytest.mark.slow
 def test_digits_under_the_distributed_backdoor():
     split = data.digits().split(Dirichlet(alpha=1.0), 20)
     parts = Combined(data=DBA(size=2, parts=4, target=7), message=Scaling(factor=3.0))

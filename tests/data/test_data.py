@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -60,7 +61,8 @@ def test_digits_and_synthetic():
 
 
 @pytest.mark.parametrize(
-    ("clients", "message"), [(0, "clients must be at least 1; got 0"), (2_000, "cannot share 1437")]
+    ("clients", "message"),
+    [(0, "clients must be an integer, at least 1; got 0"), (2_000, "cannot share 1437")],
 )
 def test_impossible_numbers_of_clients_are_refused(clients, message):
     with pytest.raises(ValueError, match=message):
@@ -140,3 +142,12 @@ def test_class_counts_say_who_has_what():
     assert data.class_counts().tolist() == [[0, 2, 0], [2, 1, 1]]
     with pytest.raises(ValueError, match="one partition"):
         data.stack([data]).class_counts()
+
+
+@pytest.mark.parametrize("partition", ["iid", None, IID])
+def test_what_is_no_partition_is_refused(partition, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"digits: partition must be one of jaxfl.data, such as"):
+        sources.digits().split(partition, clients=2)
+    with pytest.raises(ValueError, match=r"clients must be an integer, at least 1; got 2\.5"):
+        sources.digits().split(IID(), clients=2.5)

@@ -153,6 +153,7 @@ numpy.savez(sys.argv[1] + "/read.npz", **{part: getattr(data, part) for part in 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("tensorflow_datasets", "array_record", "tensorflow"))),
     reason="the extra tfds is not installed",

@@ -294,3 +294,10 @@ def test_comparison_lists_what_differs_and_what_was_left_out():
         "Left out of the difference: seed 0 of a",
         "Left out of the difference: seed 3 of b",
     ]
+
+
+def test_the_best_of_a_run_that_diverged_is_from_before():
+    one = cell()
+    result = result_of(one, lines(one, [[[0.9, None], [0.3, None]]], [[[0.5, None]] * 2]), 0.0)
+    assert result.best == pytest.approx(0.6)
+    assert np.isnan(result.final)

@@ -96,6 +96,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"sweep": {"attack": "none"}}, "sweep.attack must be a list"),
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
+        ({"seed": 2**32}, "seed must be an integer, at least 0 and at most 4294967295; got 42949"),
         ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
         ({"devices": 1000}, "as many as JAX has; got 1000"),
         ({"devices": "some"}, "devices must be an integer or \"all\"; got 'some'"),

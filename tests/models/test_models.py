@@ -125,3 +125,9 @@ def test_the_loss_is_the_mean_over_the_mask(key):
     np.testing.assert_allclose(got, np.mean(np.asarray(losses)[np.asarray(mask)]), rtol=1e-5)
     logits = np.asarray(objective.module(flat, rest)(x))
     np.testing.assert_array_equal(correct, logits.argmax(1) == np.asarray(labels))
+    x = x.at[1, 2].set(np.nan).at[2].set(3e38)
+    _, correct = objective.evaluate(flat * 9, rest, x, jnp.zeros(5, jnp.int32))
+    logits = np.asarray(objective.module(flat * 9, rest)(x))
+    expected = np.where(np.isfinite(logits).all(1), logits.argmax(1) == 0, np.nan)
+    assert np.isnan(expected).tolist() == [False, True, True, False, False]
+    np.testing.assert_array_equal(correct, expected)

@@ -160,6 +160,8 @@ MATERIALISED = {
     "words": (Words, (4,)),
 }
 MODELS = GHOST | MATERIALISED
+EXHAUSTIVE = ("cnn", "softmax", "unused")
+"""Models whose kinds of layers others have too."""
 
 
 def compiled():
@@ -221,7 +223,10 @@ def middle_clip(*args):
     return float(np.median([np.linalg.norm(g) for g in each(*args)]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in EXHAUSTIVE else ()) for name in MODELS],
+)
 def test_both_ways_equal_a_loop(name, key, monkeypatch):
     objective, params, statistics, batch = setup(name)
     sample = jax.ShapeDtypeStruct(batch.inputs.shape[1:], batch.inputs.dtype)
@@ -242,7 +247,10 @@ def test_both_ways_equal_a_loop(name, key, monkeypatch):
         monkeypatch.setattr(per_example, "_ghost_shapes", lambda *_: None)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolutions", "normalised"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("convolutions", "normalised"))],
+)
 def test_both_ways_in_double_precision(name, key, monkeypatch):
     with jax.enable_x64(True):
         if name == "convolutions":
@@ -265,7 +273,7 @@ class _DoubleConvolutions(Convolutions):
 
 
 @pytest.mark.parametrize("name", ["dropout", "convolutions", "normalised"])
-@pytest.mark.parametrize("microbatch", [None, 3])
+@pytest.mark.parametrize("microbatch", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_mapped_over_clients_in_a_scan(name, microbatch, key):
     objective, params, statistics, batch = setup(name, clients=3)
     stacked = jax.tree.map(lambda p: jnp.stack([p, 2 * p, 3 * p]), params)

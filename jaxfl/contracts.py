@@ -1,0 +1,75 @@
+"""What a user's own parts must answer: looked at as they are traced, so it costs a run nothing."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxfl.component import Component
+
+
+@contextlib.contextmanager
+def own_code(part: Any, method: str = "") -> Iterator[None]:
+    """Names the user's part whose code raises; the traceback of that code stands above.
+
+    A ValueError stays one, since it may be the part's own check of what it was given. Errors of
+    jaxfl's own parts go through as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_ours(part):
+            raise
+        name = name_of(part) + method
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+def name_of(part: Any) -> str:
+    """What a user calls a part: its class's name, or a function's own."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def has_own_code(part: Component) -> bool:
+    """Whether the class of the part, or of a part in it, is not jaxfl's."""
+    inner = [getattr(part, f.name) for f in dataclasses.fields(part)]  # pyright: ignore
+    listed = [p for value in inner for p in (value if isinstance(value, tuple) else (value,))]
+    return not _is_ours(part) or any(has_own_code(p) for p in listed if isinstance(p, Component))
+
+
+def _is_ours(part: Any) -> bool:
+    return f"{getattr(part, '__module__', '')}.".startswith("jaxfl.")
+
+
+def expect(what: str, got: Any, shape: tuple[int, ...], why: str) -> None:
+    """Raises ValueError unless ``got`` is such an array of floats.
+
+    >>> expect("Half.aggregate returned", jnp.zeros((3, 2)), (2,), "one number per parameter")
+    Traceback (most recent call last):
+    ValueError: Half.aggregate returned (3, 2); needs (2,), one number per parameter
+    """
+    found = getattr(got, "shape", type(got).__name__)
+    if found == shape and not jnp.issubdtype(got.dtype, jnp.floating):
+        found = str(got.dtype)
+    if found != shape:
+        raise ValueError(f"{what} {found}; needs {shape}, {why}")
+
+
+def expect_like(what: str, got: Any, like: Any) -> None:
+    """Raises ValueError where a pytree is not of the structure, shapes and types of another."""
+    if _sketch(got) != _sketch(like):
+        raise ValueError(f"{what} {_sketch(got)}; needs, as before, {_sketch(like)}")
+
+
+def _sketch(tree: Any) -> str:
+    """A pytree with ``float32[3]`` for an array; what is no array by its type's name."""
+
+    def one(leaf: Any) -> Any:
+        # Keys and placeholders for them have no other type than their own.
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+        return f"{dtype}{list(jnp.shape(leaf))}"
+
+    return str(jax.tree.map(one, tree)).replace("'", "")

@@ -1,0 +1,110 @@
+"""Several seeds in one program: each gives what it gives alone, and branches stay branches."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import every_rule, ragged, shapes_context
+
+from jaxfl import (
+    IPM,
+    Federation,
+    Krum,
+    MeaMed,
+    Mean,
+    Onset,
+    SignFlip,
+    SignGuardSim,
+    Simulation,
+    TimeVarying,
+)
+from jaxfl.models import Softmax
+from jaxfl.numerics.runs import alongside, in_all_runs
+from jaxfl.types import Spec
+
+# Two numbers for each client, or all pairs of them: choosing costs less than deciding together.
+SMALL = {"signguard": 1, "signguard_sim": 2, "signguard_dist": 2}
+RULES = {n: r for n, r in every_rule(f=2).items() if "+" not in n or n == "arc+nnm+krum"}
+
+
+def branches(jaxpr) -> int:
+    """How many ``cond`` there are, in loops and inner functions too."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == "cond"
+        parameters = list(equation.params.values())
+        for parameter in jax.tree.leaves(parameters, is_leaf=lambda p: hasattr(p, "eqns")):
+            body = getattr(parameter, "jaxpr", parameter)
+            total += branches(body) if hasattr(body, "eqns") else 0
+    return total
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_branches_for_several_seeds_as_for_one(name):
+    spec = Spec(population=12, cohort=12, dim=40)
+    rule = RULES[name]
+
+    def aggregate(updates, state):
+        result = rule.aggregate(updates, state, shapes_context(spec))
+        return result.update, result.state
+
+    arguments = jnp.zeros((3, 12, 40)), jax.tree.map(lambda x: jnp.stack([x] * 3), rule.init(spec))
+    together = jax.make_jaxpr(jax.vmap(aggregate))(*arguments)
+    alone = jax.make_jaxpr(aggregate)(*jax.tree.map(lambda x: x[0], arguments))
+    assert branches(alone.jaxpr) - branches(together.jaxpr) == SMALL.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    "attack", [Onset(attack=IPM(), start=2), TimeVarying(attacks=(SignFlip(), IPM()))]
+)
+def test_what_the_round_decides_is_decided_once(attack):
+    def program(seeds):
+        federation = Federation(attack=attack, byzantine=1, aggregator=Mean())
+        simulation = Simulation(federation, ragged(), Softmax(), seeds=seeds)
+        return simulation.block(2), (simulation.federation, simulation.data, simulation.state)
+
+    def count(seeds):
+        block, arguments = program(seeds)
+        return branches(jax.make_jaxpr(block)(*arguments).jaxpr)
+
+    assert count((0, 1)) == count((0,)) >= 2
+
+
+def test_seeds_together_give_what_each_gives_alone():
+    attack = Onset(attack=IPM(scale=2.0), start=2)
+    federation = Federation(attack=attack, byzantine=1, aggregator=SignGuardSim(fraction=0.5))
+    together = Simulation(federation, ragged(), Softmax(), seeds=(0, 1), evaluate_every=2).run(4)
+    for i in range(2):
+        alone = Simulation(federation, ragged(), Softmax(), seeds=(i,), evaluate_every=2).run(4)
+        np.testing.assert_allclose(together.state.params[i], alone.state.params, atol=1e-6)
+        np.testing.assert_array_equal(
+            together.records.malicious_selected[i], alone.records.malicious_selected
+        )
+
+
+def test_one_seed_with_a_row_that_is_not_finite_changes_no_other():
+    updates = np.random.default_rng(0).normal(size=(3, 12, 40)).astype("f4")
+    updates[1, 4, 7] = np.nan
+    for rule in (Mean(), Krum(f=2), MeaMed(f=2), SignGuardSim(fraction=0.5)):
+        together = jax.vmap(rule)(updates)
+        for one, alone in zip(together, updates, strict=True):
+            np.testing.assert_allclose(one, rule(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_a_predicate_holds_in_all_runs_or_in_none():
+    for values in itertools.product([False, True], repeat=4):
+        grid = jnp.array(values).reshape(2, 2)
+        assert jax.vmap(in_all_runs)(grid[0]).tolist() == [bool(grid[0].all())] * 2
+        nested = jax.vmap(jax.vmap(in_all_runs))(grid)
+        assert nested.tolist() == [[bool(grid.all())] * 2] * 2
+    assert bool(in_all_runs(jnp.array(True)))
+
+
+def test_a_vector_alongside_matrices_gets_their_batch():
+    vector, matrices = jnp.arange(3.0), jnp.arange(18.0).reshape(2, 3, 3)
+    np.testing.assert_array_equal(alongside(vector, matrices[0]), vector)
+    product = jax.make_jaxpr(jax.vmap(lambda m: alongside(vector, m) @ m))(matrices)
+    (dot,) = [e for e in product.jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert dot.params["dimension_numbers"][1] == ((0,), (0,))
