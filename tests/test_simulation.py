@@ -433,3 +433,8 @@ def test_own_models_and_losses_are_tried_before_anything_runs(
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, RuntimeError), match=message):
         make_plan(Federation(), SMALL, model, **settings)
+
+
+def test_nobody_honest_is_worth_a_warning():
+    with pytest.warns(UserWarning, match="all 5 clients are Byzantine: no update is honest"):
+        Simulation(Federation(byzantine=5), SMALL, Softmax())
