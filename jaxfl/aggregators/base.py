@@ -191,6 +191,15 @@ class Aggregator(Component):
                     f"{type(self).__name__} needs the server's data: "
                     f"pass context=Context.of(n, {given})"
                 )
+        dim = sum(np.size(leaf) for leaf in leaves) // n
+        for what in ("root_update", "params"):
+            given = getattr(context, what)
+            if given is not None and getattr(given, "shape", None) != (dim,):
+                found = getattr(given, "shape", type(given).__name__)
+                raise ValueError(
+                    f"{type(self).__name__}: {what} of the context must be one vector of d = {dim} "
+                    f"numbers, as ravel_pytree makes of an update; got {found}"
+                )
         return _inspect(self, updates, context, state)
 
 
