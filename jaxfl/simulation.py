@@ -140,6 +140,7 @@ class Simulation:
         loss: Loss | None = None,
     ) -> None:
         seeds = _seeds(seeds)
+        self.seeds = tuple(seeds)
         self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
         partitions, parts = _given(federation, data, len(seeds))
         check_way(way)
@@ -224,13 +225,25 @@ class Simulation:
 
     def evaluate(self) -> Evaluation:
         """How good the model is now."""
+        return self._evaluation(self.data, self.state)
+
+    def _evaluation(self, data: FederatedData, state: FederationState) -> Evaluation:
         # Without what evaluation does not read, all rules and attacks share one program.
         unread = ("optimizer", "clients", "attack", "aggregator", "server", "privacy", "fairness")
-        state = self.state.replace(**dict.fromkeys((*unread, "root"), ()))
+        state = state.replace(**dict.fromkeys((*unread, "root"), ()))
         program = self._program(
             _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor
         )
-        return program(None, self.data, state)
+        return program(None, data, state)
+
+    def measures(self) -> tuple[RoundRecord, Evaluation]:
+        """Shapes and types of what ``advance(1)`` would answer; computes nothing."""
+
+        def one(federation: Federation, data: FederatedData, state: FederationState) -> PyTree:
+            state, record = self.block(1)(federation, data, state)
+            return record, self._evaluation(data, state)
+
+        return jax.eval_shape(one, self.federation, self.data, self.state)
 
     def messages(self) -> Exchange:
         """The ``[n, d]`` updates of the next round, before and after the attack; takes no step."""
