@@ -82,6 +82,9 @@ def run(
 ) -> tuple[FederationState, RoundRecord, Evaluation]:
     """A whole run as one pure function: ``vmap`` it over seeds, partitions, hyper-parameters.
 
+    ``plan`` is ``jaxfl.make_plan(federation, data, model)``: the sizes that shape the program, and
+    the check that all parts fit together, which a traced run cannot make.
+
     ``rounds`` must be a multiple of ``evaluate_every``. Records have a leading axis of rounds,
     evaluations one of blocks.
     """
