@@ -149,7 +149,8 @@ class History:
         ``numpy.load(path)["records.loss"]`` reads them one by one; ``load`` reads them back.
         """
         content = io.BytesIO()
-        np.savez(content, **{name: _plain(leaf) for name, leaf in self._leaves()})
+        arrays: dict[str, Any] = {name: _plain(leaf) for name, leaf in self._leaves()}
+        np.savez(content, **arrays)
         write_aside(Path(path), content.getvalue())
 
     @staticmethod
@@ -210,6 +211,6 @@ def _as(array: np.ndarray, like: Any) -> Any:
     if isinstance(like, jax.ShapeDtypeStruct):
         return array
     if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     # NumPy writes bfloat16 as bytes without a type.
     return jnp.asarray(array.view(like.dtype) if array.dtype.kind == "V" else array)

@@ -88,7 +88,7 @@ def test_a_saved_history_comes_back_and_goes_on(history, tmp_path):
 
     def same(a, b):
         assert a.dtype == b.dtype
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
 

@@ -124,7 +124,7 @@ def _check_inputs(what: str, inputs: np.ndarray) -> None:
     if not jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.complexfloating):
         raise ValueError(f"{what} must be real numbers; got {kind}")
     if jnp.issubdtype(kind, jnp.floating):
-        bad = ~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
+        bad = np.any(~np.isfinite(inputs.reshape(len(inputs), -1)), axis=1)
         if bad.any():
             raise ValueError(
                 f"{what} must be finite; {int(bad.sum())} of {len(bad)} samples are not, first "
