@@ -73,6 +73,10 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="How many devices share the clients, or all.")
+    ] = None,
+    way: Annotated[str | None, typer.Option(help="How: shard_map or pmap.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     force: Annotated[
@@ -89,13 +93,15 @@ def run(
     """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    experiment = schema.load(name, settings or [], reduced=reduced)
+    chosen = {"devices": devices, "way": way}
+    changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
     check(experiment)
     use_compilation_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
     if not quiet:
         for said in privacy_statements(experiment):
-            console.print(f"Privacy: {said}", highlight=False, soft_wrap=True)
+            say(console, f"Privacy: {said}")
     path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
     with (
         RunFolder(path, experiment, resume=resume, force=force) as folder,
@@ -130,10 +136,15 @@ def print_results(
     """Prints the table, whether the stated findings hold, and where the files are."""
     console.print(result_table(experiment, results))
     for verdict in verdicts(experiment, results):
-        console.print(f"Stated: {verdict}", highlight=False, soft_wrap=True)
+        say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
-        console.print(f"{what + ':':6} {path / name}", highlight=False, soft_wrap=True)
+        say(console, f"{what + ':':6} {path / name}")
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: brackets in it are no markup, and it is not wrapped."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -143,7 +154,7 @@ def list_experiments() -> None:
     for name in schema.packaged():
         experiment = schema.load(name)
         size = f"{len(experiment.cells)} cells, {len(experiment.cells[0].seeds)} seeds"
-        console.print(f"{name}: {experiment.title} ({size})", highlight=False)
+        say(console, f"{name}: {experiment.title} ({size})")
 
 
 @app.command()
@@ -155,10 +166,14 @@ def show(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
     ] = None,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
+    ] = False,
 ) -> None:
     """Show an experiment as TOML, with changes applied."""
-    experiment = schema.load(name, settings or [])
-    text = tomli_w.dumps(experiment.table)
+    experiment = schema.load(name, settings or [], reduced=reduced)
+    kept = {"reduced": experiment.reduced} if experiment.reduced else {}
+    text = tomli_w.dumps(experiment.table | kept)
     if sys.stdout.isatty():
         Console().print(Syntax(text, "toml", background_color="default"))
     else:
@@ -180,10 +195,13 @@ def rules(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
 ) -> None:
-    """Compare runs cell by cell, over the seeds that they share."""
+    """Compare runs cell by cell; say what differs between them and what was left out."""
     runs = [read_results(folder) for folder in folders]
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(comparison([str(f) for f in folders], [results for _, results in runs]))
+    table, notes = comparison([str(f) for f in folders], runs)
+    console.print(table)
+    for note in notes:
+        say(console, note)
 
 
 @app.command()
@@ -207,14 +225,16 @@ def data(
         return
     if name not in SOURCES:
         raise ValueError(f"data: {unknown(name, SOURCES)}")
-    way = None if partition is None else build(Partition, schema.toml_value(partition), "partition")
+    way = None
+    if partition is not None:
+        way = build(Partition, schema.toml_value(partition, "--partition"), "partition")
     if prepare:
-        console.print(f"Prepared: {prepare_data(name)}", highlight=False, soft_wrap=True)
+        say(console, f"Prepared: {prepare_data(name)}")
     dataset = SOURCES[name]()
     console.print(summary_table(dataset.summary()))
     if way is not None:
         plot_partition(dataset.split(way, clients, seed), out)
-        console.print(f"Plot: {out}", highlight=False, soft_wrap=True)
+        say(console, f"Plot: {out}")
 
 
 def use_compilation_cache() -> None:
@@ -243,8 +263,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        reason = " ".join(str(error).split())
-        print(f"jaxfl: error: {reason}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename2 or error.filename}: {error.strerror}"
+        print(f"jaxfl: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 
 

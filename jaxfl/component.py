@@ -19,6 +19,7 @@ Scalar = float | np.ndarray | Array
 C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
+MOST_INTEGER = 2**31 - 1
 MOST_SEED = 2**32 - 1
 _STATIC = (int, bool, str, float, type(None))
 
@@ -170,7 +171,7 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
 
 
 def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """``value`` as a Python integer, if it is one from ``least`` to ``most``.
+    """``value`` as a Python integer, if it is one from ``least`` to ``most`` (or 32 bits).
 
     Raises:
       ValueError: it is not; the text calls it ``name``.
@@ -179,6 +180,8 @@ def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
     if not whole or value < least or (most is not None and value > most):
         wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
         raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
+    if most is None and value > MOST_INTEGER:
+        raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
     return int(value)
 
 

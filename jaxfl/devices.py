@@ -75,9 +75,17 @@ def map_clients(
     return jax.tree.map(lambda x: x[:n], result)
 
 
-def memory_of_device() -> int | None:
-    """Bytes of the first device's memory, or the machine's where that is the CPU; None: unknown."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+def device_of(tree: PyTree) -> Device:
+    """The first of this process's devices on which the arrays are: that which will run."""
+    held = (leaf.devices() for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    holders = next(held, None) or {jax.local_devices()[0]}
+    mine = [device for device in holders if device.process_index == jax.process_index()]
+    return min(mine, key=lambda device: device.id)
+
+
+def memory_of_device(device: Device) -> int | None:
+    """Bytes of a device's memory, or the machine's where that is the CPU; None: unknown."""
+    stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
@@ -126,8 +134,8 @@ def working_set(function: Callable[..., PyTree], *arguments: PyTree) -> int:
     return size(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def choose_chunk(clients: int, bytes_per_client: int) -> int:
-    """How many clients to vmap at once.
+def choose_chunk(clients: int, bytes_per_client: int, device: Device) -> int:
+    """How many clients to vmap at once on such a device.
 
     On a CPU as many as stay under ``CPU_WORKING_SET``; elsewhere as many as fit a quarter of the
     device's memory.
@@ -135,8 +143,8 @@ def choose_chunk(clients: int, bytes_per_client: int) -> int:
     remainder is compiled a second time.
     """
     budget = CPU_WORKING_SET
-    if jax.default_backend() != "cpu":
-        statistics = jax.local_devices()[0].memory_stats() or {}
+    if device.platform != "cpu":
+        statistics = device.memory_stats() or {}
         budget = statistics.get("bytes_limit", 2**33) // 4
     most = min(max(budget // max(bytes_per_client, 1), 1), clients)
     divisors = [c for c in range(1, most + 1) if clients % c == 0]

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from jaxfl.clients import Broadcast, Samples
 from jaxfl.component import integer
 from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import choose_chunk, memory_of_device, working_set
+from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device, working_set
 from jaxfl.federation import Federation
 from jaxfl.local_work import train
 from jaxfl.models.objective import Factory, Loss, Objective
@@ -66,16 +66,16 @@ def make_plan(
             "jaxfl.accounting.calibrate finds the noise"
         )
     federation.privacy.check_model(objective)
-    _check_memory(federation, spec, runs)
+    _check_memory(federation, spec, runs, device_of(data))
     chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
     return Plan(objective=objective, spec=spec, chunk=chunk)
 
 
-def _check_memory(federation: Federation, spec: Spec, runs: int) -> None:
+def _check_memory(federation: Federation, spec: Spec, runs: int, device: Device) -> None:
     """Refuses memories of clients that would not fit the device."""
     one = jax.tree.leaves(jax.eval_shape(lambda: federation.algorithm.init(spec)))
     needed = runs * spec.population * sum(x.size * x.dtype.itemsize for x in one)
-    available = memory_of_device()
+    available = memory_of_device(device)
     if available is not None and needed > available / 2:
         raise ValueError(
             f"{type(federation.algorithm).__name__} keeps memory for every client: "
@@ -105,4 +105,5 @@ def _automatic_chunk(
 
     key = jax.random.key(0)
     params, model_state = jax.eval_shape(objective.init, key)
-    return choose_chunk(spec.cohort, runs * working_set(one_client, params, model_state, key))
+    needed = runs * working_set(one_client, params, model_state, key)
+    return choose_chunk(spec.cohort, needed, device_of(data))

@@ -303,6 +303,6 @@ def _mean_model_state(
         if not jnp.issubdtype(old.dtype, jnp.floating):
             return old
         weights = present / jnp.maximum(jnp.sum(present), 1)
-        return jnp.tensordot(weights, new, axes=1).astype(old.dtype)
+        return jnp.tensordot(weights, new, axes=1, precision="highest").astype(old.dtype)
 
     return jax.tree.map(mean, messages, before)

@@ -173,7 +173,7 @@ class Simulation:
 
         if self.several:
             over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0))
-            state = over(self.federation, jnp.asarray(seeds, jnp.uint32))
+            state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
             state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)

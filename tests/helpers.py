@@ -1,5 +1,7 @@
 """Small federations, and plain NumPy references, that several test files share."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,12 @@ class Every(Aggregator):
         ]
         mean = sum(answer.update for answer in answers) / len(answers)
         return Aggregated(update=mean, state=answers, info=Info())
+
+
+def products_below_highest(lowered: jax.stages.Lowered) -> list[str]:
+    """The lines of a lowered program with a product that may be rounded to fewer bits."""
+    lines = lowered.as_text().splitlines()
+    products = [
+        line for line in lines if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)
+    ]
+    return [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]

@@ -264,7 +264,7 @@ def test_scaffold_finds_the_minimum_where_fedavg_drifts():
 def test_controls_that_cannot_fit_are_refused(monkeypatch):
     """Before anything of that size exists: 400 million parameters for each of five clients."""
     model = MLP(hidden=(20_000, 20_000))
-    monkeypatch.setattr("jaxfl.plan.memory_of_device", lambda: 8 * 2**30)
+    monkeypatch.setattr("jaxfl.plan.memory_of_device", lambda _: 8 * 2**30)
     with pytest.raises(ValueError, match=r"SCAFFOLD .* 5 clients .* need 7\.5 GiB, .* 8\.0 GiB"):
         make_plan(SCAFFOLD_PARTS, DATA, model)
     small = MLP(hidden=(14_000, 14_000))

@@ -15,10 +15,13 @@ import tomllib
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
+from jaxfl.experiments import schema
+from jaxfl.experiments.folder import read_results
 from jaxfl.registry import REGISTRY
 
 SMALL = """
@@ -173,6 +176,54 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope.toml"], "nope.toml: no such file; jaxfl list names"),
+        (["run", "folder"], "folder is a folder; an experiment is a TOML file"),
+        (["run", "small.toml", "--out", "small.toml"], "small.toml is a file, not a folder"),
+        (["run", "small.toml", "--set", "model={name="], "--set model: {name= is not valid TOML"),
+        (["run", "title.toml"], "title must be one line without control characters; got 'a\\x00b'"),
+        (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
+        (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
+        (["run", "small.toml", "--set", "rounds=3000000000"], "rounds must be at most 2147483647"),
+        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "seed must be at most"),
+    ],
+)
+def test_a_mistake_is_told_by_the_command_itself(
+    small, tmp_path, monkeypatch, capsys, arguments, message
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "title.toml").write_text('title = "a\\u0000b"\n' + SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("jaxfl: error: ")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["shard_map", "pmap"])
+def test_clients_are_mapped_over_the_devices_that_are_asked_for(small, tmp_path, way):
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    words = ("run", small, "--quiet", "--set", "sweep={seed=[0,1]}", "--out")
+    for out, more in (("one", ()), ("both", ("--devices", "all", "--way", way))):
+        done = jaxfl(*words, out, *more, cwd=tmp_path, **two)
+        assert done.returncode == 0, done.stderr
+    table = tomllib.loads((tmp_path / "both" / "experiment.toml").read_text())
+    assert (table["devices"], table["way"]) == ("all", way)
+    _, (one,) = read_results(tmp_path / "one")
+    _, (both,) = read_results(tmp_path / "both")
+    np.testing.assert_allclose(one.test, both.test, atol=0.021)  # of 50 samples, one
+    refused = jaxfl(*words, "three", "--devices", "3", cwd=tmp_path, **two)
+    assert "devices must be at most 2, as many as JAX has; got 3" in refused.stderr
+
+
 def test_list_and_show(tmp_path):
     done = ask("list", cwd=tmp_path)
     assert done.returncode == 0
@@ -184,6 +235,22 @@ def test_list_and_show(tmp_path):
     copied = tmp_path / "copy.toml"
     copied.write_text(shown.stdout)
     assert ask("show", copied, cwd=tmp_path).stdout == shown.stdout
+
+
+def test_show_keeps_the_reduced_version(tmp_path, monkeypatch, capsys):
+    def shown(*words):
+        monkeypatch.setattr(sys, "argv", ["jaxfl", "show", *map(str, words)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    copied = tmp_path / "copy.toml"
+    copied.write_text(shown("tnbs"))
+    small = tomllib.loads(shown("tnbs", "--reduced"))
+    assert shown(copied, "--reduced") == shown("tnbs", "--reduced")
+    assert small["rounds"] == small["reduced"]["rounds"] == 100
+    assert small["sweep"]["seed"] == [0]
+    assert schema.load(str(copied), reduced=True).cells == schema.load("tnbs", reduced=True).cells
 
 
 def test_data_is_listed_described_and_drawn(tmp_path):

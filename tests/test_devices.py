@@ -5,15 +5,25 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import process_check
 import pytest
 from helpers import ragged
 
 from jaxfl import Federation, FedSGD, Simulation
-from jaxfl.devices import CPU_WORKING_SET, choose_chunk, compile_for, copy_to, map_clients
+from jaxfl.devices import (
+    CPU_WORKING_SET,
+    choose_chunk,
+    compile_for,
+    copy_to,
+    device_of,
+    map_clients,
+    memory_of_device,
+)
 from jaxfl.models import Softmax
 
 HERE = Path(__file__).parent
@@ -102,10 +112,21 @@ def test_clients_are_mapped_in_chunks_of_any_size():
 
 
 def test_automatic_chunk_fits_and_divides():
-    assert choose_chunk(50, 1) == 50
-    assert choose_chunk(50, 2**40) == 1
-    assert choose_chunk(50, CPU_WORKING_SET // 12) == 10  # 12 fit, 10 divides 50
-    assert choose_chunk(53, CPU_WORKING_SET // 12) == 12  # nothing but 1 divides 53
+    cpu = jax.devices("cpu")[0]
+    assert choose_chunk(50, 1, cpu) == 50
+    assert choose_chunk(50, 2**40, cpu) == 1
+    assert choose_chunk(50, CPU_WORKING_SET // 12, cpu) == 10  # 12 fit, 10 divides 50
+    assert choose_chunk(53, CPU_WORKING_SET // 12, cpu) == 12  # nothing but 1 divides 53
+
+
+def test_what_fits_is_asked_of_the_device_that_runs():
+    """Not of the default one, which another may be put in front of."""
+    gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 2**36})
+    assert choose_chunk(50, 2**30, gpu) == 10  # a quarter of the memory holds 16
+    assert choose_chunk(50, 2**30, jax.devices("cpu")[0]) == 1
+    assert memory_of_device(gpu) == 2**36
+    assert device_of((3, jnp.zeros(2), np.ones(2))) == jnp.zeros(()).device
+    assert device_of(np.ones(2)) == jax.local_devices()[0]
 
 
 def test_unknown_way_is_refused():

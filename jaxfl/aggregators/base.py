@@ -52,6 +52,8 @@ class Aggregator(Component):
     """Can leave out slots that hold no client (Poisson sampling)."""
     by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
+    by_samples = capability(False)
+    """Weighs clients by their numbers of samples."""
     needs_root = capability(frozenset[str]())
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
     follows_model = capability(False)

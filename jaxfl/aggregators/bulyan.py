@@ -92,8 +92,9 @@ class Bulyan(Aggregator):
     """Selects n - 2f rows by Krum, then averages the n - 4f values nearest their median.
 
     ``variant``: ``"paper"`` picks the rows one after the other; ``"ndss21"`` and ``"epfl"`` are
-    what the codes of Shejwalkar and Houmansadr (with the lower median) and of EPFL do; see
-    ``bulyan_selection``. ``info.selected`` says who passed the first stage.
+    what the codes of Shejwalkar and Houmansadr and of EPFL do, both with the lower of two middle
+    values as the median; see ``bulyan_selection``. ``info.selected`` says who passed the first
+    stage.
 
     Needs n >= 4f + 3. Cost: n^2 d multiply-adds, O(n^2) a pick, and as MeaMed. Fails: Min-Max,
     mimicry, and wherever a quarter of the clients or more is Byzantine: not defined there.
@@ -124,5 +125,5 @@ class Bulyan(Aggregator):
         context: Context,
     ) -> Aggregated:
         first = KrumSelection(f=self.f, variant=self.variant)
-        second = NearestMedian(dropped=2 * self.f, lower=self.variant == "ndss21")
+        second = NearestMedian(dropped=2 * self.f, lower=self.variant != "paper")
         return second.aggregate_mixed((*pre, first), updates, state, context)

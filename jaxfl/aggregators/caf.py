@@ -60,9 +60,10 @@ class CAF(WeightingRule):
 
     Starting from weights c = 1: the weighted mean and covariance of the updates, its top
     eigenpair, then ``c_i <- c_i (1 - t_i / max t)`` with t_i the squared projection on the
-    eigenvector of update i less the mean, while c sums to more than n - 2f. The answer is the
-    mean whose covariance had the smallest top eigenvalue. The eigenvectors are exact, found in
-    n-space. The gradient takes the weights as constants.
+    eigenvector of update i less the mean, the largest among rows that still have weight, while c
+    sums to more than n - 2f. The answer is the mean whose covariance had the smallest top
+    eigenvalue. The eigenvectors are exact, found in n-space. The gradient takes the weights as
+    constants.
 
     Needs n > 2f; f = 0 is the mean. Cost: three reads of the matrix, n^2 d multiply-adds, and up
     to 2f eigenvectors of an n x n matrix. Fails: one heterogeneous client that dominates the

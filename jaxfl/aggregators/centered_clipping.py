@@ -59,7 +59,8 @@ class CenteredClipping(WeightingRule):
 
         def step(_: Array | int, a: Array) -> Array:
             products = jnp.matmul(gram, a, precision="highest")
-            squared = jnp.maximum(squares - 2 * products + jnp.dot(a, products), 0)
+            own = jnp.dot(a, products, precision="highest")
+            squared = jnp.maximum(squares - 2 * products + own, 0)
             share = _shares(squared[:n], statistics.usable, tau, count)
             return (1 - jnp.sum(share)) * a + jnp.pad(share, (0, a.shape[0] - n))
 

@@ -77,7 +77,7 @@ class DnC(WeightingRule):
             return jnp.arange(dim, dtype=jnp.int32)
         place = jnp.arange(width, dtype=jnp.int32)
         keys = jax.random.split(context.key, self.iterations)
-        drawn = jax.vmap(lambda key: jnp.sort(permute(place, jnp.int32(dim), key)))(keys)
+        drawn = jax.vmap(lambda key: jnp.sort(permute(place, dim, key)))(keys)
         return drawn.reshape(-1)
 
     def weigh(

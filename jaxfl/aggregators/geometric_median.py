@@ -62,7 +62,8 @@ def at_a_row(
     pull = jnp.where(here, 0, safe_ratio(mass, reach))
     products = jnp.matmul(gram, pull, precision="highest")
     total = jnp.sum(pull)
-    squared = total**2 * squares[medoid] - 2 * total * products[medoid] + jnp.dot(pull, products)
+    pulled = jnp.dot(pull, products, precision="highest")
+    squared = total**2 * squares[medoid] - 2 * total * products[medoid] + pulled
     held = jnp.sum(jnp.where(here, mass, 0))
     weights = here.astype(gram.dtype) / jnp.maximum(jnp.sum(here), 1)
     # On a draw, as between two rows, every point between them will do: the steps decide.
@@ -123,6 +124,10 @@ class GeometricMedian(WeightingRule):
     reweightings: int = field(default=0, at_least=0)
     accepts_absent = capability(True)
     differentiable = capability(True)
+
+    @capability
+    def by_samples(self) -> bool:
+        return self.weighted
 
     @capability
     def scale_equivariant(self) -> bool:

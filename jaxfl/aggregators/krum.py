@@ -78,12 +78,12 @@ def _others(squared_distances: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(itself, jnp.inf, squared_distances))
 
 
-def _summed(others: Array, near: Array, power: int) -> Array:
-    kept = jnp.where(near, others, 0)
+def _summed(others: Array, near: Array, power: int, noise: Array | float = 0.0) -> Array:
+    kept = jnp.where(near, others + noise, 0)
     if power == 1:
         kept = safe_sqrt(kept)
     if power == 4:
-        reach = jnp.min(jnp.max(kept, axis=0))
+        reach = jnp.min(jnp.max(jnp.where(near, others, 0), axis=0))
         kept = jnp.square(kept / jnp.where((reach > 0) & jnp.isfinite(reach), reach, 1))
     return jnp.sum(kept, axis=0)
 
@@ -91,6 +91,14 @@ def _summed(others: Array, near: Array, power: int) -> Array:
 def _present(statistics: Statistics, context: Context) -> Array:
     # Absent slots are no clients; rows dropped as non-finite are, and count among the f.
     return jnp.sum(present_mask(context, statistics.usable.shape[0]), dtype=jnp.int32)
+
+
+def _rounding(statistics: Statistics) -> Array:
+    """What squared distances made of inner products may be off by."""
+    assert statistics.gram is not None
+    squares = jnp.diagonal(statistics.gram)
+    noise = 8 * jnp.finfo(squares.dtype).eps * (squares[:, None] + squares[None, :])
+    return jax.lax.stop_gradient(jnp.where(jnp.isfinite(noise), noise, 0))
 
 
 def _answer(
@@ -116,9 +124,9 @@ class Krum(WeightingRule):
 
     ``neighbours`` of them count, n - f - 2 unless given (ByzFL counts n - f - 1, the code of
     Shejwalkar and Houmansadr n - f - 3); ``power`` is the power of the distance that is summed
-    (1 and 4 also occur in published codes). Needs n >= 2f + 3. Among equal scores the first
-    client wins. ``info.scores`` holds the scores, lower is better; with ``power=4`` up to a
-    common factor.
+    (1 and 4 also occur in published codes). Needs n >= 2f + 3. Among scores
+    that are equal up to rounding the first client wins. ``info.scores`` holds the scores, lower
+    is better; with ``power=4`` up to a common factor.
 
     Cost: three reads of the matrix and n^2 d multiply-adds. Fails: inner-product manipulation
     with a small factor, ALIE, any f equal updates near the cluster; and it follows one client,
@@ -146,8 +154,12 @@ class Krum(WeightingRule):
     ) -> tuple[Float[Array, " n"], Info]:
         count = _present(statistics, context) - self.f - 2
         neighbours = count if self.neighbours is None else self.neighbours
-        scores = krum_scores(statistics.squared_distances(), neighbours, self.power)
-        best = jax.nn.one_hot(jnp.argmin(scores), scores.shape[0], dtype=bool)
+        others = _others(statistics.squared_distances())
+        near = smallest(others, jnp.maximum(neighbours, 1))
+        scores = _summed(others, near, self.power)
+        # The smallest true score is no larger than this; what is not above it ties.
+        most = jnp.min(_summed(others, near, self.power, _rounding(statistics)))
+        best = jax.nn.one_hot(jnp.argmax(scores <= most), scores.shape[0], dtype=bool)
         return _answer(statistics, best, scores)
 
 

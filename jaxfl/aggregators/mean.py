@@ -35,6 +35,10 @@ class Mean(WeightingRule):
     translation_equivariant = capability(True)
     differentiable = capability(True)
 
+    @capability
+    def by_samples(self) -> bool:
+        return self.weighted
+
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:

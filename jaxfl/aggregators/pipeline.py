@@ -36,6 +36,10 @@ class Pipeline(Aggregator):
         )
 
     @capability
+    def by_samples(self) -> bool:
+        return self.rule.by_samples and all(p.diagonal for p in self.pre)
+
+    @capability
     def scale_equivariant(self) -> bool:
         return self.rule.scale_equivariant and all(p.scale_equivariant for p in self.pre)
 

@@ -32,38 +32,46 @@ def left_out(n: int, f: int) -> np.ndarray:
 def smallest_spread(
     gram: Float[Array, "n n"], usable: Bool[Array, " n"], f: int
 ) -> Bool[Array, " n"]:
-    """The n - f rows whose covariance has the smallest top eigenvalue; the first on a tie.
+    """The n - f rows whose covariance has the smallest top eigenvalue; the first on a tie,
+    which is what rounding cannot tell apart.
 
     Power steps on all subsets at once, which are products of matrices, bound every eigenvalue
-    from below; exact eigenvalues are computed in the order of the bounds until the best is below
-    all bounds that are left.
+    from below; exact eigenvalues are computed in the order of the bounds until no set that is left
+    can be better, or tie and come first.
 
     Cost: O(C(n, f) n^2) at the rate of a matrix product, and O(n^3) for each subset examined.
     """
     n = usable.shape[0]
     table = jnp.asarray(left_out(n, f))
     bounds = _lower_bounds(gram, usable, table)
-    chunk = max(1, min(32, 2**16 // n**2, len(table)))
-    slack = 1 - 64 * jnp.finfo(gram.dtype).eps
+    count = len(table)
+    chunk, index = max(1, min(32, 2**16 // n**2, count)), jnp.arange(count)
+
+    def leading(values: Array, noise: Array) -> tuple[Array, Array, Array]:
+        """The least value met, what it may be off by, and the first set that ties with it."""
+        least = jnp.argmin(values)
+        ties = values <= values[least] + noise[least]
+        return values[least], noise[least], jnp.argmax(ties)
+
+    def promising(carry: tuple[Array, ...]) -> Array:
+        bounds, values, noise = carry
+        value, slack, first = leading(values, noise)
+        return (bounds < value - slack) | ((bounds <= value + slack) & (index < first))
 
     def unfinished(carry: tuple[Array, ...]) -> Array:
-        bounds, value, _ = carry
-        return jnp.min(bounds) * slack < value
+        return jnp.any(promising(carry))
 
     def examine(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        bounds, value, best = carry
-        _, chosen = jax.lax.top_k(-bounds, chunk)
-        values = jax.vmap(lambda subset: _spread(gram, table[subset]))(chosen)
-        values = jnp.where(jnp.isfinite(bounds[chosen]), values, jnp.inf)
-        least = jnp.min(values)
-        first = jnp.min(jnp.where(values == least, chosen, len(table)))
-        better = (least < value) | ((least == value) & (first < best))
-        value, best = jnp.where(better, least, value), jnp.where(better, first, best)
-        return bounds.at[chosen].set(jnp.inf), value, best
+        bounds, values, noise = carry
+        _, chosen = jax.lax.top_k(-jnp.where(promising(carry), bounds, jnp.inf), chunk)
+        value, slack = jax.vmap(lambda subset: _spread(gram, table[subset]))(chosen)
+        value = jnp.where(jnp.isfinite(bounds[chosen]), value, jnp.inf)
+        values, noise = values.at[chosen].set(value), noise.at[chosen].set(slack)
+        return bounds.at[chosen].set(jnp.inf), values, noise
 
-    start = bounds, jnp.array(jnp.inf, gram.dtype), jnp.zeros((), jnp.int32)
-    best = jax.lax.while_loop(unfinished, examine, start)[2]
-    return jnp.ones((n,), bool).at[table[best]].set(False)
+    start = bounds, jnp.full((count,), jnp.inf, gram.dtype), jnp.zeros((count,), gram.dtype)
+    _, values, noise = jax.lax.while_loop(unfinished, examine, start)
+    return jnp.ones((n,), bool).at[table[leading(values, noise)[2]]].set(False)
 
 
 def _lower_bounds(gram: Array, usable: Array, table: Int[Array, "c f"]) -> Array:
@@ -95,13 +103,14 @@ def _lower_bounds(gram: Array, usable: Array, table: Int[Array, "c f"]) -> Array
     return jnp.maximum(bounds, 0) * jnp.where(scale > 0, scale, 1)
 
 
-def _spread(gram: Array, rows: Int[Array, " f"]) -> Array:
-    """The top eigenvalue of the scatter of all rows but these."""
+def _spread(gram: Array, rows: Int[Array, " f"]) -> tuple[Array, Array]:
+    """The top eigenvalue of the scatter of all rows but these, and what it may be off by."""
     n, f = gram.shape[0], rows.shape[0]
     keep = jnp.ones((n,), bool).at[rows].set(False)
     kept = jnp.nonzero(keep, size=n - f)[0]
-    inner = weighted_gram(gram[kept][:, kept], jnp.ones((n - f,), gram.dtype))
-    return jnp.linalg.eigvalsh(inner)[-1]
+    own = gram[kept][:, kept]
+    inner = weighted_gram(own, jnp.ones((n - f,), gram.dtype))
+    return jnp.linalg.eigvalsh(inner)[-1], 64 * jnp.finfo(gram.dtype).eps * jnp.trace(own)
 
 
 def small_spread(gram: Float[Array, "n n"], usable: Bool[Array, " n"], f: int) -> Bool[Array, " n"]:

@@ -90,5 +90,5 @@ class Zeno(Aggregator):
         if self.samples is None or self.samples >= size:
             return root
         place = jnp.arange(self.samples, dtype=jnp.int32)
-        drawn = permute(place, jnp.int32(size), context.key)
+        drawn = permute(place, size, context.key)
         return jax.tree.map(lambda leaf: leaf[drawn], root)

@@ -7,6 +7,7 @@ from jaxfl.attacks.base import Attack, AttackView
 from jaxfl.attacks.informed import InformedAttack, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
 from jaxfl.component import capability
+from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Spec, State
 
 
@@ -15,7 +16,8 @@ class ByzMean(InformedAttack):
 
     Of m attackers ``floor(m / 2)`` send the target, which is the first row that ``attack`` crafts.
     The others send ``((n - floor(m / 2)) target - sum of the honest) / (m - floor(m / 2))``, so
-    that the mean of all n messages is the target. With partial knowledge, h times the mean of
+    that the mean of all n messages is the target; where the defence weighs clients by their
+    samples, as ``Mean()`` does, so do the attackers. With partial knowledge, h times the mean of
     the attackers' own updates stands for the sum over the h honest clients, and the mean misses
     the target by as much as that is off.
 
@@ -63,11 +65,14 @@ class ByzMean(InformedAttack):
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         crafted, state = self.inner.craft(view, state)
-        mean = mean_of_known(view.updates, self.known(view))
-        target, honest = crafted[0].astype(mean.dtype), jnp.sum(view.honest)
-        first = view.count // 2
-        rest = jnp.maximum(view.count - first, 1)
+        by_samples = view.defence.aggregator.by_samples
+        shares = view.weights if by_samples else jnp.ones_like(view.weights)
+        mean = mean_of_known(view.updates, self.known(view), shares)
+        target = crafted[0].astype(mean.dtype)
+        first = jnp.arange(view.attackers.shape[0]) < view.count // 2
+        honest = jnp.sum(jnp.where(view.honest, shares, 0))
+        own = shares.at[view.attackers].get(mode="fill", fill_value=0)
+        rest = jnp.sum(jnp.where(first, 0, own))
         # ((h + rest) target - h mean) / rest without large sums.
-        balance = target + (honest / rest).astype(mean.dtype) * (target - mean)
-        place = jnp.arange(view.attackers.shape[0])[:, None]
-        return jnp.where(place < first, target[None], balance[None]), state
+        balance = target + safe_ratio(honest, rest).astype(mean.dtype) * (target - mean)
+        return jnp.where(first[:, None], target[None], balance[None]), state

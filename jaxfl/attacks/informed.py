@@ -60,9 +60,20 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
         )
 
 
-def mean_of_known(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, " d"]:
-    """The mean of the known rows, in float32 or better; 0 if there are none."""
-    weights = known / jnp.maximum(jnp.sum(known), 1)
+def mean_of_known(
+    updates: Float[Array, "n d"],
+    known: Bool[Array, " n"],
+    shares: Float[Array, " n"] | None = None,
+) -> Float[Array, " d"]:
+    """The mean of the known rows, in float32 or better; 0 if there are none.
+
+    ``shares``: what each counts for; None: all the same.
+    """
+    if shares is None:
+        weights = known / jnp.maximum(jnp.sum(known), 1)
+    else:
+        counted = jnp.where(known, shares, 0)
+        weights = rows.safe_ratio(counted, jnp.sum(counted))
     nothing = jnp.zeros((0, updates.shape[1]), updates.dtype)
     return rows.weighted_sum(weights, updates, nothing)
 

@@ -82,7 +82,8 @@ class Mimic(Attack):
         before = jnp.where(state.rounds == 0, start, state.direction)
         before = rows.safe_ratio(before, jnp.linalg.norm(before))
         # c = sum_i <g_i - mean, z> (g_i - mean)
-        shares = rows.products(view.updates, before[None])[:, 0] - jnp.dot(mean, before)
+        along = jnp.dot(mean, before, precision="highest")
+        shares = rows.products(view.updates, before[None])[:, 0] - along
         shares = jnp.where(view.honest, shares, 0)
         change = rows.weighted_sum(shares, view.updates, mean[None][:0]) - jnp.sum(shares) * mean
         change = rows.safe_ratio(change, jnp.linalg.norm(change))

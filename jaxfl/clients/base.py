@@ -74,7 +74,8 @@ class Samples(Struct):
             taken = place < jnp.where(rate < 1, drawn, self.count)
         # Padding repeats the client's own samples: the loss masks them, but batch statistics
         # are computed from them too.
-        return self.load(permute(place % count, self.count, order), taken, key)
+        own = permute(place % count, self.count, order, most=self.capacity)
+        return self.load(own, taken, key)
 
 
 @functools.lru_cache

@@ -28,7 +28,7 @@ MNIST = Published(
             ),
         },
     ),
-    origin="http://yann.lecun.com/exdb/mnist",
+    origin="https://storage.googleapis.com/cvdf-datasets/mnist",
     train=60_000,
     test=10_000,
     tfds="mnist",

@@ -5,11 +5,14 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert, integer
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
+from jaxfl.devices import WAYS, Device
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
 from jaxfl.models import Model
@@ -40,6 +43,8 @@ NUMBERS = (
 KNOWN = (
     "title",
     *NUMBERS,
+    "devices",
+    "way",
     "noise_order",
     "validation",
     *PARTS,
@@ -75,6 +80,10 @@ class Cell:
     """Share of the training samples held out for choosing."""
     seeds: tuple[int, ...]
     client_chunk: int | None
+    devices: int | None
+    """How many devices the clients are mapped over; None: all."""
+    way: str
+    """How: see ``jaxfl.devices``."""
     client_accuracy: bool
     """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
     weighs them."""
@@ -88,6 +97,21 @@ class Cell:
     def runs(self) -> list[tuple[int, int]]:
         """Candidate and seed of every run of the cell's one program."""
         return [(c, seed) for c in range(len(self.federations)) for seed in self.seeds]
+
+    @property
+    def placed(self) -> list[Device] | None:
+        """The devices; None for the first alone, where nothing needs to be placed.
+
+        Raises:
+          ValueError: there are not as many.
+        """
+        there = jax.devices()
+        wanted = len(there) if self.devices is None else self.devices
+        if wanted > len(there):
+            raise ValueError(
+                f"devices must be at most {len(there)}, as many as JAX has; got {wanted}"
+            )
+        return there[:wanted] if wanted > 1 else None
 
     def load(self) -> Dataset:
         """The data set, read from where it lies."""
@@ -136,6 +160,8 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         client_test=_share(data.get("client_test", 0), "data.client_test"),
         validation=_share(table.get("validation", 0), "validation"),
         seeds=seeds,
+        devices=_devices(table.get("devices", 1)),
+        way=_way(table.get("way", WAYS[0])),
         client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
         client_accuracy="client_test" in data or "fairness" in table,
     )
@@ -189,6 +215,18 @@ def check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
             raise ValueError(f"{where}{key}: {unknown(key, known)}")
+
+
+def _devices(value: Any) -> int | None:
+    if isinstance(value, str) and value != "all":
+        raise ValueError(f'devices must be an integer or "all"; got {value!r}')
+    return None if value == "all" else integer(value, "devices", 1)
+
+
+def _way(value: Any) -> str:
+    if value not in WAYS:
+        raise ValueError(f"way must be one of {', '.join(WAYS)}; got {value!r}")
+    return value
 
 
 def _share(value: Any, name: str) -> float:

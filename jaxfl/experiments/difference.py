@@ -14,6 +14,7 @@ def differences(first: Any, second: Any, where: str = "") -> Iterator[tuple[str,
             if key in first and key in second:
                 yield from differences(first[key], second[key], path)
             else:
-                yield path, *(repr(t[key]) if key in t else NOT_SET for t in (first, second))
+                one, other = (repr(t[key]) if key in t else NOT_SET for t in (first, second))
+                yield path, one, other
     elif first != second:
         yield where, repr(first), repr(second)

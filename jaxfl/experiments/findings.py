@@ -22,6 +22,13 @@ MANY = 8
 """With more comparisons than these, a verdict gives their average only."""
 TYPES = {"claim": str, "better": dict, "than": dict, "where": dict, "why": str}
 NAMES = {str: "a string", dict: "a table of labels"}
+UNITS = {
+    "client_variance": (1e4, "client_variance in squared %"),
+    "client_entropy": (100.0, "client_entropy times 100"),
+    "client_gini": (100.0, "client_gini times 100"),
+    "client_jain": (100.0, "client_jain times 100"),
+}
+"""By what the numbers of a verdict are multiplied and how they are called; else percent."""
 METRICS = ("accuracy", *(f"client_{name}" for name in FAIRNESS))
 
 
@@ -99,13 +106,12 @@ def value_of(result: Result, metric: str) -> float:
 
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
-    """One line per claim: whether it is reproduced, the numbers, and why if it is not."""
+    """One line of Markdown per claim: whether it is reproduced, the numbers, why if it is not."""
     lines = []
     for finding in findings(experiment):
         compared = pairs(finding, results, finding.metric)
         compared = [p for p in compared if not (math.isnan(p[1]) or math.isnan(p[2]))]
-        # Percentage points; a variance in squares of them.
-        unit = 1e4 if finding.metric == "client_variance" else 100.0
+        unit, name = UNITS.get(finding.metric, (100.0, f"{finding.metric} in %"))
         holds = [unit * (more - less) > finding.by for _, more, less in compared]
         if not holds:
             lines.append(f"{finding.claim}: not compared, the sweep has no such cells.")
@@ -119,5 +125,5 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
             shown = [("on average", sum(more) / len(more), sum(less) / len(less))]
         numbers = "; ".join(f"{n}: {unit * a:.3g} against {unit * b:.3g}" for n, a, b in shown)
         explained = f" {finding.why}" if finding.why and not all(holds) else ""
-        lines.append(f"{finding.claim}: **{word}** ({numbers}).{explained}")
+        lines.append(f"{finding.claim}: **{word}** ({name}; {numbers}).{explained}")
     return lines

@@ -33,7 +33,7 @@ from jaxfl.experiments.difference import NOT_SET, differences
 from jaxfl.experiments.environment import describe
 from jaxfl.experiments.log import Line, encode, length_before, read_log
 from jaxfl.experiments.results import Result, conclude, not_run, result_of
-from jaxfl.experiments.schema import Experiment, parse, read
+from jaxfl.experiments.schema import Experiment, importable, parse, read
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
 
@@ -265,8 +265,8 @@ class RunFolder:
         for name in (*OWN, *(RESULTS if (self.path / "progress.json").exists() else ())):
             _delete(self.path / name)
         write_aside(self.path / "experiment.toml", self._table())
-        facts = json.dumps(describe(), indent=1).encode()
-        write_aside(self.path / "environment.json", facts)
+        facts = describe() | {"modules": list(self.experiment.modules)}
+        write_aside(self.path / "environment.json", json.dumps(facts, indent=1).encode())
         self._write_progress()
         self._open_log(0)
 
@@ -294,6 +294,8 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     """
     if not (path / "progress.json").is_file():
         raise ValueError(f"{path} holds no run")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of no run's numbers
+        importable(json.loads((path / "environment.json").read_text())["modules"])
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = _read_progress(path / "progress.json")
     if progress.cell < len(experiment.cells):

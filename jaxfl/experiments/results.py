@@ -126,8 +126,8 @@ class Result:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of ``finals``; 0 for one seed."""
-        return float(np.std(self.finals, ddof=1)) if len(self.finals) > 1 else 0.0
+        """Standard deviation of ``finals``; NaN for one seed, which says nothing of it."""
+        return float(np.std(self.finals, ddof=1)) if len(self.finals) > 1 else math.nan
 
     @property
     def interval(self) -> float:

@@ -6,7 +6,7 @@ appended to the log; a commit makes them permanent.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.limits import check_data, check_memory
 from jaxfl.experiments.results import (
     Result,
     add_end,
@@ -60,12 +61,14 @@ def unreachable(cell: Cell, load: Callable[[Cell], Dataset]) -> str | None:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuses an experiment none of whose cells can run.
+    """Refuses an experiment none of whose cells can run, or one for more devices than there are.
 
     Raises:
       ValueError: with the first cell's reason.
     """
     findings(experiment)
+    for cell in experiment.cells:
+        _ = cell.placed
     reasons = [not_applicable(cell) for cell in experiment.cells]
     if all(reasons):
         raise ValueError(reasons[0])
@@ -99,11 +102,17 @@ def run_experiment(
             datasets[key] = cell.load()
         return datasets[key]
 
-    for cell in experiment.cells[folder.progress.cell :]:
-        if cell.federation.attack.backdoor is not None:
-            data = load(cell)
-            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
-    reasons = [not_applicable(cell) or unreachable(cell, load) for cell in experiment.cells]
+    reasons = [not_applicable(cell) for cell in experiment.cells]
+    left = [
+        cell
+        for index, cell in enumerate(experiment.cells)
+        if reasons[index] is None and index >= folder.progress.cell
+    ]
+    _check_sizes(left, load)
+    reasons = [
+        reason or unreachable(cell, load)
+        for reason, cell in zip(reasons, experiment.cells, strict=True)
+    ]
     for index, cell in enumerate(experiment.cells):
         reason = reasons[index]
         if reason is None and index >= folder.progress.cell:
@@ -115,6 +124,22 @@ def run_experiment(
         else:
             seconds = folder.progress.seconds.get(str(index), 0.0)
             yield result_of(cell, folder.lines[index], seconds)
+
+
+def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None:
+    """Refuses what cannot fit the device, and triggers that do not fit the data."""
+    for cell in cells:
+        check_data(cell)
+    checked = set()
+    for cell in cells:
+        data, participation = load(cell), cell.federation.participation
+        size = (repr(cell.data), participation, cell.model, cell.clients, len(cell.runs))
+        size += (cell.devices,)
+        if size not in checked:
+            check_memory(cell, data)
+            checked.add(size)
+        if cell.federation.attack.backdoor is not None:
+            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
 
 
 def _simulation(
@@ -129,6 +154,8 @@ def _simulation(
         evaluate_every=cell.evaluate_every,
         client_chunk=cell.client_chunk,
         client_accuracy=cell.client_accuracy,
+        devices=cell.placed,
+        way=cell.way,
     )
 
 

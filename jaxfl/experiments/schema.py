@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import importlib
 import itertools
+import sys
 import tomllib
+import unicodedata
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,10 +17,14 @@ import jax
 from jaxfl.component import seed_of
 from jaxfl.experiments.cells import KNOWN, Cell, check_keys, read_cell
 from jaxfl.experiments.labels import brief, describe
+from jaxfl.experiments.limits import check_grid
 from jaxfl.registry import unknown
 
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
+
+GRIDS = ("sweep", "tune")
+"""Tables from dotted keys to lists of values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,10 @@ class Experiment:
     """The TOML table with all overrides applied."""
     candidates: tuple[str, ...]
     """What ``tune`` chooses among, in words; one empty entry without it."""
+    modules: tuple[str, ...] = ()
+    """Folders of the user's own modules: the file's, and the one that jaxfl was started in."""
+    reduced: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The file's table ``[reduced]``, which is no part of what runs."""
 
 
 def packaged() -> list[str]:
@@ -52,6 +63,10 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
     path = Path(name_or_file)
     if name_or_file in packaged():
         path = Path(str(resources.files("jaxfl.experiments") / f"{name_or_file}.toml"))
+    elif path.is_dir():
+        raise ValueError(f"{path} is a folder; an experiment is a TOML file")
+    elif not path.is_file() and (path.suffix or len(path.parts) > 1):
+        raise ValueError(f"{path}: no such file; jaxfl list names what comes with jaxfl")
     elif not path.is_file():
         raise ValueError(f"no experiment and no file: {unknown(name_or_file, packaged())}")
     table = read(path)
@@ -60,17 +75,39 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
         raise ValueError(f"reduced must be a table of keys and values; got {changes!r}")
     if reduced and not changes:
         raise ValueError(f"{name_or_file} has no reduced version")
-    for key, value in changes.items() if reduced else ():
-        if key.startswith("sweep."):
-            table.setdefault("sweep", {})[key.removeprefix("sweep.")] = value
+    given = [override.partition("=") for override in overrides]
+    for override, (key, separator, _) in zip(overrides, given, strict=True):
+        if not separator or not key.strip():
+            raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
+    asked = {key.strip(): toml_value(value.strip(), f"--set {key}") for key, _, value in given}
+    for key, value in ((changes if reduced else {}) | asked).items():
+        grid, dot, axis = key.partition(".")
+        if grid in GRIDS and dot:  # an axis is one key, dots and all
+            _assign(table, grid, {**_table(table, grid), axis: value})
         else:
             _assign(table, key, value)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--set wants KEY=VALUE; got {override!r}")
-        _assign(table, key.strip(), toml_value(value.strip()))
-    return parse(path.stem, table)
+    for key in asked:
+        _check_effect(table, key)
+    modules = (str(path.resolve().parent), str(Path.cwd()))
+    importable(modules)
+    return dataclasses.replace(parse(path.stem, table), modules=modules, reduced=changes)
+
+
+def importable(folders: Sequence[str]) -> None:
+    """Puts folders last on the path, so that ``name = "module:Class"`` is found there."""
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    importlib.invalidate_caches()
+
+
+def _check_effect(table: dict[str, Any], key: str) -> None:
+    """Refuses a change of what the grid sets anew in every cell."""
+    for grid in GRIDS:
+        for axis in _table(table, grid):
+            if f"{key}.".startswith(f"{axis}."):
+                raise ValueError(
+                    f"--set {key} has no effect: {axis} takes its values from [{grid}]; "
+                    f"set {grid}.{axis} to a list"
+                )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -81,8 +118,8 @@ def read(path: Path) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers, dates and encodings
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -95,6 +132,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     check_keys(table, KNOWN, "")
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
+    check_grid({axis: values for axis, values in sweep.items() if axis != "seed"}, tune)
     seeds = tuple(seed_of(s) for s in sweep.pop("seed", [table.get("seed", 0)]))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
@@ -110,6 +148,8 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     title = table.get("title", name)
     if not isinstance(title, str):
         raise ValueError(f"title must be a string; got {title!r}")
+    if any(unicodedata.category(letter) == "Cc" for letter in title):
+        raise ValueError(f"title must be one line without control characters; got {title!r}")
     return Experiment(
         name=name,
         title=title,
@@ -123,11 +163,17 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     )
 
 
-def _grid(table: dict[str, Any], name: str) -> dict[str, list[Any]]:
-    """``[sweep]`` or ``[tune]``, taken out of the table: dotted paths to lists of values."""
-    grid = table.pop(name, {})
+def _table(table: dict[str, Any], name: str) -> dict[str, Any]:
+    grid = table.get(name, {})
     if not isinstance(grid, dict):
         raise ValueError(f"{name} must be a table of lists; got {grid!r}")
+    return grid
+
+
+def _grid(table: dict[str, Any], name: str) -> dict[str, list[Any]]:
+    """``[sweep]`` or ``[tune]``, taken out of the table: dotted paths to lists of values."""
+    grid = _table(table, name)
+    table.pop(name, None)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{name}.{key} must be a list of at least one value; got {values!r}")
@@ -190,9 +236,15 @@ def _assign(table: dict[str, Any], path: str, value: Any) -> None:
     table[last] = value
 
 
-def toml_value(text: str) -> Any:
-    """What a text means as a TOML value; itself where it is none."""
+def toml_value(text: str, where: str) -> Any:
+    """What a text means as a TOML value; itself where it is a bare word.
+
+    Raises:
+      ValueError: it begins as a table, a list or a string, and is none; names ``where``.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError) as error:
+        if text.startswith(("{", "[", "'", '"')):
+            raise ValueError(f"{where}: {text} is not valid TOML: {error}") from None
         return text

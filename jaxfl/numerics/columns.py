@@ -51,9 +51,22 @@ def map_columns(function: Callable[..., Array], *arrays: Array, width: int) -> A
 
 def map_blocks(function: Callable[..., Array], *arrays: Array, width: int) -> Array:
     """``map_columns`` on each device by itself, for arrays that all devices have whole."""
-    d = arrays[0].shape[-1]
-    if d <= width or jax.default_backend() != "cpu":
+    if arrays[0].shape[-1] <= width:
         return function(*arrays)
+    return on_cpu_or_else(partial(_in_blocks, function, width), function, *arrays)
+
+
+def on_cpu_or_else(cpu: Callable[..., Array], other: Callable[..., Array], *args: Array) -> Array:
+    """``cpu(*args)`` on a CPU and ``other(*args)`` elsewhere.
+
+    Decided by the platform that the program is compiled for, which is not the default backend
+    where it is placed on other devices or exported; a program holds one of the two.
+    """
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=other)
+
+
+def _in_blocks(function: Callable[..., Array], width: int, *arrays: Array) -> Array:
+    d = arrays[0].shape[-1]
     blocks = [jax.ShapeDtypeStruct((*a.shape[:-1], width), a.dtype) for a in arrays]
     out = jax.eval_shape(function, *blocks)
 
@@ -81,10 +94,8 @@ def sum_columns(
         Fewer than 512 columns for each are one block.
     """
 
-    def local(*arrays: Array) -> Array:
+    def in_blocks(*arrays: Array) -> Array:
         d = arrays[0].shape[-1]
-        if d <= (width if together == 1 else LEAST * together) or jax.default_backend() != "cpu":
-            return function(*arrays)
         steps = -(-d // (width * together))
         wide = d // (steps * together)
         stride = wide * together
@@ -100,6 +111,11 @@ def sum_columns(
 
         rest = function(*(a[..., steps * stride :] for a in arrays))
         return jax.lax.fori_loop(0, steps, body, rest)
+
+    def local(*arrays: Array) -> Array:
+        if arrays[0].shape[-1] <= (width if together == 1 else LEAST * together):
+            return function(*arrays)
+        return on_cpu_or_else(in_blocks, function, *arrays)
 
     return _over_devices(local, arrays, summed=True)
 

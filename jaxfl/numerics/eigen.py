@@ -62,7 +62,7 @@ def _lanczos(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
         basis, diagonal, beside, vector = carry
         basis = basis.at[j].set(vector)
         image = _product(matrix, vector)
-        diagonal = diagonal.at[j].set(jnp.dot(vector, image))
+        diagonal = diagonal.at[j].set(_product(vector, image))
         for _ in range(2):
             image = image - _product(_product(basis, image), basis)
         norm = jnp.sqrt(jnp.sum(jnp.square(image)))

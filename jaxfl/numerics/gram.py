@@ -10,7 +10,8 @@ def weighted_gram(gram: Float[Array, "n n"], weights: Float[Array, " n"]) -> Flo
     """Inner products about the weighted mean of the rows; weights are at least 0."""
     shares = safe_ratio(weights, jnp.sum(weights))
     to_mean = jnp.matmul(gram, shares, precision="highest")
-    return gram - to_mean[:, None] - to_mean[None, :] + jnp.dot(shares, to_mean)
+    mean = jnp.dot(shares, to_mean, precision="highest")
+    return gram - to_mean[:, None] - to_mean[None, :] + mean
 
 
 def tame_gram(
@@ -27,4 +28,5 @@ def squared_distances_to(
 ) -> Float[Array, " n"]:
     """From every row to the point ``weights @ rows``; weights sum to 1."""
     products = jnp.matmul(gram, weights, precision="highest")
-    return jnp.maximum(jnp.diagonal(gram) - 2 * products + jnp.dot(weights, products), 0)
+    own = jnp.dot(weights, products, precision="highest")
+    return jnp.maximum(jnp.diagonal(gram) - 2 * products + own, 0)

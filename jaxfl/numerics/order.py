@@ -106,14 +106,20 @@ def _without_nan(values: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
-    n, dtype = values.shape[0], values.dtype
-    if n > network.ROWS and kernels.serves(values):
-        return kernels.mean_of_ranks(values, low, high)
-    values = _without_nan(values)
+    n = values.shape[0]
     if n <= network.ROWS:
-        ranks = network.sorted_rows(values)[low:high]
+        ranks = network.sorted_rows(_without_nan(values))[low:high]
         return functools.reduce(jnp.add, ranks)[0] / (high - low)
+    if not kernels.serves(values):
+        return _mean_of_many_ranks(values, low, high)
+    on_gpu = functools.partial(kernels.mean_of_ranks, low=low, high=high)
+    elsewhere = functools.partial(_mean_of_many_ranks, low=low, high=high)
+    return jax.lax.platform_dependent(values, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
+
+def _mean_of_many_ranks(values: Array, low: int, high: int) -> Array:
+    dtype = values.dtype
+    values = _without_nan(values)
     bits = digits.ordered_bits(values)
     first = digits.kth(bits, low)
     lower = digits.floats(first.element, dtype)
@@ -193,7 +199,8 @@ def _once(row: Array) -> Array:
     A network is but elementwise operations: on a CPU, XLA would repeat it for each of the
     elements that a row is broadcast to.
     """
-    return jnp.matmul(jnp.ones((2,), row.dtype), jnp.pad(row[None], ((0, 1), (0, 0))))
+    padded = jnp.pad(row[None], ((0, 1), (0, 0)))
+    return jnp.matmul(jnp.ones((2,), row.dtype), padded, precision="highest")
 
 
 def _distances(values: Array, centre: Array) -> Array:

@@ -1,16 +1,66 @@
 """A live view of a running grid; plain lines where there is no terminal."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
+import jax.monitoring
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.runner import Tick
+from jaxfl.experiments.runner import Tick, not_applicable
 from jaxfl.experiments.schema import Experiment
+
+COMPILING = "/jax/core/compile/"
+"""What JAX's events of tracing, lowering and compiling are called; they nest."""
+
+
+class CompileClock:
+    """Tells when JAX traces and compiles, and how long it has; use as a context manager.
+
+    Args:
+      changed: called with True when it begins, with False when it ends.
+    """
+
+    def __init__(self, changed: Callable[[bool], None] = lambda _: None) -> None:
+        self.seconds = 0.0
+        self._changed = changed
+        self._under_way: list[str] = []
+        self._started = 0.0
+
+    def __enter__(self) -> "CompileClock":
+        jax.monitoring.register_scalar_listener(self._begins)
+        jax.monitoring.register_event_duration_secs_listener(self._ends)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        jax.monitoring.unregister_scalar_listener(self._begins)
+        jax.monitoring.unregister_event_duration_listener(self._ends)
+
+    def _begins(self, event: str, value: float | int, **_: Any) -> None:
+        if not event.startswith(COMPILING):
+            return
+        self._under_way.append(event)
+        if len(self._under_way) == 1:
+            self._started = time.perf_counter()
+            self._changed(True)
+
+    def _ends(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event not in self._under_way:
+            return
+        self._under_way.remove(event)
+        if not self._under_way:
+            self.seconds += time.perf_counter() - self._started
+            self._changed(False)
 
 
 class Watcher:
@@ -20,23 +70,27 @@ class Watcher:
         self._console = console
         self._live = console.is_terminal and not quiet
         self._quiet = quiet
-        self._cells = len(experiment.cells)
+        self._experiment = experiment
+        self._clock = CompileClock(self._compiles)
+        self._announced = self._estimated = False
+        self._shown = ("", "preparing")
         self._progress = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             transient=True,
             disable=not self._live,
         )
         total = sum(cell.rounds for cell in experiment.cells)
-        self._task = self._progress.add_task(experiment.name, total=total, speed="compiling")
+        self._task = self._progress.add_task(experiment.name, total=total, speed="preparing")
         self._starts = [0]
         for cell in experiment.cells:
             self._starts.append(self._starts[-1] + cell.rounds)
 
     def __enter__(self) -> "Watcher":
+        self._clock.__enter__()
         self._progress.start()
         return self
 
@@ -47,36 +101,93 @@ class Watcher:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        self._clock.__exit__(kind, error, trace)
 
     def watch(self, index: int, cell: Cell, rounds: int) -> Tick:
         """The function that follows one cell, from so many rounds on."""
         name = " / ".join(cell.labels.values()) or "run"
-        head = f"[{index + 1}/{self._cells}] {name}"
-        before, started = self._starts[index], time.perf_counter()
-        last = [started, rounds]
+        head = f"[{index + 1}/{len(self._experiment.cells)}] {name}"
+        before = self._starts[index]
+        if not self._announced:
+            self._announce(index)
         if self._live:
-            speed, at = f"round {rounds}/{cell.rounds} compiling", before + rounds
+            self._shown = (f"round {rounds}/{cell.rounds}", "preparing")
+            speed = " ".join(self._shown)
+            at = before + rounds
             self._progress.update(self._task, completed=at, description=head, speed=speed)
+            self._shown = (self._shown[0], "running")
+        start = last = (time.perf_counter(), self._clock.seconds, rounds)
+
+        def rate(since: tuple[float, float, int], now: tuple[float, float, int]) -> float:
+            """Rounds of all runs per second, in the time that nothing compiled."""
+            ran = (now[0] - since[0]) - (now[1] - since[1])
+            return (now[2] - since[2]) * len(cell.runs) / max(ran, 1e-9)
 
         def tick(done: int, evaluation: Evaluation) -> None:
-            now = time.perf_counter()
-            accuracy = float(np.mean(evaluation.accuracy))
-            rate = (done - last[1]) * len(cell.runs) / max(now - last[0], 1e-9)
-            last[:] = [now, done]
-            clients = rate * cell.federation.participation.cohort(cell.clients)
-            text = (
-                f"round {done}/{cell.rounds}  {_short(rate)} rounds/s  "
-                f"{_short(clients)} clients/s  accuracy {accuracy:.1%}"
-            )
+            nonlocal last
+            now = (time.perf_counter(), self._clock.seconds, done)
+            accuracy = f"accuracy {float(np.mean(evaluation.accuracy)):.1%}"
             if self._live:
-                self._progress.update(self._task, completed=before + done, speed=text)
-            elif done >= cell.rounds and not self._quiet:
-                taken = now - started
-                self._console.print(
-                    f"{head}  accuracy {accuracy:.1%}  {taken:.1f} s", highlight=False, markup=False
+                speed = rate(last, now)
+                clients = speed * cell.federation.participation.cohort(cell.clients)
+                place = f"round {done}/{cell.rounds}"
+                self._shown = (
+                    place,
+                    f" {_short(speed)} rounds/s  {_short(clients)} clients/s  {accuracy}",
                 )
+                text = " ".join(self._shown)
+                self._progress.update(self._task, completed=before + done, speed=text)
+            last = now
+            if done < cell.rounds:
+                return
+            taken, compiled = now[0] - start[0], now[1] - start[1]
+            speed = f"{_short(rate(start, now))} rounds/s"
+            self._print(f"{head}  {accuracy}  {speed}  {taken:.1f} s")
+            self._estimate(index, (taken - compiled) / max(done - rounds, 1), compiled)
 
         return tick
+
+    def _compiles(self, compiling: bool) -> None:
+        """Says what is going on between two blocks."""
+        place, text = self._shown
+        if self._live:
+            shown = f"{place} compiling" if compiling else f"{place} {text}"
+            self._progress.update(self._task, speed=shown.strip())
+
+    def _announce(self, index: int) -> None:
+        """How much there is to do, before the first cell runs."""
+        cells = self._left(index)
+        runs = len(cells[0].runs)
+        self._print(f"{_count(len(cells), 'cell')}, {_count(runs, 'run')} each, in one program")
+        self._announced = True
+
+    def _estimate(self, index: int, seconds_a_round: float, compiled: float) -> None:
+        """How long the rest will take if it is as the first cell was."""
+        left = self._left(index + 1)
+        if self._estimated or not left:
+            return
+        seconds = sum(cell.rounds * seconds_a_round + compiled for cell in left)
+        self._print(f"about {duration(seconds)} for {_count(len(left), 'more cell')}")
+        self._estimated = True
+
+    def _left(self, index: int) -> list[Cell]:
+        """The cells from this one on that apply."""
+        return [c for c in self._experiment.cells[index:] if not_applicable(c) is None]
+
+    def _print(self, text: str) -> None:
+        if not (self._live or self._quiet):
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time to be read: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _short(number: float) -> str:

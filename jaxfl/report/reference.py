@@ -17,6 +17,7 @@ from typing import Any
 import jaxfl
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
+from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.findings import METRICS
 from jaxfl.federation import Federation
@@ -49,6 +50,14 @@ TOP: dict[str, tuple[str, str, str, str]] = {
     "client_chunk": (
         *("integer", "chosen for the backend and the model", "at least 1"),
         "How many clients are vmapped at once.",
+    ),
+    "devices": (
+        *('integer or `"all"`', "1", "at least 1"),
+        "How many devices the clients are mapped over. Results are equal to rounding.",
+    ),
+    "way": (
+        *("string", "shard_map", ", ".join(WAYS)),
+        "How several devices share a round: see `jaxfl.devices`.",
     ),
     "byzantine": (
         *("integer", "0", "from 0 to `data.clients`"),

@@ -68,7 +68,8 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
 def caption(experiment: Experiment) -> str:
     """What the numbers are."""
     seeds = len(experiment.cells[0].seeds)
-    text = f"Test accuracy in % after the last round; mean ± deviation over {seeds} seed(s)"
+    over = "one seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    text = f"Test accuracy in % after the last round; {over}"
     deltas = {c.federation.privacy.delta for c in experiment.cells if c.federation.private}
     if deltas:
         text += f"; epsilon at delta {', '.join(f'{d:g}' for d in sorted(deltas))}"
@@ -201,7 +202,8 @@ def _entry(result: Result | None) -> str:
         return ""
     if result.status != "done":
         return result.status if result.status == "diverged" else "n/a"
-    return f"{_percent(result.final)} ± {_percent(result.spread)}"
+    spread = "" if math.isnan(result.spread) else f" ± {_percent(result.spread)}"
+    return _percent(result.final) + spread
 
 
 def _worst(line: Sequence[Result]) -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pinned
 import pytest
+from helpers import products_below_highest
 
 from jaxfl.aggregators import (
     CAF,
@@ -203,6 +204,36 @@ def _words(value):
 def test_claims_follow_the_settings(rule, claims):
     for trait in ("scale_equivariant", "translation_equivariant", "unanimous"):
         assert getattr(rule, trait) == (trait in claims), trait
+
+
+MODEL = {"zeno", "loss_rejection"}
+"""They evaluate the model, whose own products are as precise as JAX is told to make them."""
+
+
+def below_highest(name, n):
+    x = jnp.zeros((n, D))
+    known = given(n, byzantine=jnp.zeros(n, bool))
+    return products_below_highest(compiled.lower(RULES[name], x, start(RULES[name], x), known))
+
+
+@each(RULES.keys() - MODEL)
+def test_every_product_is_of_the_highest_precision(name):
+    """With fewer bits, as GPUs and TPUs take by default, centres and radii would be wrong."""
+    assert not below_highest(name, N)
+
+
+@pytest.mark.slow
+@each(RULES.keys() - MODEL)
+def test_every_product_of_many_rows_is_of_the_highest_precision(name):
+    assert not below_highest(name, 130)
+
+
+@each(MODEL)
+def test_only_the_models_own_products_are_not(name):
+    products = below_highest(name, N)
+    assert products
+    # Inputs [20, 9], parameters of the layer [9, 3]; no product takes the rows of updates [N, D].
+    assert all("20x9x" in line and f"x{D}x" not in line for line in products)
 
 
 @every_rule
@@ -574,10 +605,22 @@ def test_gradient_agrees_with_differences():
         np.testing.assert_allclose(slope, expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("name", sorted(NAMED.keys() - {"mean"}))
+def test_under_attack_no_rule_is_the_mean(name):
+    """A rival's FLTrust was federated averaging for years, and nothing said so."""
+    x = draw()
+    x[BYZANTINE] = 10
+    close_to_mean = np.allclose(run(RULES[name], x).update, x.mean(axis=0), rtol=0.1, atol=0.1)
+    assert not close_to_mean
+
+
 ABSENT = np.isin(np.arange(N), [0, 4])
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in COMBINED else ()) for name in RULES],
+)
 @pytest.mark.parametrize("content", [1.0, 1e6, np.nan])
 def test_absent_clients_are_as_if_removed(name, content):
     rule, x = RULES[name], draw()

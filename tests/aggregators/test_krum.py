@@ -10,8 +10,10 @@ import pytest
 import references
 from inputs import both_types, close, draw, every_kind, inspect, one_column, random
 
-from jaxfl.aggregators import Bulyan, Krum, MultiKrum
+from jaxfl.aggregators import Bulyan, Krum, MultiKrum, Pipeline
 from jaxfl.aggregators.bulyan import KrumSelection, bulyan_selection, selection_size
+from jaxfl.preaggregators import NNM
+from jaxfl.types import Context
 
 
 def scores_of(distances, neighbours):
@@ -88,6 +90,40 @@ def test_fourth_powers_of_large_and_small_distances():
         got = inspect(Krum(f=2, power=4), scale * x, False)
         expected = inspect(Krum(f=2, power=4), x, False)
         np.testing.assert_array_equal(got.info.selected, expected.info.selected)
+
+
+def mixed_by_nnm(x, f):
+    """Sums of each row's n - f nearest, of integers: exact."""
+    distances = np.square(x[:, None] - x[None]).sum(-1)
+    near = np.argsort(distances, axis=1, kind="stable")[:, : len(x) - f]
+    return x[near].sum(1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def many(rule, x):
+    return jax.vmap(lambda x: rule.aggregate(x, (), Context.of(x.shape[0])).update)(x)
+
+
+@pytest.mark.parametrize("pre", [(), (NNM(f=2),)], ids=["Krum", "NNM"])
+def test_ties_go_to_the_first_client_whatever_rounding_says(pre):
+    """Integers have exact scores, many of them equal, and neither thirds nor ninths are exact."""
+    x = np.random.default_rng(0).integers(0, 2, size=(300, 11, 3))
+    share = 1 if pre else 3
+    got = many(Pipeline(pre=pre, rule=Krum(f=2)), jnp.asarray(x, jnp.float32) / share)
+    for rows, answer in zip(x, np.asarray(got), strict=True):
+        mixed = mixed_by_nnm(rows, 2) if pre else rows
+        scores = scores_of(np.square(mixed[:, None] - mixed[None]).sum(-1), 7)
+        expected = mixed[np.argmin(scores)] / (9 if pre else 3)
+        np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_lower_of_two_middle_values_in_the_codes_of_bulyan():
+    """n = 12, f = 1: both codes select an even number of rows."""
+    x = np.random.default_rng(3).normal(size=(12, 40)).astype(np.float32)
+    for variant in ("paper", "ndss21", "epfl"):
+        assert len(bulyan_matrix(x, 1, variant)) in (8, 9, 10)
+        got = Bulyan(f=1, variant=variant)(x)
+        np.testing.assert_allclose(got, bulyan(x, 1, variant), rtol=1e-4, atol=1e-5)
 
 
 @both_types

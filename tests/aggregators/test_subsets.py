@@ -1,5 +1,6 @@
 """MDA and SMEA against enumeration."""
 
+import functools
 import itertools
 
 import jax
@@ -79,6 +80,21 @@ def test_the_smallest_diameter_is_the_first_of_the_smallest(seed, size):
     values = diameters(x, f)
     assert diameter == values.min()
     assert list(np.flatnonzero(kept)) == subsets(n, f)[int(np.argmin(values))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def kept_by(rule, x):
+    return jax.vmap(lambda x: rule.inspect(x).info.selected)(x)
+
+
+@pytest.mark.parametrize("f", [2, 4])
+def test_the_first_of_equal_spreads_whatever_rounding_says(f):
+    """Points of a grid: copies and mirror images have equal spreads."""
+    x = np.random.default_rng(1).integers(0, 2, size=(60, 9, 2))
+    for rows, kept in zip(x, kept_by(SMEA(f=f), jnp.float32(x) / 3), strict=True):
+        values = spreads(rows.astype(float), f)
+        first = np.flatnonzero(values <= values.min() + 1e-9)[0]
+        assert list(np.flatnonzero(kept)) == subsets(9, f)[first]
 
 
 _search = jax.jit(smallest_diameter, static_argnums=1)

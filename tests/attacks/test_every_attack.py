@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import products_below_highest
 
 from jaxfl.aggregators import FLTrust, Mean, Median
 from jaxfl.attacks import (
@@ -79,6 +80,15 @@ def attacked(attack, x, byzantine, *, when=0, state=None, seed=0, **known):
     return at_round(
         attack, jnp.asarray(x), jnp.asarray(byzantine), state, given, jax.random.key(seed)
     )
+
+
+@every_attack
+def test_every_product_is_of_the_highest_precision(name):
+    """On the memory of a later round, so that nothing is left out for a first one."""
+    attack, x, state = NAMED[name], jnp.asarray(draw()), NAMED[name].init(Spec(N, N, D, MOST))
+    given, key = context(round=jnp.int32(2)), jax.random.key(0)
+    lowered = at_round.lower(attack, x, jnp.asarray(mask(2, 3)), state, given, key)
+    assert not products_below_highest(lowered)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from jaxfl.aggregators import Mean
 from jaxfl.attacks import (
     ALIE,
     IPM,
@@ -24,6 +25,7 @@ from jaxfl.attacks import (
     Zero,
     z_max,
 )
+from jaxfl.types import Context
 
 N, D = 11, 24
 ATTACKERS = np.isin(np.arange(N), [1, 5, 8])
@@ -284,6 +286,17 @@ def test_byzmean_makes_the_mean_its_target(inner, m, double):
     close(mean, target, double, 5)
     np.testing.assert_allclose(sent[: m // 2], np.tile(target, (m // 2, 1)), rtol=1e-5)
     assert (np.ptp(sent[m // 2 :], axis=0) == 0).all()
+
+
+@pytest.mark.parametrize("defence", [Mean(), Mean(weighted=False)], ids=repr)
+def test_byzmean_weighs_clients_as_the_defence_does(defence):
+    x, weights = draw(), np.arange(1, N + 1) / (N * (N + 1) / 2)
+    context = Context.of(N, weights=jnp.asarray(weights, jnp.float32))
+    attack = ByzMean(attack=SignFlip())
+    rows = attack(jnp.asarray(x, jnp.float32), ATTACKERS, defence=defence, context=context)
+    target = send(SignFlip(), x)[0]
+    shares = weights if defence.weighted else np.full(N, 1 / N)
+    np.testing.assert_allclose(shares @ np.asarray(rows), target, rtol=0, atol=1e-4)
 
 
 def test_byzmean_with_partial_knowledge_believes_the_honest_to_be_like_its_own():

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxfl.accounting import Meter
+from jaxfl.cli import print_results
 from jaxfl.experiments.findings import findings, pairs, verdicts
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.results import add_guarantee, add_privacy, conclude, result_of
@@ -93,10 +95,21 @@ def test_claims_are_compared_cell_by_cell():
         ("TrimmedMean", 0.6, 0.65),
     ]
     assert costs.startswith("noise costs accuracy: **reproduced in 1 of 2 settings**")
-    assert "Median: 90 against 70; TrimmedMean: 60 against 65" in costs
+    assert "(accuracy in %; Median: 90 against 70; TrimmedMean: 60 against 65)" in costs
     assert costs.endswith("Chance.")
-    assert evens == "noise evens out: **reproduced** (Median: 400 against 100)."
+    assert evens.startswith("noise evens out: **reproduced** (client_variance in squared %; ")
+    assert evens.endswith("; Median: 400 against 100).")
     assert none.endswith("not compared, the sweep has no such cells.")
+
+
+def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):
+    claims = [TABLE["findings"][0] | {"claim": "[/b] costs"}, TABLE["findings"][1]]
+    console = Console(width=120)
+    print_results(console, tmp_path, experiment(findings=claims), results(OUTCOME), swept=False)
+    shown = capsys.readouterr().out
+    assert "Stated: [/b] costs: reproduced in 1 of 2 settings (accuracy in %; Median" in shown
+    assert "Stated: noise evens out: reproduced (client_variance in squared %; Median" in shown
+    assert "**" not in shown
 
 
 def test_a_claim_that_does_not_come_out_says_so():

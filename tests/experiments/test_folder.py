@@ -39,7 +39,7 @@ TABLE = {
 pytestmark = pytest.mark.xdist_group("folder")  # all share one run
 
 
-def plan(**changes):
+def small(**changes):
     return schema.parse("small", copy.deepcopy(TABLE) | changes)
 
 
@@ -52,7 +52,7 @@ def run(path, *, resume=False, force=False, stop_after=None, experiment=None):
         blocks += 1
         return stop_after is not None and blocks >= stop_after
 
-    with RunFolder(path, experiment or plan(), resume=resume, force=force) as folder:
+    with RunFolder(path, experiment or small(), resume=resume, force=force) as folder:
         return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
 
 
@@ -92,7 +92,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
 
 def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
     rules = ["signguard_dist", "foolsgold", "clipped_clustering"]
-    experiment = plan(rounds=4, sweep={"seed": [0, 1], "aggregator": rules})
+    experiment = small(rounds=4, sweep={"seed": [0, 1], "aggregator": rules})
     run(tmp_path / "whole", experiment=experiment)
     for stop_after in (1, 2, 2):  # each time within another cell
         with pytest.raises(Interrupted):
@@ -106,7 +106,7 @@ def test_the_servers_memory_is_part_of_a_checkpoint(tmp_path):
     changes = {"data": TABLE["data"] | {"root": {"size": 10}}}
     changes["algorithm"] = {"name": "fedsgd", "batch_size": 4, "momentum": 0.9}
     changes["sweep"] = {"seed": [0, 1], "aggregator": ["fltrust"]}
-    experiment = plan(**changes)
+    experiment = small(**changes)
     run(tmp_path / "whole", experiment=experiment)
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", experiment=experiment, stop_after=1)
@@ -127,7 +127,7 @@ def test_what_was_written_after_the_last_commit_is_cut_off(whole, tmp_path):
 
 def test_results_are_read_back(whole):
     experiment, results = read_results(whole[0])
-    assert experiment.cells == plan().cells
+    assert experiment.cells == small().cells
     for mine, theirs in zip(results, whole[1], strict=True):
         np.testing.assert_array_equal(mine.test, theirs.test)
         assert mine.honest_selected == pytest.approx(theirs.honest_selected, nan_ok=True)
@@ -137,7 +137,7 @@ def test_resuming_a_finished_run_runs_nothing(whole):
     def watch(*_):
         raise AssertionError("a cell ran")
 
-    with RunFolder(whole[0], plan(), resume=True) as folder:
+    with RunFolder(whole[0], small(), resume=True) as folder:
         assert folder.finished
         assert len(list(run_experiment(folder, watch))) == 4
 
@@ -172,7 +172,7 @@ def test_a_finished_run_is_not_overwritten_by_another_experiment(whole, resume):
     before = contents(whole[0])
     message = "holds another experiment: rounds is 5 there, 2 here; --out chooses another folder, "
     with pytest.raises(ValueError, match=f"{message}--force overwrites"):
-        run(whole[0], resume=resume, experiment=plan(rounds=2))
+        run(whole[0], resume=resume, experiment=small(rounds=2))
     assert contents(whole[0]) == before
 
 
@@ -195,7 +195,7 @@ def test_a_file_of_the_users_is_not_overwritten(tmp_path):
 
 
 def test_force_overwrites_when_the_first_block_is_done(whole, tmp_path):
-    path, other = tmp_path / "run", plan(rounds=2)
+    path, other = tmp_path / "run", small(rounds=2)
     shutil.copytree(whole[0], path)
     (path / "sweep.png").write_bytes(b"old")
     before = contents(path)
@@ -233,12 +233,12 @@ def test_the_sum_is_that_of_the_file(whole):
 
 def test_another_experiment_is_refused_by_name(stopped):
     with pytest.raises(ValueError, match="holds another experiment: rounds is 5 there, 6 here"):
-        run(stopped, resume=True, experiment=plan(rounds=6))
-    other = plan(model={"name": "mlp", "hidden": [5], "dropout": 0.2})
+        run(stopped, resume=True, experiment=small(rounds=6))
+    other = small(model={"name": "mlp", "hidden": [5], "dropout": 0.2})
     with pytest.raises(ValueError, match=r"model\.hidden is .4. there, .5. here"):
         run(stopped, resume=True, experiment=other)
     with pytest.raises(ValueError, match="another experiment: noise_order is not set there"):
-        run(stopped, resume=True, experiment=plan(noise_order="attack_then_noise"))
+        run(stopped, resume=True, experiment=small(noise_order="attack_then_noise"))
 
 
 def biggest(folder: Path) -> Path:
@@ -297,7 +297,7 @@ def test_a_cell_whose_checkpoint_is_damaged_is_run_again(whole, tmp_path, damage
     message = f"cell-2-round-4 is damaged {reason}: cell 3 is run again from round 0"
     with (
         pytest.warns(UserWarning, match=message),
-        RunFolder(tmp_path, plan(), resume=True) as folder,
+        RunFolder(tmp_path, small(), resume=True) as folder,
     ):
         list(run_experiment(folder, watch))
     assert started == [(2, 4), (2, 0)], "the first cell is kept"

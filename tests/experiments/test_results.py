@@ -78,6 +78,23 @@ def test_last_best_and_validation_chosen_accuracy():
     assert result.status == "done"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_seed_has_no_deviation(seeds):
+    experiment = schema.parse("x", table_of(range(seeds)))
+    (one,) = experiment.cells
+    results = [result_of(one, lines(one, [[[0.5], [0.6]][:seeds]], [[[0.1]] * seeds]), 0.0)]
+    (_, entry) = entries(experiment, results)[1]
+    (row,) = csv.DictReader(io.StringIO(summary(experiment, results)))
+    text = markdown(experiment, results)
+    if seeds == 1:
+        assert (entry, row["deviation"], row["ci95"]) == ("50.0", "", "")
+        assert "±" not in text + latex(experiment, results)
+        assert "after the last round; one seed." in text
+    else:
+        assert entry == f"55.0 ± {100 * np.std([0.5, 0.6], ddof=1):.1f}"
+        assert "mean ± deviation over 2 seeds." in text
+
+
 def test_the_interval_of_one_seed_is_unknown():
     assert np.isnan(half_interval(np.array([0.5])))
 
@@ -131,8 +148,8 @@ def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     path = tmp_path_factory.mktemp("tuned") / "run"
-    plan = schema.parse("tuned", copy.deepcopy(TUNED))
-    return plan, choose(run(path, experiment=plan))
+    experiment = schema.parse("tuned", copy.deepcopy(TUNED))
+    return experiment, choose(run(path, experiment=experiment))
 
 
 def test_tuning_is_one_program_that_equals_single_runs(tuned):
@@ -154,27 +171,27 @@ def test_tuning_is_one_program_that_equals_single_runs(tuned):
 
 
 def test_tables_of_a_tuned_grid(tuned):
-    plan, results = tuned
-    table = entries(plan, results)
+    experiment, results = tuned
+    table = entries(experiment, results)
     assert table[0] == ["", "No attack", "IPM (scale 0.5)", "worst", "tuned"]
     assert [line[0] for line in table[1:]] == ["Mean", "Krum (f 2)", "Krum (f 4)"]
     assert table[3][1:] == ["n/a", "n/a", "-", "-"]
     assert {results[0].chosen, results[3].chosen} != {2}, "a rate of 1e30 diverges"
     for line in table[1:]:
-        assert f"| {' | '.join(line)} |" in markdown(plan, results)
-    text = latex(plan, results)
+        assert f"| {' | '.join(line)} |" in markdown(experiment, results)
+    text = latex(experiment, results)
     assert text.count(r"\\") == 4
     assert r"$\pm$" in text
-    assert "validation_chosen_accuracy" in summary(plan, results).splitlines()[0]
-    assert len(summary(plan, results).splitlines()) == 7
+    assert "validation_chosen_accuracy" in summary(experiment, results).splitlines()[0]
+    assert len(summary(experiment, results).splitlines()) == 7
 
 
 def test_tables_say_what_attackers_control_and_know(tuned):
-    plan, results = tuned
+    experiment, results = tuned
     assert "- IPM (scale 0.5): controls its messages, knows all honest updates" in markdown(
-        plan, results
+        experiment, results
     )
-    rows = list(csv.DictReader(io.StringIO(summary(plan, results))))
+    rows = list(csv.DictReader(io.StringIO(summary(experiment, results))))
     assert {row["attacker_knows"] for row in rows[3:]} == {"all honest updates"}
     assert {row["attacker_controls"] for row in rows[:3]} == {"nothing"}
 
@@ -198,13 +215,13 @@ def test_the_strongest_attack_is_named():
     table = copy.deepcopy(TABLE)
     attacks = ["none", {"name": "ipm", "scale": 3.0}, "sign_flip"]
     table["sweep"] = {"attack": attacks, "aggregator": ["mean", "median"]}
-    plan = schema.parse("x", table)
+    experiment = schema.parse("x", table)
     ends = [0.9, 0.8, 0.2, 0.7, 0.5, None]
     results = [
         result_of(one, lines(one, [[[end]]], [[[end]]]), 0.0)
-        for one, end in zip(plan.cells, ends, strict=True)
+        for one, end in zip(experiment.cells, ends, strict=True)
     ]
-    worst = [line[-1] for line in entries(plan, results)]
+    worst = [line[-1] for line in entries(experiment, results)]
     assert worst == ["worst", "20.0, IPM (scale 3)", "diverged, SignFlip"]
 
 
@@ -216,24 +233,67 @@ def test_the_success_of_a_backdoor_is_in_the_log():
     assert result_of(one, written, 0.0).attack_success == 0.5
 
 
+def compared(*tables_and_accuracies):
+    """The cells of the columns of a comparison of runs a, b, ...; its caption; its notes."""
+    runs = []
+    for table, accuracies in tables_and_accuracies:
+        experiment = schema.parse("x", table)
+        results = [
+            result_of(one, lines(one, [[[x] for x in values]], [[[0.1]] * len(values)]), 0.0)
+            for one, values in zip(experiment.cells, accuracies, strict=True)
+        ]
+        runs.append((experiment, results))
+    table, notes = comparison(["a", "b", "c"][: len(runs)], runs)
+    return [list(column.cells) for column in table.columns], table.caption, notes
+
+
+def table_of(seeds=(0, 1, 2), rules=("mean",), **changes):
+    sweep = {"seed": list(seeds), "aggregator": list(rules)}
+    return copy.deepcopy(TABLE) | {"sweep": sweep} | changes
+
+
 def test_comparison_is_paired_by_seed():
-    one = cell(seeds=(0, 1, 2))
-    nothing = [[[0.1]] * 3]
-    first = result_of(one, lines(one, [[[0.5], [0.6], [0.7]]], nothing), 0.0)
-    second = result_of(one, lines(one, [[[0.6], [0.8], [0.8]]], nothing), 0.0)
-    table = comparison(["a", "b"], [[first], [second]])
+    first, second = [0.5, 0.6, 0.7], [0.6, 0.8, 0.8]
+    cells, caption, notes = compared((table_of(), [first]), (table_of(), [second]))
     differences = np.array([10.0, 20.0, 10.0])
     half = stats.t.ppf(0.975, 2) * stats.sem(differences)
-    cells = [list(column.cells) for column in table.columns]
     assert cells[1:] == [["60.0"], ["73.3"], [f"+{differences.mean():.1f} ± {half:.1f}"]]
+    assert "paired by seed" in caption
+    assert notes == []
     with pytest.raises(ValueError, match="no cell in common"):
-        comparison(["a", "b"], [[first], []])
-    other = cell(seeds=(7, 8, 9))
+        compared((table_of(), [first]), (table_of(rules=["median"]), [second]))
     with pytest.raises(ValueError, match="no seed in common"):
-        comparison(
-            ["a", "b"],
-            [[first], [result_of(other, lines(other, [[[0.1]] * 3], nothing), 0.0)]],
-        )
+        compared((table_of(), [first]), (table_of((7, 8, 9)), [second]))
+
+
+def test_comparison_over_other_data_is_not_paired():
+    first, second = [0.5, 0.6, 0.7], [0.6, 0.8, 0.8, 0.9]
+    other = table_of((0, 1, 2, 3), data=TABLE["data"] | {"samples": 90})
+    cells, caption, notes = compared((table_of(), [first]), (other, [second]))
+    low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    mean = 100 * (np.mean(second) - np.mean(first))
+    assert cells[3] == [f"{mean:+.1f} ± {50 * (high - low):.1f}"]
+    assert "paired by seed" not in caption
+    assert "b: not paired, as its data differ" in caption
+    assert "Differs: data.samples: 80 in a, 90 in b" in notes
+
+
+def test_comparison_lists_what_differs_and_what_was_left_out():
+    first = table_of((0, 1, 2), ["mean", "median"], rounds=6)
+    second = table_of((1, 2, 3), ["mean", "krum"], optimizer={"name": "sgd", "momentum": 0.5})
+    cells, _, notes = compared((first, [[0.5] * 3] * 2), (second, [[0.5] * 3] * 2))
+    assert cells[0] == ["Mean"]
+    assert notes == [
+        "Differs: rounds: 6 in a, 5 in b",
+        "Differs: optimizer.learning_rate: 0.1 in a, not set in b",
+        "Differs: optimizer.momentum: 0.9 in a, 0.5 in b",
+        "Differs: sweep.seed: [0, 1, 2] in a, [1, 2, 3] in b",
+        "Differs: sweep.aggregator: ['mean', 'median'] in a, ['mean', 'krum'] in b",
+        "Left out: Median: not in b",
+        "Left out: Krum: not in a",
+        "Left out of the difference: seed 0 of a",
+        "Left out of the difference: seed 3 of b",
+    ]
 
 
 def test_the_best_of_a_run_that_diverged_is_from_before():

@@ -1,13 +1,16 @@
 """Experiments from TOML: what is read, and what is refused in one line."""
 
 import copy
+import sys
 
+import jax
 import pytest
+import tomli_w
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
-from jaxfl.experiments import schema
-from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments import runner, schema
+from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
 SMALL = {
@@ -50,12 +53,15 @@ def test_a_sweep_is_a_product_with_labels():
         "attack": ["none", {"name": "ipm", "scale": 10.0}],
         "optimizer.learning_rate": [0.1, 1.0],
     }
-    plan = schema.parse("x", small(sweep=sweep))
-    assert len(plan.cells) == 4
-    assert plan.cells[0].seeds == (3, 4)
-    assert plan.cells[3].labels == {"attack": "IPM (scale 10)", "optimizer.learning_rate": "1.0"}
-    assert plan.cells[3].federation.attack == IPM(scale=10.0)
-    assert float(plan.cells[3].federation.optimizer.learning_rate) == 1.0
+    experiment = schema.parse("x", small(sweep=sweep))
+    assert len(experiment.cells) == 4
+    assert experiment.cells[0].seeds == (3, 4)
+    assert experiment.cells[3].labels == {
+        "attack": "IPM (scale 10)",
+        "optimizer.learning_rate": "1.0",
+    }
+    assert experiment.cells[3].federation.attack == IPM(scale=10.0)
+    assert float(experiment.cells[3].federation.optimizer.learning_rate) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,10 @@ def test_a_sweep_is_a_product_with_labels():
         ({"sweep": {"attack": []}}, "sweep.attack must be a list"),
         ({"sweep": {"seed": [-1]}}, "seed must be an integer, at least 0"),
         ({"seed": 2**32}, "seed must be an integer, at least 0 and at most 4294967295; got 42949"),
+        ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
+        ({"devices": 1000}, "as many as JAX has; got 1000"),
+        ({"devices": "some"}, "devices must be an integer or \"all\"; got 'some'"),
+        ({"way": "xmap"}, "way must be one of shard_map, pmap; got 'xmap'"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
 )
@@ -110,8 +120,9 @@ def test_a_missing_key_is_named(key):
 
 
 def test_overrides_and_their_errors(tmp_path):
-    plan = schema.load("quickstart", ["rounds=7", "aggregator.f=3", "attack=none"])
-    assert plan.cells[0].rounds == 7
+    experiment = schema.load("quickstart", ["rounds=7", "optimizer.momentum=0.5"])
+    assert experiment.cells[0].rounds == 7
+    assert float(experiment.cells[0].federation.optimizer.momentum) == 0.5
     with pytest.raises(ValueError, match="KEY=VALUE"):
         schema.load("quickstart", ["rounds"])
     with pytest.raises(ValueError, match="did you mean 'quickstart'"):
@@ -122,11 +133,124 @@ def test_overrides_and_their_errors(tmp_path):
         schema.load(str(broken))
 
 
+@pytest.mark.parametrize(
+    ("override", "axis"),
+    [
+        ("attack=sign_flip", "sweep.attack"),
+        ("aggregator.f=3", "sweep.aggregator"),
+        ("seed=7", "sweep.seed"),
+        ("optimizer.learning_rate=0.5", "tune.optimizer.learning_rate"),
+        ("data.clients=5", "sweep.data.clients"),
+    ],
+)
+def test_setting_what_is_swept_is_an_error_that_names_the_axis(tmp_path, override, axis):
+    table = small(validation=0.1, tune={"optimizer.learning_rate": [0.1, 0.2]})
+    table |= {"byzantine": 0}
+    table["sweep"] = {"seed": [0], "attack": ["none"], "aggregator": ["mean"], "data.clients": [9]}
+    path = tmp_path / "swept.toml"
+    path.write_text(tomli_w.dumps(table))
+    with pytest.raises(ValueError, match=rf"has no effect: .*; set {axis} to a list"):
+        schema.load(str(path), [override])
+    values = {"sweep.attack": "none", "sweep.aggregator": "mean"}
+    (cell,) = schema.load(str(path), [f"{axis}={[values.get(axis, 1)]!r}"]).cells
+    assert cell.clients == (1 if axis == "sweep.data.clients" else 9)
+    assert len(cell.federations) == (1 if axis.startswith("tune") else 2)
+
+
+OWN = """
+from jaxfl import Mean
+class {name}(Mean):
+    pass
+"""
+
+
+def test_own_modules_lie_beside_the_file_or_in_the_current_folder(tmp_path, monkeypatch):
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    for folder, name in ((beside, "Beside"), (current, "Current")):
+        folder.mkdir()
+        (folder / f"parts_{name.lower()}.py").write_text(OWN.format(name=name))
+    names = ["parts_beside:Beside", "parts_current:Current"]
+    file = beside / "own.toml"
+    file.write_text(tomli_w.dumps(small(sweep={"aggregator": names}, rounds=2)))
+
+    def forget():
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if str(tmp_path) not in p])
+        for name in ("parts_beside", "parts_current"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+    monkeypatch.chdir(current)
+    forget()
+    for resume in (False, True):
+        experiment = schema.load(str(file))
+        with RunFolder(tmp_path / "run", experiment, resume=resume) as folder:
+            assert len(list(run_experiment(folder, lambda *_: lambda *_: None))) == 2
+        forget()
+        monkeypatch.chdir(tmp_path)  # another process, elsewhere, reads the results
+        read, _ = read_results(tmp_path / "run")
+        assert [cell.labels["aggregator"] for cell in read.cells] == ["Beside", "Current"]
+        forget()
+        monkeypatch.chdir(current)
+
+
+def test_a_grid_that_nobody_waits_for_is_refused_with_its_size(monkeypatch):
+    monkeypatch.setattr(schema, "read_cell", lambda *_: pytest.fail("a cell was read"))
+    sweep = {"rounds": list(range(1, 401)), "optimizer.learning_rate": [0.1] * 400, "seed": [0, 1]}
+    message = r"160,000 combinations \(rounds 400 x optimizer.learning_rate 400\), more than 10,000"
+    with pytest.raises(ValueError, match=f"sweep makes {message}"):
+        schema.parse("x", small(sweep=sweep))
+    tune = {"optimizer.learning_rate": [0.1] * 10_001}
+    with pytest.raises(ValueError, match="tune makes 10,001 combinations"):
+        schema.parse("x", small(validation=0.1, tune=tune))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"name": "mlp", "hidden": [10**9]}},
+            # 4 features and 3 classes: 4h + h + 3h + 3 parameters; n + 2 vectors for 2 seeds.
+            rf"8,000,000,003 parameters; messages of 10 clients for 2 .* "
+            rf"{2 * 12 * 4 * (8 * 10**9 + 3) / 2**30:,.1f} GiB, more than the device's [0-9.]+ GiB",
+        ),
+        ({"data": SMALL["data"] | {"samples": 10**13}}, r"data: 10,000,000,000,000 samples of 4 "),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_runs(tmp_path, changes, message):
+    experiment = schema.parse("x", small(**changes, sweep={"seed": [0, 1]}))
+    with (
+        pytest.raises(ValueError, match=message),
+        RunFolder(tmp_path / "run", experiment) as folder,
+    ):
+        next(run_experiment(folder, lambda *_: pytest.fail("a cell ran")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "given"), [(1, None), (2, ["a", "b"]), ("all", ["a", "b", "c"])]
+)
+def test_devices_and_way_reach_the_simulation(tmp_path, monkeypatch, devices, given):
+    seen = {}
+
+    def simulation(*_, **settings):
+        seen.update(settings)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(runner, "Simulation", simulation)
+    experiment = schema.parse("x", small(devices=devices, way="pmap"))
+    monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c"])
+    with RunFolder(tmp_path, experiment) as folder, pytest.raises(RuntimeError, match="seen"):
+        next(run_experiment(folder, lambda *_: lambda *_: None))
+    assert seen["devices"] == given
+    assert seen["way"] == "pmap"
+
+
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
     sweep = {"aggregator": [{"name": "krum", "f": 4}, {"name": "krum", "f": 2}]}
-    plan = schema.parse("x", small(sweep=sweep))
-    assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(not_applicable(plan.cells[0]))
-    with RunFolder(tmp_path, plan) as folder:
+    experiment = schema.parse("x", small(sweep=sweep))
+    assert "Krum needs n >= 2f + 3 clients; got n = 10, f = 4" in str(
+        not_applicable(experiment.cells[0])
+    )
+    with RunFolder(tmp_path, experiment) as folder:
         refused, done = run_experiment(folder, lambda *_: lambda *_: None)
     assert "Krum needs" in refused.status
     assert done.status == "done"
@@ -136,19 +260,21 @@ def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
 
 def test_a_rule_that_cannot_leave_out_clients_is_marked():
     sweep = {"aggregator": ["mean", "median"]}
-    plan = schema.parse("x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5}))
-    assert not_applicable(plan.cells[0]) is None
-    assert "cannot leave out absent clients" in str(not_applicable(plan.cells[1]))
+    experiment = schema.parse(
+        "x", small(sweep=sweep, participation={"name": "poisson", "rate": 0.5})
+    )
+    assert not_applicable(experiment.cells[0]) is None
+    assert "cannot leave out absent clients" in str(not_applicable(experiment.cells[1]))
 
 
 def test_rules_that_need_the_servers_samples(tmp_path):
     sweep = {"aggregator": ["zeno", "loss_rejection"], "seed": [0, 1]}
     table = small(sweep=sweep)
     table["data"]["root"] = {"size": 30, "bias": 0.5}
-    plan = schema.parse("x", table)
-    assert plan.cells[0].root == RootData(size=30, bias=0.5)
-    assert plan.cells[1].federation.aggregator.f == 2
-    with RunFolder(tmp_path, plan) as folder:
+    experiment = schema.parse("x", table)
+    assert experiment.cells[0].root == RootData(size=30, bias=0.5)
+    assert experiment.cells[1].federation.aggregator.f == 2
+    with RunFolder(tmp_path, experiment) as folder:
         results = list(run_experiment(folder, lambda *_: lambda *_: None))
     assert [result.status for result in results] == ["done", "done"]
     assert results[0].accuracy.shape == (2, 2)
@@ -160,9 +286,9 @@ def test_rules_that_need_the_servers_samples(tmp_path):
 
 
 def test_a_trigger_that_does_not_fit_the_data_is_refused_before_anything_runs(tmp_path):
-    plan = schema.parse("x", small(sweep={"attack": ["none", "backdoor"]}))
+    experiment = schema.parse("x", small(sweep={"attack": ["none", "backdoor"]}))
     with (
-        RunFolder(tmp_path, plan) as folder,
+        RunFolder(tmp_path, experiment) as folder,
         pytest.raises(ValueError, match="Backdoor needs images; got samples of shape"),
     ):
         next(run_experiment(folder, lambda *_: lambda *_: None))
@@ -178,11 +304,11 @@ def test_an_attack_on_the_root_update_applies_where_there_is_one():
 
 
 def test_the_quickstart_is_the_grid_it_says_it_is():
-    plan = schema.load("quickstart")
-    assert len(plan.cells) == 4 * 6
-    first = plan.cells[0]
+    experiment = schema.load("quickstart")
+    assert len(experiment.cells) == 4 * 6
+    first = experiment.cells[0]
     assert (first.clients, first.federation.byzantine) == (50, 10)
-    assert {c.labels["aggregator"] for c in plan.cells} == {
+    assert {c.labels["aggregator"] for c in experiment.cells} == {
         "Mean",
         "Median",
         "TrimmedMean",

@@ -4,8 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
-from jaxfl.numerics import kernels
+from jaxfl.aggregators import Median
+from jaxfl.numerics import kernels, order
+from jaxfl.types import Context
+
+ON_A_GPU = pytest.mark.filterwarnings(
+    "ignore:The Pallas Triton backend is deprecated:DeprecationWarning"
+)
 
 
 def draw(kind, n, c):
@@ -43,16 +50,53 @@ def test_a_vmapped_kernel():
     np.testing.assert_allclose(got, np.median(x, axis=1), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("n", [100, 1000])
-def test_the_kernel_lowers_for_a_gpu(n):
-    call = jax.jit(lambda x: kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1))
+def lowered_for(platform, function, x):
     try:
-        lowered = call.trace(jnp.zeros((n, 1000))).lower(lowering_platforms=("cuda",))
+        return jax.jit(function).trace(x).lower(lowering_platforms=(platform,)).as_text()
     except RuntimeError as error:
         pytest.skip(f"this JAX lowers for a GPU only where it knows one: {error}")
-    assert "triton" in lowered.as_text()
 
 
-def test_a_cpu_does_not_use_it():
-    assert not kernels.serves(jnp.zeros((100, 10)))
+@ON_A_GPU
+@pytest.mark.parametrize("n", [100, 1000])
+def test_the_kernel_lowers_for_a_gpu(n):
+    def call(x):
+        return kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1)
+
+    assert "triton" in lowered_for("cuda", call, jnp.zeros((n, 1000)))
+
+
+@ON_A_GPU
+def test_the_platform_that_runs_decides():
+    """Not the default one: of the same rule, placed here or there."""
+    x = jnp.zeros((100, 20_000))
+
+    def rule(x):
+        return Median().aggregate(x, (), Context.of(100)).update
+
+    here, there = lowered_for("cpu", rule, x), lowered_for("cuda", rule, x)
+    assert "triton" in there
+    assert "triton" not in here
+    assert "stablehlo.while" in here  # the columns are walked in blocks
+    assert "stablehlo.while" not in there
+    placed = jax.jit(rule).lower(jax.device_put(x, jax.devices("cpu")[0])).as_text()
+    assert "triton" not in placed
+
+
+@ON_A_GPU
+def test_an_export_holds_the_program_of_its_platform():
+    triton = export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    median = jax.jit(order.median)
+    try:
+        exported = export.export(median, platforms=["cuda"], disabled_checks=[triton])(
+            jnp.zeros((100, 1000))
+        )
+    except RuntimeError as error:
+        pytest.skip(f"this JAX lowers for a GPU only where it knows one: {error}")
+    assert "triton" in exported.mlir_module()
+
+
+def test_types_and_sizes_that_it_serves():
+    assert kernels.serves(jnp.zeros((100, 10)))
+    assert not kernels.serves(jnp.zeros((kernels.MOST_ROWS + 1, 10)))
+    assert not kernels.serves(jnp.zeros((100, 10), jnp.bfloat16))

@@ -10,6 +10,10 @@ from scipy import stats
 from jaxfl.numerics.permutation import permute
 
 permuted = jax.jit(permute)
+pairs = jax.jit(jax.vmap(lambda k, n: permute(jnp.array([0, 1]), n, k), (0, None)))
+batches = jax.jit(
+    jax.vmap(lambda k, n, b: permute(jnp.arange(b), n, k), (0, None, None)), static_argnums=2
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 100, 255, 256, 257, 1000])
@@ -47,13 +51,40 @@ def test_every_permutation_is_as_likely(n):
     assert stats.chisquare(observed).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("n", [5, 17, 50])
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 8, 17, 20, 33, 64, 65, 100, 200])
 def test_pairs_of_images_are_uniform(n):
-    keys = jax.random.split(jax.random.key(2), 5000)
-    images = jax.jit(jax.vmap(lambda k: permute(jnp.array([0, 1]), jnp.int32(n), k)))(keys)
-    first, second = np.asarray(images).T
-    assert stats.chisquare(np.bincount(first, minlength=n)).pvalue > 1e-3
-    assert stats.chisquare(np.bincount((second - first) % n, minlength=n)[1:]).pvalue > 1e-3
+    """As Pearson's statistic of all ordered pairs, and of either image alone, sees it."""
+    keys = jax.random.split(jax.random.key(3), 50_000)
+    drawn = np.asarray(pairs(keys, jnp.int32(n)))
+    counts = np.bincount(drawn[:, 0] * n + drawn[:, 1], minlength=n * n).reshape(n, n)
+    assert np.trace(counts) == 0
+    for observed in (counts[~np.eye(n, dtype=bool)], counts.sum(0), counts.sum(1)):
+        assert stats.chisquare(observed).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [5, 8, 20, 64])
+def test_a_batch_takes_every_sample_as_often(n):
+    """Batches of half a client's samples: inclusion of one, and of two together."""
+    size = -(-n // 2)
+    keys = jax.random.split(jax.random.key(6), 8192)
+    drawn = batches(keys, jnp.int32(n), size)
+    member = jax.nn.one_hot(drawn, n).sum(1)  # exactly size of each row are 1
+    share = size / n
+    together = share * (size - 1) / max(n - 1, 1)
+    single = np.asarray(member.mean(0))
+    both = np.asarray(jnp.matmul(member.T, member, precision="highest")) / len(keys)
+    for seen, expected in ((single, share), (both[~np.eye(n, dtype=bool)], together)):
+        spread = math.sqrt(expected * (1 - expected) / len(keys))
+        assert np.abs(seen - expected).max() <= 5 * spread
+
+
+@pytest.mark.parametrize("n", [1, 7, 63, 64, 65, 1000])
+def test_what_is_known_before_tracing_changes_nothing(n, key):
+    index = jnp.arange(100)
+    expected = permuted(index, jnp.int32(n), key)
+    np.testing.assert_array_equal(jax.jit(permute, static_argnums=1)(index, n, key), expected)
+    np.testing.assert_array_equal(permute(index, jnp.int32(n), key, most=n), expected)
+    np.testing.assert_array_equal(permute(index[:8], jnp.int32(n), key), expected[:8])
 
 
 def test_keys_and_sizes_under_vmap_equal_a_loop():

@@ -1,0 +1,123 @@
+"""What a run shows while it runs: when it compiles, how fast it is, how long it will take."""
+
+import copy
+import io
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxfl.evaluation import Evaluation
+from jaxfl.experiments import schema
+from jaxfl.report import progress
+from jaxfl.report.progress import CompileClock, Watcher, duration
+
+TABLE = {
+    "rounds": 20,
+    "evaluate_every": 10,
+    "model": "softmax",
+    "data": {"name": "synthetic", "clients": 10, "samples": 200, "features": 4, "classes": 3},
+    "participation": {"name": "uniform", "fraction": 0.5},
+    "byzantine": 2,
+    "sweep": {"seed": [0, 1], "aggregator": ["mean", {"name": "krum", "f": 4}, "median"]},
+}
+
+
+class Time:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def evaluated():
+    """An evaluation of two runs, as Simulation gives it."""
+    evaluation = object.__new__(Evaluation)
+    object.__setattr__(evaluation, "accuracy", np.array([0.5, 0.7]))
+    return evaluation
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def followed(clock, console, **options):
+    """What is said of a cell that compiles for 8 s, runs 10 rounds in 2 s and 10 more in 1 s."""
+    said = []
+    with Watcher(schema.parse("x", copy.deepcopy(TABLE)), console, **options) as watcher:
+        update = watcher._progress.update
+        watcher._progress.update = lambda task, **fields: (
+            said.append(fields.get("speed")),
+            update(task, **fields),
+        )
+        cells = watcher._experiment.cells
+        tick = watcher.watch(0, cells[0], 0)
+        event = f"{progress.COMPILING}backend_compile_duration"
+        jax.monitoring.record_scalar(event, 0.0)
+        clock.now += 8
+        jax.monitoring.record_event_duration_secs(event, 8.0)
+        clock.now += 2
+        tick(10, evaluated())
+        clock.now += 1
+        tick(20, evaluated())
+        tick = watcher.watch(2, cells[2], 0)
+        clock.now += 4
+        tick(20, evaluated())
+    return [text for text in said if text.startswith("round")]
+
+
+def test_plain_lines_have_the_speed_and_an_estimate(clock):
+    console = Console(file=io.StringIO(), width=120)
+    followed(clock, console)
+    lines = console.file.getvalue().splitlines()
+    # 20 rounds of 2 seeds in the 3 s that nothing compiled; the other cell compiles as long.
+    assert lines == [
+        "2 cells, 2 runs each, in one program",
+        "[1/3] Mean  accuracy 60.0%  13.3 rounds/s  11.0 s",
+        "about 11 s for 1 more cell",
+        "[3/3] Median  accuracy 60.0%  10 rounds/s  4.0 s",
+    ]
+
+
+def test_the_bar_says_compiling_while_it_compiles_and_does_not_count_it(clock):
+    said = followed(clock, Console(file=io.StringIO(), width=120, force_terminal=True))
+    assert said[:3] == ["round 0/20 preparing", "round 0/20 compiling", "round 0/20 running"]
+    # 10 rounds x 2 seeds / 2 s; 5 of 10 clients take part in each.
+    assert said[3] == "round 10/20  10 rounds/s  50 clients/s  accuracy 60.0%"
+    assert said[4] == "round 20/20  20 rounds/s  100 clients/s  accuracy 60.0%"
+
+
+def test_quiet_says_nothing(clock):
+    console = Console(file=io.StringIO(), width=120)
+    followed(clock, console, quiet=True)
+    assert console.file.getvalue() == ""
+
+
+def test_the_clock_of_compilation_is_that_of_jax():
+    changes = []
+    with CompileClock(changes.append) as clock:
+        started = time.perf_counter()
+        jax.jit(lambda x: jnp.sum(jnp.sort(x) * 3.25))(jnp.arange(7.0)).block_until_ready()
+        taken = time.perf_counter() - started
+    assert 0 < clock.seconds <= taken
+    assert changes[0]
+    assert not changes[-1]
+    before = clock.seconds
+    jax.jit(lambda x: jnp.sum(jnp.sort(x) * 4.75))(jnp.arange(9.0))
+    assert clock.seconds == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45.0, "45 s"), (720.0, "12 min"), (12_600.0, "3.5 h")]
+)
+def test_a_time_is_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
