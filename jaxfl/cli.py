@@ -18,7 +18,6 @@ from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import schema
-from jaxfl.experiments.environment import StopSignals
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
@@ -31,6 +30,7 @@ from jaxfl.report.partition import plot_partition
 from jaxfl.report.plots import accuracy_plot, sweep_plot
 from jaxfl.report.progress import Watcher
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
+from jaxfl.signals import StopSignals
 
 TRACEBACK = "JAXFL_TRACEBACK"
 """Environment variable that asks for the traceback behind a one-line error."""
