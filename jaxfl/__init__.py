@@ -6,6 +6,7 @@ from jaxfl._public import public as _public
 from jaxfl.aggregators import *
 from jaxfl.attacks import *
 from jaxfl.auditing import audit as audit
+from jaxfl.blocks import run as run
 from jaxfl.clients import *
 from jaxfl.component import Component as Component
 from jaxfl.fairness import AFL as AFL
@@ -27,7 +28,6 @@ from jaxfl.plan import make_plan as make_plan
 from jaxfl.preaggregators import *
 from jaxfl.privacy import *
 from jaxfl.simulation import Simulation as Simulation
-from jaxfl.simulation import run as run
 from jaxfl.simulation import simulate as simulate
 from jaxfl.types import Context as Context
 

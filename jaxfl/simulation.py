@@ -1,4 +1,4 @@
-"""Many rounds: blocks of a ``scan``, and evaluation between them."""
+"""A federation that runs: its state, its compiled programs, and the short way in."""
 
 import functools
 import signal
@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Integer
+from jaxtyping import Array
 
 from jaxfl.accounting import calibrate, caveats
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
+from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm, FedSGD
-from jaxfl.component import integer, seed_of
+from jaxfl.component import integer
 from jaxfl.contracts import has_own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
@@ -28,6 +29,13 @@ from jaxfl.devices import (
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
+from jaxfl.given import (
+    check_devices,
+    checked_seeds,
+    listed_partitions,
+    partitions_and_parts,
+    stacked,
+)
 from jaxfl.history import History
 from jaxfl.models.objective import Factory, Loss
 from jaxfl.models.zoo import Model
@@ -38,70 +46,10 @@ from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
-from jaxfl.round import Exchange, exchange, minority_clients, run_round
+from jaxfl.round import Exchange, exchange
 from jaxfl.signals import StopSignals
 from jaxfl.state import FederationState, Plan, init_state
 from jaxfl.types import PyTree
-
-
-def run_block(
-    federation: Federation,
-    plan: Plan,
-    data: FederatedData,
-    state: FederationState,
-    rounds: int,
-    *,
-    client_accuracy: bool = False,
-) -> tuple[FederationState, RoundRecord, Evaluation]:
-    """``rounds`` rounds in one ``scan``, then an evaluation. Pure."""
-    state, records = run_rounds(federation, plan, data, state, rounds=rounds)
-    asked = {"client_accuracy": client_accuracy, "backdoor": federation.attack.backdoor}
-    return state, records, evaluate(plan, data, state, **asked)
-
-
-def run_rounds(
-    federation: Federation, plan: Plan, data: FederatedData, state: FederationState, *, rounds: int
-) -> tuple[FederationState, RoundRecord]:
-    """``rounds`` rounds in one ``scan``: one program, compiled once. Pure."""
-    minority = minority_clients(data, state)
-
-    def body(state: FederationState, _: None) -> tuple[FederationState, RoundRecord]:
-        return run_round(federation, plan, data, state, minority)
-
-    return jax.lax.scan(body, state, None, length=rounds)
-
-
-def run(
-    federation: Federation,
-    plan: Plan,
-    data: FederatedData,
-    seed: Integer[Array, ""] | int,
-    *,
-    rounds: int,
-    evaluate_every: int,
-) -> tuple[FederationState, RoundRecord, Evaluation]:
-    """A whole run as one pure function: ``vmap`` it over seeds, partitions, hyper-parameters.
-
-    ``plan`` is ``jaxfl.make_plan(federation, data, model)``: the sizes that shape the program, and
-    the check that all parts fit together, which a traced run cannot make.
-
-    ``rounds`` must be a multiple of ``evaluate_every``. Records have a leading axis of rounds,
-    evaluations one of blocks.
-    """
-    if evaluate_every < 1 or rounds % evaluate_every:
-        raise ValueError(
-            f"rounds must be a multiple of evaluate_every; got {rounds} and {evaluate_every}"
-        )
-
-    def block(state: FederationState, _: None) -> tuple[FederationState, PyTree]:
-        state, records, evaluation = run_block(federation, plan, data, state, evaluate_every)
-        return state, (records, evaluation)
-
-    state, (records, evaluations) = jax.lax.scan(
-        block, init_state(federation, plan, seed), None, length=rounds // evaluate_every
-    )
-    records = jax.tree.map(lambda x: x.reshape(rounds, *x.shape[2:]), records)
-    return state, records, evaluations
 
 
 class Simulation:
@@ -142,16 +90,16 @@ class Simulation:
         way: str = "shard_map",
         loss: Loss | None = None,
     ) -> None:
-        seeds = _seeds(seeds)
+        seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)
         self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
-        partitions, parts = _given(federation, data, len(seeds))
+        partitions, parts = partitions_and_parts(federation, data, len(seeds))
         check_way(way)
-        _check_devices(devices)
+        check_devices(devices)
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
-        self.federation = _stacked(parts)
+        self.federation = stacked(parts)
         self.plan = make_plan(
             parts[0], self.data, model, loss=loss, client_chunk=client_chunk, runs=len(seeds)
         )
@@ -253,58 +201,6 @@ class Simulation:
         return self._program(exchange)(self.federation, self.data, self.state)
 
 
-def _seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
-    """The seeds of a simulation, or one clear error."""
-    if np.ndim(seeds) != 1 or len(seeds) == 0:
-        raise ValueError(f"seeds must be a list of integers, at least one seed; got {seeds!r}")
-    return [seed_of(seed) for seed in seeds]
-
-
-def _given(
-    federation: Federation | Sequence[Federation],
-    data: FederatedData | Sequence[FederatedData],
-    runs: int,
-) -> tuple[list[FederatedData], list[Federation]]:
-    """The partitions and the federations of a simulation, or one clear error."""
-    partitions = _partitions(data)
-    parts = list(federation) if isinstance(federation, Sequence) else [federation]
-    for given, what in ((data, "partitions"), (federation, "federations")):
-        if isinstance(given, Sequence) and len(given) != runs:
-            raise ValueError(f"got {len(given)} {what} for {runs} seeds")
-    return partitions, parts
-
-
-def _check_devices(devices: Any) -> None:
-    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
-    if devices is not None and not (
-        listed and devices and all(isinstance(device, jax.Device) for device in devices)
-    ):
-        raise ValueError(
-            f"devices must be a list of JAX devices, such as jax.devices(); got {devices!r}"
-        )
-
-
-def _partitions(data: FederatedData | Sequence[FederatedData]) -> list[FederatedData]:
-    partitions = list(data) if isinstance(data, Sequence) else [data]
-    for part in partitions:
-        if not isinstance(part, FederatedData):
-            raise ValueError(
-                "data must be FederatedData: call dataset.split(partition, clients) or "
-                f".by_client(); got {type(part).__name__}"
-            )
-    return partitions
-
-
-def _stacked(parts: list[Federation]) -> Federation:
-    """One federation whose leaves lead by a seed axis; itself where there is one."""
-    if len(parts) == 1:
-        return parts[0]
-    shapes = {jax.tree.structure(p): None for p in parts}
-    if len(shapes) > 1:
-        raise ValueError("federations of one simulation may differ only in leaves (numbers)")
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-
-
 def _evaluate(
     _: None, plan: Plan, data: FederatedData, state: FederationState, **asked: Any
 ) -> Evaluation:
@@ -396,7 +292,7 @@ def simulate(
     rounds = integer(rounds, "rounds", 1)
     if seeds is not None and seed != 0:
         raise ValueError(f"give seed or seeds; got {seed!r} and {seeds!r}")
-    partitions = _partitions(data)
+    partitions = listed_partitions(data)
     several = len(partitions) > 1 and federation.private
     # The noise for an epsilon depends on how many samples clients have.
     parts = [

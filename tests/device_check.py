@@ -26,11 +26,11 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
+from jaxfl.blocks import run_block
 from jaxfl.data import Dirichlet, RootData, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
 from jaxfl.numerics import rows
-from jaxfl.simulation import run_block
 
 CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
 DIM = FEATURES * 10 + 10

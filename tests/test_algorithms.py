@@ -34,6 +34,7 @@ from jaxfl import (
     Uniform,
     Zeno,
 )
+from jaxfl.blocks import run_rounds
 from jaxfl.clients import Message
 from jaxfl.data import from_arrays
 from jaxfl.fairness import QFFL
@@ -42,7 +43,6 @@ from jaxfl.optimizers import Adagrad
 from jaxfl.participation import Poisson
 from jaxfl.plan import make_plan
 from jaxfl.privacy import CentralPrivacy, ExamplePrivacy
-from jaxfl.simulation import run_rounds
 from jaxfl.state import init_state
 from jaxfl.types import Context
 

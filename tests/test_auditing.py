@@ -11,6 +11,7 @@ from helpers import ragged
 
 from jaxfl import IPM, FedAvg, Federation, FedSGD, Mean, Median, MessagePrivacy, Poisson, SignFlip
 from jaxfl.auditing import Audit, Canaries, _lower, audit
+from jaxfl.blocks import run_rounds
 from jaxfl.clients import SCAFFOLD
 from jaxfl.component import Scalar
 from jaxfl.data import from_arrays
@@ -20,7 +21,6 @@ from jaxfl.participation import Uniform
 from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
 from jaxfl.privacy.deployment import ATTACK_FIRST
-from jaxfl.simulation import run_rounds
 from jaxfl.state import init_state
 
 ROUNDS = 5

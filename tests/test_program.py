@@ -16,8 +16,8 @@ from jaxfl import (
     Poisson,
     Simulation,
 )
+from jaxfl.blocks import run_block
 from jaxfl.models import MLP, Softmax
-from jaxfl.simulation import run_block
 
 EVERYTHING = Federation(
     algorithm=FedSGD(batch_size=4, momentum=0.9),

@@ -27,11 +27,11 @@ from jaxfl import (
     TrimmedMean,
 )
 from jaxfl.attacks.informed import mean_of_known
+from jaxfl.blocks import run
 from jaxfl.component import capability
 from jaxfl.data import Dirichlet, from_arrays, synthetic
 from jaxfl.models import Softmax
 from jaxfl.plan import make_plan
-from jaxfl.simulation import run
 from jaxfl.types import Aggregated, Info
 
 DATASET = synthetic(samples=200, features=6, classes=4)

@@ -1,0 +1,65 @@
+"""What a simulation is given: one or one for each seed, checked before anything runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfl.component import seed_of
+from jaxfl.data.dataset import FederatedData
+from jaxfl.federation import Federation
+
+
+def checked_seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
+    """The seeds of a simulation, or one clear error."""
+    if np.ndim(seeds) != 1 or len(seeds) == 0:
+        raise ValueError(f"seeds must be a list of integers, at least one seed; got {seeds!r}")
+    return [seed_of(seed) for seed in seeds]
+
+
+def partitions_and_parts(
+    federation: Federation | Sequence[Federation],
+    data: FederatedData | Sequence[FederatedData],
+    runs: int,
+) -> tuple[list[FederatedData], list[Federation]]:
+    """The partitions and the federations of a simulation, or one clear error."""
+    partitions = listed_partitions(data)
+    parts = list(federation) if isinstance(federation, Sequence) else [federation]
+    for given, what in ((data, "partitions"), (federation, "federations")):
+        if isinstance(given, Sequence) and len(given) != runs:
+            raise ValueError(f"got {len(given)} {what} for {runs} seeds")
+    return partitions, parts
+
+
+def check_devices(devices: Any) -> None:
+    """Raises ValueError unless it is None or a list of devices."""
+    listed = isinstance(devices, Sequence) and not isinstance(devices, str)
+    if devices is not None and not (
+        listed and devices and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise ValueError(
+            f"devices must be a list of JAX devices, such as jax.devices(); got {devices!r}"
+        )
+
+
+def listed_partitions(data: FederatedData | Sequence[FederatedData]) -> list[FederatedData]:
+    """The partitions as a list, or one clear error."""
+    partitions = list(data) if isinstance(data, Sequence) else [data]
+    for part in partitions:
+        if not isinstance(part, FederatedData):
+            raise ValueError(
+                "data must be FederatedData: call dataset.split(partition, clients) or "
+                f".by_client(); got {type(part).__name__}"
+            )
+    return partitions
+
+
+def stacked(parts: list[Federation]) -> Federation:
+    """One federation whose leaves lead by a seed axis; itself where there is one."""
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {jax.tree.structure(p): None for p in parts}
+    if len(shapes) > 1:
+        raise ValueError("federations of one simulation may differ only in leaves (numbers)")
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
