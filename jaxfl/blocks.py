@@ -1,7 +1,7 @@
 """Many rounds as one pure function: blocks of a ``scan``, and evaluation between them."""
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Integer
 
 from jaxfl.data.dataset import FederatedData
 from jaxfl.evaluation import Evaluation, evaluate
