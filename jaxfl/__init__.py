@@ -23,6 +23,7 @@ from jaxfl.participation import Cyclic as Cyclic
 from jaxfl.participation import Full as Full
 from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
+from jaxfl.plan import make_plan as make_plan
 from jaxfl.preaggregators import *
 from jaxfl.privacy import *
 from jaxfl.simulation import Simulation as Simulation

@@ -18,7 +18,6 @@ from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import schema
-from jaxfl.experiments.environment import StopSignals
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
@@ -31,6 +30,7 @@ from jaxfl.report.partition import plot_partition
 from jaxfl.report.plots import accuracy_plot, sweep_plot
 from jaxfl.report.progress import Watcher
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
+from jaxfl.signals import StopSignals
 
 TRACEBACK = "JAXFL_TRACEBACK"
 """Environment variable that asks for the traceback behind a one-line error."""
@@ -245,10 +245,21 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def print_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A warning of ours on one line, without the place in our code."""
-    if issubclass(category, UserWarning):
-        print(f"jaxfl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+def print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    """A warning on one line; with its place in the code unless it is meant for users."""
+    place = "" if issubclass(category, UserWarning) else f" ({filename}:{lineno})"
+    print(f"jaxfl: warning: {' '.join(str(message).split())}{place}", file=sys.stderr)
+
+
+def reason(error: Exception) -> str | None:
+    """What to say of an error; None where it is no mistake of the user's."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "out of memory: lower client_chunk, or run fewer seeds or candidates at once"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, ValueError | OSError) else None
 
 
 def main() -> None:
@@ -260,12 +271,10 @@ def main() -> None:
     except Interrupted as stopped:
         print(f"jaxfl: {stopped}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK):
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        text = reason(error)
+        if text is None or os.environ.get(TRACEBACK):
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename2 or error.filename}: {error.strerror}"
         print(f"jaxfl: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -230,9 +230,9 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if choices is not None and value not in choices:
         allowed = ", ".join(map(str, choices))
         raise ValueError(f"{owner}: {f.name} must be one of {allowed}; got {value!r}")
-    if not _finite(value):
+    if isinstance(value, np.ndarray) and not _finite(value):
         raise ValueError(f"{owner}: {f.name} must be finite; got {_show(value)}")
-    if value is None or not bounds or isinstance(value, Tracer | Component):
+    if value is None or isinstance(value, Tracer | Component):
         return
     holds = {
         "at_least": lambda b: np.all(np.asarray(value) >= b),
@@ -243,6 +243,8 @@ def _check_range(owner: str, f: dataclasses.Field, value: Any) -> None:
     if not all(holds[kind](bound) for kind, bound in bounds.items()):
         wanted = " and ".join(f"{kind.replace('_', ' ')} {bound}" for kind, bound in bounds.items())
         raise ValueError(f"{owner}: {f.name} must be {wanted}; got {_show(value)}")
+    if not _finite(value):
+        raise ValueError(f"{owner}: {f.name} must be finite; got {_show(value)}")
 
 
 def _finite(value: Any) -> bool:

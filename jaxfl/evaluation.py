@@ -39,6 +39,19 @@ class Evaluation(Struct):
     when they carry its trigger; None without a backdoor."""
 
 
+def named(evaluation: Evaluation) -> dict[str, Any]:
+    """What was measured, by the names of the log and of ``History.table``."""
+    found = {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "validation_accuracy": evaluation.validation_accuracy,
+        "attack_success": evaluation.attack_success,
+    }
+    if evaluation.fairness is not None:
+        found |= {f"client_{name}": value for name, value in vars(evaluation.fairness).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def evaluate(
     plan: Plan,
     data: FederatedData,

@@ -23,6 +23,8 @@ class Weighed(Struct):
     scale: Float[Array, ""]
     """Multiplies the aggregate; the updates too, before a rule that is not equivariant to scale."""
     state: State
+    h: Float[Array, " n"] | None = None
+    """The h_k of ``QFFL``, in units of the largest F_k^q; 0 for a client that has none."""
 
 
 class Fairness(Component):
@@ -106,7 +108,8 @@ class QFFL(Fairness):
         curvature += jnp.log(jnp.where(usable, squared_norms, 0).astype(dtype))
         log_h = self._capped(powers + jax.nn.softplus(curvature - logs), usable)
         scale = _inverse_mean(log_h, usable)
-        return Weighed(factors=jnp.exp(powers), scale=scale, state=state)
+        h = jnp.where(usable, jnp.exp(log_h), 0)
+        return Weighed(factors=jnp.exp(powers), scale=scale, state=state, h=h)
 
     def _capped(self, logs: Float[Array, " n"], usable: Bool[Array, " n"]) -> Float[Array, " n"]:
         """Logarithms of numbers limited to ``cap`` times their median."""

@@ -1,5 +1,7 @@
 """Sizes and choices that shape the program, found before anything is traced."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -41,6 +43,12 @@ def make_plan(
     cohort = federation.participation.cohort(population)
     if client_chunk is not None:
         client_chunk = integer(client_chunk, "client_chunk", 1)
+    if federation.byzantine == population > 0:
+        warnings.warn(
+            f"all {population} clients are Byzantine: no update is honest, and measures of honest "
+            "clients are NaN",
+            stacklevel=3,
+        )
     extra = {} if loss is None else {"loss": loss}
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
     inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)

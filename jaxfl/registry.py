@@ -137,8 +137,9 @@ def find(kind: type[Component], name: Any, where: str) -> type[Component]:
         module, _, attribute = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{where}: cannot import {name!r}: {error}") from None
+        except Exception as error:  # a user's module can raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{where}: cannot import {name!r}: {reason}") from error
         if not (isinstance(cls, type) and issubclass(cls, kind)):
             raise ValueError(f"{where}: {name!r} is not a {kind.__name__}")
         if inspect.isabstract(cls):

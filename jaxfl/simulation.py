@@ -1,6 +1,7 @@
 """Many rounds: blocks of a ``scan``, and evaluation between them."""
 
 import functools
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,8 +36,10 @@ from jaxfl.participation import Full, Participation
 from jaxfl.plan import make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
+from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange, minority_clients, run_round
+from jaxfl.signals import StopSignals
 from jaxfl.state import FederationState, Plan, init_state
 from jaxfl.types import PyTree
 
@@ -78,6 +81,9 @@ def run(
     evaluate_every: int,
 ) -> tuple[FederationState, RoundRecord, Evaluation]:
     """A whole run as one pure function: ``vmap`` it over seeds, partitions, hyper-parameters.
+
+    ``plan`` is ``jaxfl.make_plan(federation, data, model)``: the sizes that shape the program, and
+    the check that all parts fit together, which a traced run cannot make.
 
     ``rounds`` must be a multiple of ``evaluate_every``. Records have a leading axis of rounds,
     evaluations one of blocks.
@@ -137,6 +143,7 @@ class Simulation:
         loss: Loss | None = None,
     ) -> None:
         seeds = _seeds(seeds)
+        self.seeds = tuple(seeds)
         self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
         partitions, parts = _given(federation, data, len(seeds))
         check_way(way)
@@ -174,24 +181,31 @@ class Simulation:
             # Their mistakes show as they are traced: before anything is compiled.
             jax.eval_shape(self.block(1), self.federation, self.data, self.state)
 
-    def run(
-        self, rounds: int, progress: Callable[[Evaluation, RoundRecord], None] | None = None
-    ) -> History:
+    def run(self, rounds: int, progress: Progress = False) -> History:
         """Runs more rounds, from where the last call stopped.
 
-        ``progress`` is called after every block with its evaluation and records.
+        Ctrl-C ends the run after its block, with a warning: what has been done is returned, and
+        ``history.simulation.run`` goes on from there. A second Ctrl-C ends it at once.
+
+        ``progress`` is called after every block with its evaluation and records; True shows a bar.
         """
         rounds = integer(rounds, "rounds", 1)
         records, evaluations = [], []
         done = 0
-        while done < rounds:
-            length = min(self.evaluate_every, rounds - done)
-            record, evaluation = self.advance(length)
-            records.append(record)
-            evaluations.append(evaluation)
-            done += length
-            if progress is not None:
-                progress(evaluation, record)
+        with StopSignals(signal.SIGINT) as signals, follow(progress, rounds) as told:
+            while done < rounds and not signals.asked:
+                length = min(self.evaluate_every, rounds - done)
+                record, evaluation = self.advance(length)
+                records.append(record)
+                evaluations.append(evaluation)
+                done += length
+                told(evaluation, record)
+        if done < rounds:
+            warnings.warn(
+                f"stopped by Ctrl-C after {done} of {rounds} rounds; this history holds them, and "
+                f"history.simulation.run({rounds - done}) goes on",
+                stacklevel=2,
+            )
         axis = 1 if self.several else 0
         return History(
             records=jax.tree.map(lambda *x: np.concatenate(x, axis=axis), *records),
@@ -214,13 +228,25 @@ class Simulation:
 
     def evaluate(self) -> Evaluation:
         """How good the model is now."""
+        return self._evaluation(self.data, self.state)
+
+    def _evaluation(self, data: FederatedData, state: FederationState) -> Evaluation:
         # Without what evaluation does not read, all rules and attacks share one program.
         unread = ("optimizer", "clients", "attack", "aggregator", "server", "privacy", "fairness")
-        state = self.state.replace(**dict.fromkeys((*unread, "root"), ()))
+        state = state.replace(**dict.fromkeys((*unread, "root"), ()))
         program = self._program(
             _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor
         )
-        return program(None, self.data, state)
+        return program(None, data, state)
+
+    def measures(self) -> tuple[RoundRecord, Evaluation]:
+        """Shapes and types of what ``advance(1)`` would answer; computes nothing."""
+
+        def one(federation: Federation, data: FederatedData, state: FederationState) -> PyTree:
+            state, record = self.block(1)(federation, data, state)
+            return record, self._evaluation(data, state)
+
+        return jax.eval_shape(one, self.federation, self.data, self.state)
 
     def messages(self) -> Exchange:
         """The ``[n, d]`` updates of the next round, before and after the attack; takes no step."""
@@ -316,7 +342,7 @@ def _program(
 def simulate(
     *,
     model: Model | nnx.Module | Factory,
-    data: FederatedData,
+    data: FederatedData | Sequence[FederatedData],
     rounds: int,
     attack: Attack = NoAttack(),
     aggregator: Aggregator = Mean(),
@@ -328,11 +354,18 @@ def simulate(
     fairness: Fairness | None = None,
     noise_order: str = NOISE_FIRST,
     seed: int = 0,
+    seeds: Sequence[int] | np.ndarray | None = None,
     evaluate_every: int = 10,
-    progress: Callable[[Evaluation, RoundRecord], None] | None = None,
+    progress: Progress = False,
     **settings: Any,
 ) -> History:
     """Simulates a federation: the short way in.
+
+    With ``seeds`` in place of ``seed``, all of them run in one program, each on its own partition
+    if ``data`` is a list of as many; the history's arrays then lead by an axis of seeds.
+    ``progress=True`` shows a bar; a function is called after every block with its evaluation and
+    records. Ctrl-C ends the run after its block: the history so far is returned, with a warning,
+    and ``history.simulation.run`` goes on from there; a second Ctrl-C ends it at once.
 
     ``settings`` are those of ``Simulation``: ``client_chunk``, ``devices``, ``way``,
     ``client_accuracy``, ``loss``.
@@ -361,11 +394,23 @@ def simulate(
         noise_order=noise_order,
     )
     rounds = integer(rounds, "rounds", 1)
-    (part,) = _partitions(data)
-    federation = calibrate(federation, np.asarray(part.count), rounds)
-    for caveat in caveats(federation, rounds):
+    if seeds is not None and seed != 0:
+        raise ValueError(f"give seed or seeds; got {seed!r} and {seeds!r}")
+    partitions = _partitions(data)
+    several = len(partitions) > 1 and federation.private
+    # The noise for an epsilon depends on how many samples clients have.
+    parts = [
+        calibrate(federation, np.asarray(part.count), rounds)
+        for part in (partitions if several else partitions[:1])
+    ]
+    for caveat in caveats(parts[0], rounds):
         warnings.warn(f"privacy is not guaranteed: {caveat}", stacklevel=2)
     simulation = Simulation(
-        federation, data, model, seeds=(seed,), evaluate_every=evaluate_every, **settings
+        parts if several else parts[0],
+        data,
+        model,
+        seeds=(seed,) if seeds is None else seeds,
+        evaluate_every=evaluate_every,
+        **settings,
     )
     return simulation.run(rounds, progress)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from unittest import mock
 
 import jax
@@ -187,7 +188,7 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
         (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
         (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
         (["run", "small.toml", "--set", "rounds=3000000000"], "rounds must be at most 2147483647"),
-        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "seed must be at most"),
+        (["run", "small.toml", "--set", "sweep.seed=[4294967296]"], "at most 4294967295"),
     ],
 )
 def test_a_mistake_is_told_by_the_command_itself(
@@ -222,6 +223,42 @@ def test_clients_are_mapped_over_the_devices_that_are_asked_for(small, tmp_path,
     np.testing.assert_allclose(one.test, both.test, atol=0.021)  # of 50 samples, one
     refused = jaxfl(*words, "three", "--devices", "3", cwd=tmp_path, **two)
     assert "devices must be at most 2, as many as JAX has; got 3" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")],
+)
+def test_a_full_memory_is_one_line(small, monkeypatch, capsys, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "check", full)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("jaxfl: error: out of memory: lower client_chunk")
+    wrong = jax.errors.JaxRuntimeError("INTERNAL: a fault of the compiler")
+    monkeypatch.setattr(cli, "check", lambda *_: (_ for _ in ()).throw(wrong))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="fault"):
+        cli.main()
+
+
+def test_a_warning_is_one_line(small, monkeypatch, capsys):
+    def warn(*_):
+        warnings.simplefilter("always")  # within main, which puts it back
+        warnings.warn("one thing\nand another", UserWarning, stacklevel=1)
+        warnings.warn("overflow", RuntimeWarning, stacklevel=1)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "check", warn)
+    monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "jaxfl: warning: one thing and another"
+    assert second.startswith("jaxfl: warning: overflow (")
+    assert last == "jaxfl: error: enough"
 
 
 def test_list_and_show(tmp_path):

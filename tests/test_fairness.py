@@ -512,3 +512,19 @@ def test_minority_of_nobody_and_everybody():
     assert not minority(histogram, everyone, 0.0).any()
     with pytest.raises(ValueError, match=r"share must be at least 0 and at most 1; got 1\.5"):
         minority(histogram, everyone, 1.5)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_qffl_shows_its_h(gradients):
+    losses, squares, q, smooth = (
+        np.array([0.5, 2.0, 1.0, np.nan]),
+        np.array([1.0, 4, 9, 1]),
+        2.0,
+        3.0,
+    )
+    weighed = QFFL(q=q, lipschitz=smooth).weigh(
+        jnp.asarray(losses, jnp.float32), jnp.asarray(squares), gradients, (), Context.of(4)
+    )
+    c = 1 / smooth if gradients else smooth
+    h = losses**q * (1 + c * q * squares / losses) / 2.0**q
+    np.testing.assert_allclose(weighed.h, np.nan_to_num(h), rtol=1e-5)

@@ -11,7 +11,7 @@ import jaxfl
 
 PACKAGE = Path(jaxfl.__file__).parent
 ORDER = (
-    ("numerics", "component", "files", "_public"),
+    ("numerics", "component", "files", "signals", "_public"),
     ("types", "contracts"),
     ("models", "optimizers", "devices"),
     ("aggregators",),
@@ -22,7 +22,7 @@ ORDER = (
     ("state", "accounting", "record"),
     ("local_work",),
     ("plan", "round", "evaluation"),
-    ("history",),
+    ("history", "progress"),
     ("simulation",),
     ("auditing",),
     ("__init__", "registry"),

@@ -50,15 +50,22 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.fixture
+def shown():
+    return io.StringIO()
+
+
 def followed(clock, console, **options):
     """What is said of a cell that compiles for 8 s, runs 10 rounds in 2 s and 10 more in 1 s."""
     said = []
     with Watcher(schema.parse("x", copy.deepcopy(TABLE)), console, **options) as watcher:
         update = watcher._progress.update
-        watcher._progress.update = lambda task, **fields: (
-            said.append(fields.get("speed")),
-            update(task, **fields),
-        )
+
+        def listen(task, **fields):
+            said.append(fields.get("speed"))
+            update(task, **fields)
+
+        watcher._progress.update = listen
         cells = watcher._experiment.cells
         tick = watcher.watch(0, cells[0], 0)
         event = f"{progress.COMPILING}backend_compile_duration"
@@ -75,10 +82,10 @@ def followed(clock, console, **options):
     return [text for text in said if text.startswith("round")]
 
 
-def test_plain_lines_have_the_speed_and_an_estimate(clock):
-    console = Console(file=io.StringIO(), width=120)
+def test_plain_lines_have_the_speed_and_an_estimate(clock, shown):
+    console = Console(file=shown, width=120)
     followed(clock, console)
-    lines = console.file.getvalue().splitlines()
+    lines = shown.getvalue().splitlines()
     # 20 rounds of 2 seeds in the 3 s that nothing compiled; the other cell compiles as long.
     assert lines == [
         "2 cells, 2 runs each, in one program",
@@ -88,18 +95,18 @@ def test_plain_lines_have_the_speed_and_an_estimate(clock):
     ]
 
 
-def test_the_bar_says_compiling_while_it_compiles_and_does_not_count_it(clock):
-    said = followed(clock, Console(file=io.StringIO(), width=120, force_terminal=True))
+def test_the_bar_says_compiling_while_it_compiles_and_does_not_count_it(clock, shown):
+    said = followed(clock, Console(file=shown, width=120, force_terminal=True))
     assert said[:3] == ["round 0/20 preparing", "round 0/20 compiling", "round 0/20 running"]
     # 10 rounds x 2 seeds / 2 s; 5 of 10 clients take part in each.
     assert said[3] == "round 10/20  10 rounds/s  50 clients/s  accuracy 60.0%"
     assert said[4] == "round 20/20  20 rounds/s  100 clients/s  accuracy 60.0%"
 
 
-def test_quiet_says_nothing(clock):
-    console = Console(file=io.StringIO(), width=120)
+def test_quiet_says_nothing(clock, shown):
+    console = Console(file=shown, width=120)
     followed(clock, console, quiet=True)
-    assert console.file.getvalue() == ""
+    assert shown.getvalue() == ""
 
 
 def test_the_clock_of_compilation_is_that_of_jax():

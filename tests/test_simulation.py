@@ -1,12 +1,14 @@
 """Whole runs: seeds and hyper-parameters in one program, evaluation, own parts, errors."""
 
 import dataclasses
+import signal
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import rich.progress
 from flax import nnx
 from helpers import NumpySoftmax, client_arrays, ragged
 
@@ -433,3 +435,77 @@ def test_own_models_and_losses_are_tried_before_anything_runs(
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, RuntimeError), match=message):
         make_plan(Federation(), SMALL, model, **settings)
+
+
+def test_nobody_honest_is_worth_a_warning():
+    with pytest.warns(UserWarning, match="all 5 clients are Byzantine: no update is honest"):
+        Simulation(Federation(byzantine=5), SMALL, Softmax())
+
+
+def test_simulate_takes_several_seeds():
+    several = jaxfl.simulate(model=Softmax(), data=SMALL, rounds=2, seeds=[0, 1, 2])
+    assert several.records.loss.shape == (3, 2)
+    direct = Simulation(Federation(), SMALL, Softmax(), seeds=(0, 1, 2)).run(2)
+    np.testing.assert_array_equal(several.state.params, direct.state.params)
+    with pytest.raises(ValueError, match=r"give seed or seeds; got 1 and \[0, 1\]"):
+        jaxfl.simulate(model=Softmax(), data=SMALL, rounds=2, seed=1, seeds=[0, 1])
+
+
+def test_partitions_of_several_seeds_are_calibrated_one_by_one():
+    data = [ragged(sizes=(9, 9, 9)), ragged(sizes=(21, 3, 3))]
+    privacy = jaxfl.ExamplePrivacy(clip=1.0, epsilon=2.0, delta=1e-3)
+    parts = {"model": Softmax(), "privacy": privacy, "rounds": 1}
+    both = jaxfl.simulate(data=data, seeds=[0, 1], algorithm=FedSGD(batch_size=2), **parts)
+    noise = both.simulation.federation.privacy.noise_multiplier
+    for i in (0, 1):
+        alone = jaxfl.simulate(data=data[i], algorithm=FedSGD(batch_size=2), **parts)
+        assert noise[i] == alone.simulation.federation.privacy.noise_multiplier
+    assert noise[0] != noise[1]
+
+
+def test_ctrl_c_leaves_what_was_done():
+    simulation = Simulation(Federation(), SMALL, Softmax(), evaluate_every=1)
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(evaluation, record):
+        if evaluation.round == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.warns(UserWarning, match=r"after 2 of 5 rounds; .*simulation.run\(3\) goes on"):
+        history = simulation.run(5, interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    rest = history.simulation.run(3)
+    whole = Simulation(Federation(), SMALL, Softmax(), evaluate_every=1).run(5)
+    assert history.records.loss.shape == (2,)
+    np.testing.assert_array_equal(rest.state.params, whole.state.params)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once():
+    simulation = Simulation(Federation(), SMALL, Softmax(), evaluate_every=1)
+
+    def twice(evaluation, record):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulation.run(5, twice)
+
+
+def test_a_bar_says_that_it_compiles(monkeypatch, capsys):
+    seen = []
+    update = rich.progress.Progress.update
+    add = rich.progress.Progress.add_task
+    monkeypatch.setattr(
+        rich.progress.Progress,
+        "add_task",
+        lambda self, text, **rest: seen.append(text) or add(self, text, **rest),
+    )
+    monkeypatch.setattr(
+        rich.progress.Progress,
+        "update",
+        lambda self, task, **rest: seen.append(rest["description"]) or update(self, task, **rest),
+    )
+    history = Simulation(Federation(), SMALL, Softmax(), evaluate_every=1).run(2, progress=True)
+    accuracies = [f"round {i + 1}/2  test accuracy {a:.1%}" for i, a in enumerate(history.accuracy)]
+    assert seen == ["round 0/2  compiling", *accuracies]
+    assert "round 2/2" in capsys.readouterr().out

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxfl.accounting.releases import PLD, RDP, STEP, deployment, exact, worst
+from jaxfl.component import integer
 from jaxfl.federation import Federation
 from jaxfl.privacy.base import Privacy
-from jaxfl.privacy.deployment import Deployment
+from jaxfl.privacy.deployment import Deployment, Release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,7 @@ def guarantee(
       ValueError: an unknown accountant, a step that is none, noise that is still to be
         calibrated, or a mechanism that does not declare what it releases.
     """
-    if accountant not in (PLD, RDP):
-        raise ValueError(f"accountant must be {PLD} or {RDP}; got {accountant!r}")
+    _check_accountant(accountant)
     if not 0 < discretisation < 1:
         raise ValueError(f"discretisation must be above 0 and below 1; got {discretisation!r}")
     if not federation.private:
@@ -91,6 +91,46 @@ def guarantee(
         trust=privacy.trusts,
         caveats=found,
     )
+
+
+def gaussian_epsilon(
+    *,
+    noise_multiplier: float,
+    steps: int,
+    delta: float,
+    rate: float = 1.0,
+    accountant: str = PLD,
+) -> float:
+    """Epsilon of so many releases with Gaussian noise, for planning: no federation is needed.
+
+    Args:
+      noise_multiplier: standard deviation of the noise in units of the sensitivity, above 0.
+      steps: releases in all, at least 1.
+      delta: above 0 and below 1.
+      rate: probability that the protected one is in a release (Poisson sampling), up to 1.
+      accountant: as for ``guarantee``.
+
+    Raises:
+      ValueError: a number out of its range, an unknown accountant.
+
+    >>> round(gaussian_epsilon(noise_multiplier=4.0, steps=9, delta=1e-5), 2)
+    3.15
+    """
+    steps = integer(steps, "steps", 1)
+    for name, value, within, wanted in (
+        ("noise_multiplier", noise_multiplier, noise_multiplier < math.inf, "finite"),
+        ("delta", delta, delta < 1, "below 1"),
+        ("rate", rate, rate <= 1, "at most 1"),
+    ):
+        if not (value > 0 and within):
+            raise ValueError(f"{name} must be above 0 and {wanted}; got {value!r}")
+    _check_accountant(accountant)
+    return worst([Release(float(noise_multiplier), steps, float(rate))], delta, accountant)
+
+
+def _check_accountant(accountant: str) -> None:
+    if accountant not in (PLD, RDP):
+        raise ValueError(f"accountant must be {PLD} or {RDP}; got {accountant!r}")
 
 
 def caveats(federation: Federation, rounds: int) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.aggregators.mixing import (
     C,
     PreAggregator,
+    by_client,
     context_of,
     measure_mixed,
     mix_block,
@@ -167,7 +168,7 @@ class Aggregator(Component):
         self, updates: PyTree, *, context: Context | None = None, state: State = None
     ) -> Aggregated:
         """Like a call, but returns ``Aggregated``: the update, the new memory and the Info."""
-        updates = _by_client(type(self).__name__, updates)
+        updates = by_client(type(self).__name__, updates)
         leaves = jax.tree.leaves(updates)
         sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
         if len(sizes) != 1 or 0 in sizes:
@@ -199,30 +200,16 @@ class Aggregator(Component):
                     f"{type(self).__name__} needs the server's data: "
                     f"pass context=Context.of(n, {given})"
                 )
+        dim = sum(np.size(leaf) for leaf in leaves) // n
+        for what in ("root_update", "params"):
+            given = getattr(context, what)
+            if given is not None and getattr(given, "shape", None) != (dim,):
+                found = getattr(given, "shape", type(given).__name__)
+                raise ValueError(
+                    f"{type(self).__name__}: {what} of the context must be one vector of d = {dim} "
+                    f"numbers, as ravel_pytree makes of an update; got {found}"
+                )
         return _inspect(self, updates, context, state)
-
-
-def _by_client(name: str, updates: PyTree) -> PyTree:
-    """Updates that lead by the client axis: a list of clients' vectors stacked, or one error.
-
-    A plain list is what other libraries take the clients as, and would be a pytree of n layers.
-    """
-    if type(updates) in (list, tuple):
-        shapes = {np.shape(row) if hasattr(row, "shape") else type(row).__name__ for row in updates}
-        lengths = [shape for shape in shapes if isinstance(shape, tuple) and len(shape) == 1]
-        if len(shapes) != 1 or len(lengths) != 1:
-            got = ", ".join(sorted(map(str, shapes))) or "nothing"
-            raise ValueError(
-                f"{name}: a list of updates must be of vectors of one length, one per client, "
-                f"and a pytree of layers a dict; got a list of {got}"
-            )
-        return jnp.stack([jnp.asarray(row) for row in updates])
-    if getattr(updates, "ndim", 2) == 1:
-        raise ValueError(
-            f"{name}: updates must be a matrix [n, d], a row per client; got one vector of shape "
-            f"{np.shape(updates)}"
-        )
-    return updates
 
 
 @jax.jit

@@ -4,13 +4,15 @@ import abc
 from collections.abc import Sequence
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
-from jaxfl.types import Context, Info
+from jaxfl.types import Context, Info, PyTree
 
 C = TypeVar("C", bound=Component)
 
@@ -53,6 +55,30 @@ class PreAggregator(Component):
     def rows(self, n: int) -> int:
         """How many rows are handed on."""
         return n
+
+    def __call__(self, updates: PyTree, *, context: Context | None = None) -> Float[Array, "m d"]:
+        """The mixed rows of a matrix ``[n, d]`` or of a list of n vectors, for a notebook.
+
+        A row that is not usable is NaN. In a ``Pipeline`` these rows are never formed.
+
+        Raises:
+          ValueError: the updates are no such matrix of floats, or too few.
+
+        >>> jaxfl.Bucketing(size=1)(jnp.array([[1.0, 2], [3, 4]])).tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
+        """
+        name = type(self).__name__
+        matrix = by_client(name, updates)
+        shape = getattr(matrix, "shape", type(matrix).__name__)
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] < 1:
+            raise ValueError(
+                f"{name}: updates must be a matrix [n, d], a row per client; got {shape}"
+            )
+        if not jnp.issubdtype(matrix.dtype, jnp.floating):
+            raise ValueError(f"{name}: updates must be floating-point; got {matrix.dtype}")
+        n = shape[0]
+        self.check(n)
+        return _mixed(self, jnp.asarray(matrix), Context.of(n) if context is None else context)
 
     @abc.abstractmethod
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
@@ -112,6 +138,38 @@ def measure_mixed(
         now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
         mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
     return (measured.about_origin(now) if origin else now), mixing
+
+
+@jax.jit
+def _mixed(stage: PreAggregator, updates: Array, context: Context) -> Array:
+    none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+    statistics, mixing = measure_mixed((stage,), updates, none, context, frozenset())
+    assert mixing is not None
+    mixed = mix_block(updates.astype(mixing.dtype), mixing)
+    return jnp.where(statistics.usable[:, None], mixed, jnp.nan).astype(updates.dtype)
+
+
+def by_client(name: str, updates: PyTree) -> PyTree:
+    """Updates that lead by the client axis: a list of clients' vectors stacked, or one error.
+
+    A plain list is what other libraries take the clients as, and would be a pytree of n layers.
+    """
+    if type(updates) in (list, tuple):
+        shapes = {np.shape(row) if hasattr(row, "shape") else type(row).__name__ for row in updates}
+        lengths = [shape for shape in shapes if isinstance(shape, tuple) and len(shape) == 1]
+        if len(shapes) != 1 or len(lengths) != 1:
+            got = ", ".join(sorted(map(str, shapes))) or "nothing"
+            raise ValueError(
+                f"{name}: a list of updates must be of vectors of one length, one per client, "
+                f"and a pytree of layers a dict; got a list of {got}"
+            )
+        return jnp.stack([jnp.asarray(row) for row in updates])
+    if getattr(updates, "ndim", 2) == 1:
+        raise ValueError(
+            f"{name}: updates must be a matrix [n, d], a row per client; got one vector of shape "
+            f"{np.shape(updates)}"
+        )
+    return updates
 
 
 def mix_block(

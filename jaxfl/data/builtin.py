@@ -81,17 +81,52 @@ def from_arrays(
 ) -> Dataset:
     """The user's own arrays as a data set; ``client_ids`` says whose each training sample is.
 
+    There are as many classes as the largest label says.
+
     Raises:
-      ValueError: lengths do not agree, or labels are not integers from 0.
+      ValueError: lengths do not agree, inputs are not finite real numbers, labels are not integers
+        from 0 or there are more classes than samples.
     """
-    if len(labels) == 0:
-        raise ValueError(f"{name}: there are no training samples")
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    test_inputs, test_labels = np.asarray(test_inputs), np.asarray(test_labels)
+    for part, given, own in (("training", inputs, labels), ("test", test_inputs, test_labels)):
+        if given.ndim == 0 or own.ndim != 1:
+            raise ValueError(
+                f"{name}: {part} data must be inputs [N, ...] and labels [N]; "
+                f"got shapes {given.shape} and {own.shape}"
+            )
+        if len(own) == 0:
+            raise ValueError(f"{name}: there are no {part} samples")
+        _check_inputs(f"{name}: {part} inputs", given)
+        if not np.issubdtype(own.dtype, np.integer):
+            raise ValueError(f"{name}: labels must be integers; got {own.dtype}")
+    classes = int(max(labels.max(), test_labels.max())) + 1
+    samples = len(labels) + len(test_labels)
+    if classes > samples:
+        raise ValueError(
+            f"{name}: labels number the classes from 0, so the label {classes - 1} means {classes} "
+            f"classes, more than the {samples} samples; number them anew, such as by "
+            "np.unique(labels, return_inverse=True)"
+        )
     return Dataset(
         name=name,
-        inputs=np.asarray(inputs),
-        labels=np.asarray(labels),
-        test_inputs=np.asarray(test_inputs),
-        test_labels=np.asarray(test_labels),
-        classes=int(max(np.max(labels), np.max(test_labels))) + 1,
+        inputs=inputs,
+        labels=labels,
+        test_inputs=test_inputs,
+        test_labels=test_labels,
+        classes=classes,
         client_ids=None if client_ids is None else np.asarray(client_ids),
     )
+
+
+def _check_inputs(what: str, inputs: np.ndarray) -> None:
+    kind = inputs.dtype
+    if not jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.complexfloating):
+        raise ValueError(f"{what} must be real numbers; got {kind}")
+    if jnp.issubdtype(kind, jnp.floating):
+        bad = np.any(~np.isfinite(inputs.reshape(len(inputs), -1)), axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{what} must be finite; {int(bad.sum())} of {len(bad)} samples are not, first "
+                f"sample {int(bad.argmax())}"
+            )

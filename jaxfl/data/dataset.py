@@ -105,6 +105,16 @@ class Dataset:
                     f"got {low}..{high}"
                 )
 
+        if self.client_ids is not None:
+            self._check_owners(self.client_ids)
+
+    def _check_owners(self, owners: np.ndarray) -> None:
+        if owners.shape != self.labels.shape:
+            raise ValueError(
+                f"{self.name}: need one client id per training sample; "
+                f"got {owners.shape} for {self.labels.shape}"
+            )
+
     def hold_out(self, share: float, seed: int = 0) -> "Dataset":
         """Moves a random share of the training samples to the validation set, once and for all."""
         count = round(share * len(self.labels))
@@ -236,11 +246,7 @@ class Dataset:
         The server owns what would be the share of one more client, of the number ``clients``.
         Samples that are ``held`` are not trained on: their owner's accuracy is measured on them.
         """
-        if len(owners) != len(self.labels):
-            raise ValueError(
-                f"{self.name}: need one client id per training sample; "
-                f"got {len(owners)} for {len(self.labels)}"
-            )
+        self._check_owners(owners)
         tested = np.zeros(len(owners), bool) if held is None else held
         # Training samples of all clients, then what they hold out, then the server's.
         place = np.where(owners == clients, 2 * clients, owners + clients * tested)

@@ -1,14 +1,12 @@
-"""What a run depended on besides its experiment, and signals that ask it to stop."""
+"""What a run depended on besides its experiment."""
 
 import datetime
 import os
 import platform
-import signal
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -54,30 +52,3 @@ def _revision() -> str:
         return git("rev-parse", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a wish that the run asks for; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

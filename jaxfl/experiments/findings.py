@@ -54,8 +54,10 @@ def findings(experiment: Experiment) -> list[Finding]:
     Raises:
       ValueError: a claim that is not written as it should be.
     """
-    found = []
-    for number, table in enumerate(experiment.table.get("findings", [])):
+    found, tables = [], experiment.table.get("findings", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"findings must be a list of tables, [[findings]]; got {tables!r}")
+    for number, table in enumerate(tables):
         place = f"findings[{number}]"
         for key in table:
             if key not in KEYS:

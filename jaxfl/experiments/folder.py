@@ -29,6 +29,7 @@ import filelock
 import tomli_w
 
 from jaxfl.experiments import checkpoint
+from jaxfl.experiments.commit import Progress, read_progress
 from jaxfl.experiments.difference import NOT_SET, differences
 from jaxfl.experiments.environment import describe
 from jaxfl.experiments.log import Line, encode, length_before, read_log
@@ -42,26 +43,6 @@ OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "enviro
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
 RESULTS = ("summary.csv", "summary.md", "summary.tex", "accuracy.png", "sweep.png")
 """What is made of it at the end."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run is."""
-
-    cell: int = 0
-    """The cell under way; those before it are done."""
-    round: int = 0
-    """Rounds of that cell that are done."""
-    log_bytes: int = 0
-    """Length of ``rounds.jsonl`` up to there."""
-    log_digest: str = hashlib.sha256().hexdigest()
-    """SHA-256 of these bytes."""
-    checkpoint: str = ""
-    """Folder of the state after those rounds; empty at the start of a cell."""
-    digest: str = ""
-    """SHA-256 of that state."""
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Time taken by each cell."""
 
 
 class RunFolder:
@@ -239,7 +220,7 @@ class RunFolder:
         left = [name for name in OWN if (self.path / name).exists()]
         path = self.path / "experiment.toml"
         if "progress.json" in left:
-            known = _read_progress(self.path / "progress.json")
+            known = read_progress(self.path / "progress.json")
             if not (known.cell or known.round):
                 return None
             try:
@@ -297,7 +278,7 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of no run's numbers
         importable(json.loads((path / "environment.json").read_text())["modules"])
     experiment = parse(path.name, read(path / "experiment.toml"))
-    progress = _read_progress(path / "progress.json")
+    progress = read_progress(path / "progress.json")
     if progress.cell < len(experiment.cells):
         raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
     lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
@@ -308,13 +289,6 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
         for i, cell in enumerate(experiment.cells)
     ]
     return experiment, conclude(results)
-
-
-def _read_progress(path: Path) -> Progress:
-    try:
-        return Progress(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _delete(path: Path) -> None:

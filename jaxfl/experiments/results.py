@@ -11,7 +11,7 @@ from scipy import stats
 from jaxfl.accounting import Meter, caveats, guarantee
 from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
-from jaxfl.evaluation import Evaluation
+from jaxfl.evaluation import Evaluation, named
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.log import Line
 from jaxfl.federation import Federation
@@ -157,15 +157,7 @@ def lines_of(
     """
     fields = [f.name for f in dataclasses.fields(record)]  # pyright: ignore[reportArgumentType]
     columns = {name: np.atleast_2d(np.asarray(getattr(record, name))) for name in fields}
-    ends = {
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "validation_accuracy": evaluation.validation_accuracy,
-        "attack_success": evaluation.attack_success,
-    }
-    if evaluation.fairness is not None:
-        ends |= {f"client_{name}": getattr(evaluation.fairness, name) for name in FAIRNESS}
-    ends = {name: np.atleast_1d(v) for name, v in ends.items() if v is not None}
+    ends = {name: np.atleast_1d(value) for name, value in named(evaluation).items()}
     length = columns["loss"].shape[1]
     lines = []
     for run, (candidate, seed) in enumerate(cell.runs):

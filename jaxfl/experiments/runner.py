@@ -102,17 +102,7 @@ def run_experiment(
             datasets[key] = cell.load()
         return datasets[key]
 
-    reasons = [not_applicable(cell) for cell in experiment.cells]
-    left = [
-        cell
-        for index, cell in enumerate(experiment.cells)
-        if reasons[index] is None and index >= folder.progress.cell
-    ]
-    _check_sizes(left, load)
-    reasons = [
-        reason or unreachable(cell, load)
-        for reason, cell in zip(reasons, experiment.cells, strict=True)
-    ]
+    reasons = _reasons(folder, load)
     for index, cell in enumerate(experiment.cells):
         reason = reasons[index]
         if reason is None and index >= folder.progress.cell:
@@ -121,9 +111,24 @@ def run_experiment(
             folder.commit(index + 1, 0)
         if reason is not None:
             yield not_run(cell, reason)
+        elif index not in folder.lines:
+            raise ValueError(f"{folder.path} is damaged: cell {index + 1} is done, but not logged")
         else:
             seconds = folder.progress.seconds.get(str(index), 0.0)
             yield result_of(cell, folder.lines[index], seconds)
+
+
+def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | None]:
+    """Why each cell does not apply, or None; refuses those to be run that cannot fit."""
+    cells = folder.experiment.cells
+    reasons = [not_applicable(cell) for cell in cells]
+    left = [
+        cell
+        for index, cell in enumerate(cells)
+        if reasons[index] is None and index >= folder.progress.cell
+    ]
+    _check_sizes(left, load)
+    return [reason or unreachable(cell, load) for reason, cell in zip(reasons, cells, strict=True)]
 
 
 def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None:
@@ -133,8 +138,14 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
     checked = set()
     for cell in cells:
         data, participation = load(cell), cell.federation.participation
-        size = (repr(cell.data), participation, cell.model, cell.clients, len(cell.runs))
-        size += (cell.devices,)
+        size = (
+            repr(cell.data),
+            participation,
+            cell.model,
+            cell.clients,
+            len(cell.runs),
+            cell.devices,
+        )
         if size not in checked:
             check_memory(cell, data)
             checked.add(size)

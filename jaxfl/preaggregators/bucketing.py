@@ -16,6 +16,8 @@ class Bucketing(PreAggregator):
 
     ceil(n / size) rows go on; the last group may be smaller. Up to f of them are contaminated,
     so the next rule keeps its f. Rows dropped as non-finite are left out of their group's mean.
+    Row i goes to group ``jax.random.permutation(context.key, n)[i] // size``; a call takes
+    ``context=Context.of(n, key=...)``.
 
     Needs that of the next rule, of ceil(n / size) rows. Cost: one read of the matrix.
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",

@@ -496,6 +496,19 @@ def test_the_context_must_be_of_as_many_clients():
         Mean()(np.ones((5, 3), np.float32), context=Context.of(4))
 
 
+@pytest.mark.parametrize(
+    ("known", "got"),
+    [
+        ({"root_update": np.ones(4, np.float32)}, r"root_update .* d = 3 numbers.*got \(4,\)"),
+        ({"root_update": {"w": np.ones(3, np.float32)}}, "root_update .* d = 3 .*; got dict"),
+        ({"params": np.ones((1, 3), np.float32)}, r"params .* d = 3 numbers.*; got \(1, 3\)"),
+    ],
+)
+def test_vectors_of_the_context_have_the_size_of_an_update(known, got):
+    with pytest.raises(ValueError, match=f"Mean: {got}"):
+        Mean()(np.ones((5, 3), np.float32), context=Context.of(5, **known))
+
+
 @each(NAMED)
 def test_half_precision_loses_no_more_than_its_rounding(name):
     """Statistics are float32 or better: selections are those of the same numbers in float32."""

@@ -151,3 +151,34 @@ def test_what_is_no_partition_is_refused(partition, monkeypatch):
         sources.digits().split(partition, clients=2)
     with pytest.raises(ValueError, match=r"clients must be an integer, at least 1; got 2\.5"):
         sources.digits().split(IID(), clients=2.5)
+
+
+X, Y = np.ones((6, 2), np.float32), np.arange(6) % 3
+
+
+def with_value(value):
+    changed = X.copy()
+    changed[4, 1] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": with_value(np.nan)}, "training inputs must be finite; 1 of 6 .* sample 4"),
+        ({"test_inputs": with_value(np.inf)}, "test inputs must be finite; 1 of 6"),
+        ({"inputs": X.astype(str)}, "training inputs must be real numbers; got <U"),
+        ({"inputs": X.astype(object)}, "training inputs must be real numbers; got object"),
+        ({"test_inputs": X.astype(complex)}, "test inputs must be real numbers; got complex"),
+        ({"labels": Y.astype(float)}, "labels must be integers; got float64"),
+        ({"labels": np.array([0, 1, 2, 0, 1, 10**9])}, "1000000001 classes, more than the 12 sam"),
+        ({"labels": -Y}, r"training labels must lie in 0..2; got -2..0"),
+        ({"labels": Y[:, None]}, r"labels \[N\]; got shapes \(6, 2\) and \(6, 1\)"),
+        ({"test_labels": Y[:0]}, "there are no test samples"),
+        ({"client_ids": np.arange(4)}, r"one client id per training sample; got \(4,\) for \(6,\)"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(changes, message):
+    given = {"inputs": X, "labels": Y, "test_inputs": X, "test_labels": Y} | changes
+    with pytest.raises(ValueError, match=f"own data: .*{message}"):
+        sources.from_arrays(**given)

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import references
@@ -21,6 +22,7 @@ from jaxfl.aggregators import (
     TrimmedMean,
 )
 from jaxfl.preaggregators import ARC, NNM, Bucketing
+from jaxfl.registry import PREAGGREGATORS
 from jaxfl.types import Aggregated, Context, Info
 
 pytestmark = pytest.mark.grouped_by("name")
@@ -290,3 +292,48 @@ def scales_of_arc(x, n, f):
 def test_rules_are_checked_for_the_rows_they_get():
     with pytest.raises(ValueError, match="TrimmedMean needs n > 2f clients; got n = 6, f = 3"):
         Pipeline(pre=(Bucketing(size=2),), rule=TrimmedMean(f=3))(draw())
+
+
+@pytest.mark.parametrize("name", sorted(PREAGGREGATORS))
+def test_a_call_shows_the_rows_that_a_rule_gets(name):
+    stage = PREAGGREGATORS[name].example(f=2)
+    x = np.random.default_rng(4).normal(size=(12, 30)).astype(np.float32)
+    mixed = stage(x)
+    assert mixed.shape == (stage.rows(12), 30)
+    piped = Pipeline(pre=[stage], rule=Mean(weighted=False))(x)
+    np.testing.assert_allclose(mixed.mean(axis=0), piped, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(stage(list(x)), mixed)
+
+
+def test_the_rows_of_a_call_are_those_of_numpy():
+    x = np.random.default_rng(4).normal(size=(7, 5)).astype(np.float32)
+    distances = ((x[:, None] - x[None]) ** 2).sum(axis=-1)
+    expected = np.stack([x[np.argsort(row)[:5]].mean(axis=0) for row in distances])
+    np.testing.assert_allclose(NNM(f=2)(x), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        (np.ones(3, np.float32), r"NNM: updates must be a matrix \[n, d\]"),
+        (np.ones((3, 2, 2), np.float32), r"NNM: updates must be a matrix.*got \(3, 2, 2\)"),
+        (np.ones((0, 2), np.float32), r"NNM: updates must be a matrix.*got \(0, 2\)"),
+        ({"a": np.ones((3, 2))}, "NNM: updates must be a matrix.*got dict"),
+        (np.ones((3, 2), int), "NNM: updates must be floating-point; got int"),
+        ([np.ones(3), np.ones(2)], "NNM: a list of updates must be of vectors of one length"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(updates, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        NNM(f=0)(updates)
+
+
+def test_the_key_of_a_context_decides_the_buckets():
+    x = np.random.default_rng(4).normal(size=(7, 5)).astype(np.float32)
+    for seed in (1, 2):
+        key = jax.random.key(seed)
+        bucket = np.asarray(jax.random.permutation(key, 7)) // 3
+        expected = [x[bucket == b].mean(axis=0) for b in range(3)]
+        got = Bucketing(size=3)(x, context=Context.of(7, key=key))
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

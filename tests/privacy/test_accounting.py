@@ -1,12 +1,15 @@
 """Epsilon, against dp-accounting called directly, known values, and plain composition."""
 
 import math
+import re
 
 import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld, rdp
 from helpers import ragged
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 import jaxfl
 from jaxfl import (
@@ -22,7 +25,7 @@ from jaxfl import (
     Poisson,
     Uniform,
 )
-from jaxfl.accounting import Meter, calibrate, guarantee
+from jaxfl.accounting import Meter, calibrate, gaussian_epsilon, guarantee
 from jaxfl.clients import SCAFFOLD
 from jaxfl.fairness import QFFL
 from jaxfl.participation import Cyclic
@@ -417,3 +420,49 @@ def test_a_run_whose_guarantee_does_not_hold_warns():
             rounds=1,
             privacy=MessagePrivacy(noise_multiplier=0.1),
         )
+
+
+def test_epsilon_of_gaussian_noise_needs_no_federation():
+    """Against the exact formula without sampling, and Renyi's at whole orders with it."""
+    got = gaussian_epsilon(noise_multiplier=4.0, steps=9, delta=1e-5)
+    mu = math.sqrt(9) / 4.0
+    delta = norm.cdf(mu / 2 - got / mu) - math.exp(got) * norm.cdf(-mu / 2 - got / mu)
+    assert delta == pytest.approx(1e-5, rel=1e-3)
+
+    rate, sigma, steps = 0.05, 1.5, 200
+    orders = np.arange(2, 65)
+    divergence = [
+        logsumexp(
+            [
+                math.log(math.comb(a, k))
+                + (a - k) * math.log(1 - rate)
+                + k * math.log(rate)
+                + k * (k - 1) / (2 * sigma**2)
+                for k in range(a + 1)
+            ]
+        )
+        / (a - 1)
+        for a in orders
+    ]
+    bound = steps * np.array(divergence) + np.log1p(-1 / orders)
+    renyi = np.min(bound - np.log(1e-5 * orders) / (orders - 1))
+    asked = {"noise_multiplier": sigma, "rate": rate, "steps": steps, "delta": 1e-5}
+    assert gaussian_epsilon(**asked, accountant="rdp") == pytest.approx(renyi, rel=0.01)
+    assert 0.7 * renyi < gaussian_epsilon(**asked) < renyi
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise_multiplier": 0.0}, "noise_multiplier must be above 0 and finite; got 0.0"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier must be above 0 and finite; got nan"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier must be above 0 and finite; got inf"),
+        ({"rate": 1.5}, "rate must be above 0 and at most 1; got 1.5"),
+        ({"delta": 1.0}, "delta must be above 0 and below 1; got 1.0"),
+        ({"steps": 0}, "steps must be an integer, at least 1; got 0"),
+        ({"accountant": "zcdp"}, "accountant must be pld or rdp; got 'zcdp'"),
+    ],
+)
+def test_numbers_of_no_mechanism_are_refused(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gaussian_epsilon(**({"noise_multiplier": 1.0, "steps": 1, "delta": 1e-5} | change))

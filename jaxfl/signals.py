@@ -1,0 +1,42 @@
+"""Ctrl-C that waits for the end of a block."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopSignals:
+    """Turns signals into a wish that the run asks for; a second one ends it at once.
+
+    Use as a context manager. Outside the main thread, where Python takes no signals, it does
+    nothing.
+
+    Args:
+      numbers: of the signals; Ctrl-C and SIGTERM unless given.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self.asked = False
+        self._numbers = numbers or (signal.SIGINT, signal.SIGTERM)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

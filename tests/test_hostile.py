@@ -1,0 +1,288 @@
+"""Inputs that nobody should give: each ends with one clear line, none with a traceback."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxfl import cli
+from jaxfl.experiments import schema
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.runner import run_experiment
+
+pytestmark = pytest.mark.slow
+
+HEAD = """
+rounds = 2
+evaluate_every = 1
+byzantine = 1
+model = "softmax"
+"""
+DATA = """
+[data]
+name = "synthetic"
+clients = 4
+samples = 40
+features = 2
+classes = 2
+"""
+GOOD = HEAD + DATA
+MODULE = """
+from jaxfl import Mean
+class Half(Mean):
+    pass
+"""
+COMMANDS = [
+    ([""], "No such command"),
+    (["fly"], "No such command"),
+    (["run"], "Missing argument"),
+    (["run", ""], "experiment"),
+    (["run", "nope.toml"], "no such file"),
+    (["run", "nope/nope"], "no such file"),
+    (["run", "."], "is a folder"),
+    (["run", "x" * 5000], "File name too long"),
+    (["run", "quickstart\n"], "quickstart"),
+    (["run", "-1"], "No such option"),
+    (["run", "good.toml", "good.toml"], "unexpected extra argument"),
+    (["run", "good.toml", "--out", "good.toml"], "is a file"),
+    (["run", "good.toml", "--out", "good.toml/x"], "Not a directory"),
+    (["run", "good.toml", "--out", "x" * 300], "File name too long"),
+    (["run", "good.toml", "--out", ""], "another experiment|is in use|holds|Is a directory|done"),
+    (["run", "good.toml", "--resume", "--force"], "give one of them"),
+    (["run", "good.toml", "--reduced"], "has no reduced version"),
+    (["run", "good.toml", "--set"], "requires an argument"),
+    (["run", "good.toml", "--set", ""], "KEY=VALUE"),
+    (["run", "good.toml", "--set", "="], "KEY=VALUE"),
+    (["run", "good.toml", "--set", "rounds"], "KEY=VALUE"),
+    (["run", "good.toml", "--set", "=3"], "KEY=VALUE"),
+    (["run", "good.toml", "--set", "rounds="], "rounds must be an integer"),
+    (["run", "good.toml", "--set", "rounds=1e3"], "rounds must be an integer"),
+    (["run", "good.toml", "--set", "rounds=0x"], "rounds must be an integer"),
+    (["run", "good.toml", "--set", "rounds=99999999999999999999"], "rounds must be at most"),
+    (["run", "good.toml", "--set", "rounds=" + "9" * 5000], "rounds must be an integer"),
+    (["run", "good.toml", "--set", "a.b.c=1"], "unknown name 'a'"),
+    (["run", "good.toml", "--set", ".=1"], "unknown name ''"),
+    (["run", "good.toml", "--set", "rounds.x=1"], "rounds is not a table"),
+    (["run", "good.toml", "--set", "model={"], "not valid TOML"),
+    (["run", "good.toml", "--set", "sweep=3"], "sweep must be a table of lists"),
+    (["run", "good.toml", "--set", "sweep.attack=3"], "sweep.attack must be a list"),
+    (["run", "good.toml", "--set", "sweep.=[1]"], "unknown name ''"),
+    (["run", "good.toml", "--set", "sweep.sweep=[1]"], "sweep"),
+    (["run", "good.toml", "--set", "sweep.model=['softmax','softmax']"], "two cells are both"),
+    (["run", "good.toml", "--set", "attack='ipm"], "not valid TOML"),
+    (["run", "good.toml", "--set", "attack=" + "[" * 3000], "not valid TOML"),
+    (["run", "good.toml", "--set", "aggregator='no.such:Thing'"], "cannot import"),
+    (["run", "good.toml", "--set", "aggregator=':'"], "cannot import"),
+    (["run", "good.toml", "--set", "aggregator='..:x'"], "cannot import"),
+    (["run", "good.toml", "--set", "aggregator='broken:Half'"], "cannot import"),
+    (["run", "good.toml", "--set", "aggregator='raises:Half'"], "cannot import"),
+    (["run", "good.toml", "--set", "aggregator='mine:Nothing'"], "cannot import"),
+    (["run", "good.toml", "--devices", "many"], "devices must be an integer"),
+    (["run", "good.toml", "--devices", "-1"], "devices must be an integer"),
+    (["run", "good.toml", "--devices", "1000000"], "devices must be at most"),
+    (["run", "good.toml", "--way", "[/red]"], "way: "),
+    (["run", "good.toml", "--data-dir", "nowhere", "--set", "data.name=mnist"], "data.samples"),
+    (["show"], "Missing argument"),
+    (["show", "nope"], "no experiment and no file"),
+    (["show", "good.toml", "--set", "rounds=-1"], "rounds must be"),
+    (["list", "all"], "unexpected extra argument"),
+    (["rules", "[/red]"], "unknown name"),
+    (["rules", ""], "unknown name"),
+    (["compare"], "Missing argument"),
+    (["compare", "nowhere"], "holds no run"),
+    (["compare", "good.toml"], "holds no run"),
+    (["compare", "[/red]"], "holds no run"),
+    (["data", "[/red]"], "unknown name"),
+    (["data", "digits", "--clients", "0", "--partition", "iid"], "clients must be"),
+    (["data", "digits", "--clients", "1000000000", "--partition", "iid"], "clients"),
+    (["data", "digits", "--clients", "x"], "valid integer"),
+    (["data", "digits", "--seed", "-1", "--partition", "dirichlet"], "seed|dirichlet|needs"),
+    (["data", "digits", "--partition", "{name="], "not valid TOML"),
+    (["data", "digits", "--partition", "[1,"], "not valid TOML"),
+    (["data", "digits", "--partition", "3"], "write a name or a table"),
+    (["data", "digits", "--partition", "{name='dirichlet',alpha=-1}"], "alpha must be"),
+    (["data", "digits", "--partition", "{name='dirichlet',alpha=nan}"], "alpha must be"),
+    (["data", "digits", "--partition", "iid", "--out", "."], "Is a directory|busy"),
+    (["data", "digits", "--partition", "iid", "--out", "good.toml/x"], "good.toml"),
+]
+TEXTS = [
+    ("", "data is missing"),
+    ("\ufeffrounds = 2", "not valid TOML"),
+    ("rounds = 2\nrounds = 3", "not valid TOML"),
+    ("rounds = " + "9" * 5000, "not valid TOML"),
+    ("x = " + "[" * 2000 + "]" * 2000, "not valid TOML"),
+    ("x = " + "{a=" * 300 + "1" + "}" * 300, "unknown name 'x'"),
+    ("a" + ".a" * 3000 + " = 1", "unknown name 'a'"),
+    ('title = "a\\u0000b"\n' + GOOD, "title must be one line"),
+    ('title = "a\\nb"\n' + GOOD, "title must be one line"),
+    ("title = 3\n" + GOOD, "title must be a string"),
+    ("title = 2020-01-01\n" + GOOD, "title must be a string"),
+    ("rounds = 2020-01-01\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
+    ("rounds = inf\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
+    ("rounds = nan\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
+    ("rounds = [2]\nmodel = 'softmax'\n" + DATA, "rounds must be an integer"),
+    ("seed = -1\n" + GOOD, "seed must be an integer"),
+    ("seed = 4294967296\n" + GOOD, "at most 4294967295"),
+    ("validation = 1.0\n" + GOOD, "validation must be"),
+    ("validation = 0.999999\n" + GOOD, "must leave samples"),
+    ("client_chunk = 0\n" + GOOD, "client_chunk must be"),
+    ("checkpoint_every = 0.5\n" + GOOD, "checkpoint_every must be"),
+    ("noise_order = []\n" + GOOD, "noise_order must be"),
+    ("devices = true\n" + GOOD, "devices must be"),
+    ("way = 3\n" + GOOD, "way must be one of"),
+    ("findings = 3\n" + GOOD, "findings must be"),
+    ("findings = [3]\n" + GOOD, "findings"),
+    ("reduced = 3\n" + GOOD, "reduced must be a table"),
+    ("sweep = []\n" + GOOD, "sweep must be a table of lists"),
+    (GOOD + "[sweep]\nseed = [0, 0]", "must not name a seed twice"),
+    (GOOD + "[sweep]\nseed = ['a']", "seed must be an integer"),
+    (GOOD + "[sweep]\nrounds = [[1]]", "rounds must be an integer"),
+    (GOOD + "[sweep]\n'data.data.data' = [1]", "unknown name 'data'"),
+    (GOOD + "[sweep]\nrounds = " + str(list(range(1, 20_000))), "19,999 combinations"),
+    (GOOD + "[tune]\nrounds = [1, 2]", "set validation"),
+    ("validation = 0.2\n" + GOOD + "[tune]\nrounds = [1, 2]", "can be tuned"),
+    ("validation = 0.2\n" + GOOD + "[tune]\ntitle = ['a', 'b']", "tune|title|done"),
+    (GOOD.replace('"softmax"', "{ name = 'mlp', hidden = [1000000000] }"), "parameters"),
+    (GOOD.replace('"softmax"', "{ name = 'mlp', hidden = [] }"), "hidden|done"),
+    (GOOD.replace('"softmax"', "{ name = 'mlp', hidden = [0] }"), "hidden"),
+    (GOOD.replace('"softmax"', "{ name = 'mlp', hidden = [-1] }"), "hidden"),
+    (GOOD.replace('"softmax"', "'cnn'"), "images|image|shape"),
+    (GOOD.replace("samples = 40", "samples = 10000000000000"), "GiB"),
+    (GOOD.replace("classes = 2", "classes = 1000000000000"), "GiB"),
+    (GOOD.replace("samples = 40", "samples = 0"), "samples"),
+    (GOOD.replace("features = 2", "features = -2"), "features"),
+    (GOOD.replace("classes = 2", "classes = 1"), "classes|done"),
+    (GOOD.replace("clients = 4", "clients = 41"), "clients|samples"),
+    (GOOD.replace("clients = 4", "clients = 4000000000"), "data.clients must be at most"),
+    (GOOD.replace('"synthetic"', "3"), "data.name"),
+    (GOOD.replace("byzantine = 1", "byzantine = 4") + "[aggregator]\nname = 'krum'", "Krum needs"),
+    (GOOD + "[aggregator]\nname = 'krum'\nf = 1e400", "f must be an integer"),
+    (GOOD + "[aggregator]\nname = 'pipeline'\npre = [[]]\nrule = 'mean'", "write a name"),
+    (GOOD + "[optimizer]\nname = 'sgd'\nlearning_rate = nan", "learning_rate"),
+    (GOOD + "[optimizer]\nname = 'sgd'\nlearning_rate = '1'", "learning_rate"),
+    (GOOD + "[attack]\nname = 'combined'", "attack"),
+    (GOOD + "[attack]\nname = 'ipm'\nscale = -inf", "scale"),
+    (GOOD + "[algorithm]\nname = 'fedsgd'\nbatch_size = 100000000000", "batch_size|done"),
+    (GOOD + "[privacy]\nname = 'central'\nepsilon = 1e-300", "done"),
+]
+
+
+FILES = [
+    ("progress.json", b"", "progress.json is damaged"),
+    ("progress.json", b"[]", "progress.json is damaged"),
+    ("progress.json", b"null", "progress.json is damaged"),
+    ("progress.json", b"\xff\xfe", "progress.json is damaged"),
+    ("progress.json", b'{"cell": "a"}', "progress.json is damaged"),
+    ("progress.json", b'{"cell": -1, "round": 1}', "progress.json is damaged"),
+    ("progress.json", b'{"cell": 1, "round": 1.5}', "progress.json is damaged"),
+    ("progress.json", b'{"cell": 1, "log_bytes": 1000000000000}', "is shorter than"),
+    ("progress.json", b'{"cell": 1, "log_bytes": -1}', "progress.json is damaged"),
+    ("progress.json", b'{"cell": 1, "seconds": 3}', "progress.json is damaged"),
+    ("progress.json", b'{"cell": 1, "checkpoint": "../../.."}', "progress.json is damaged"),
+    ("progress.json", b"[" * 100_000, "progress.json is damaged"),
+    ("progress.json", None, "holds|damaged|directory"),
+    ("experiment.toml", b"", "another experiment"),
+    ("experiment.toml", b"\xff", "missing or damaged"),
+    ("experiment.toml", None, "missing or damaged"),
+    ("progress.json", b'{"cell": 1}', "cell 1 is done, but not logged"),
+    ("progress.json", b'{"round": true}', "progress.json is damaged|done"),
+    ("rounds.jsonl", b"", "is shorter than"),
+    ("rounds.jsonl", b"x" * 100_000, "its sum is not"),
+    ("rounds.jsonl", None, "is shorter than"),
+    ("environment.json", b"\x00", "done"),
+    ("environment.json", b'{"modules": [3]}', "done"),
+    (".lock", None, "directory"),
+    ("summary.csv", None, "directory"),
+    ("accuracy.png", None, "directory"),
+]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, text in (("mine", MODULE), ("broken", "def"), ("raises", "1 / 0")):
+        Path(f"{name}.py").write_text(text)
+    Path("good.toml").write_text(GOOD)
+
+
+def ends_well(capsys, monkeypatch, arguments, expected):
+    """One line that names what is wrong, or, where that may be, a finished run."""
+    monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    errors = capsys.readouterr().err
+    if ended.value.code in (0, None):
+        assert "done" in expected.split("|"), "it ran"
+        return
+    assert ended.value.code == 2
+    assert "Traceback" not in errors
+    assert re.search(expected, errors), errors
+    if not errors.startswith(("Usage: ", "Error: ")):  # Typer's own, of several lines
+        assert errors.startswith("jaxfl: error: ")
+        assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("arguments", "expected"), COMMANDS)
+def test_a_hostile_command(capsys, monkeypatch, arguments, expected):
+    ends_well(capsys, monkeypatch, arguments, expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS)
+def test_a_hostile_experiment(capsys, monkeypatch, text, expected):
+    Path("hostile.toml").write_text(text, encoding="utf-8")
+    words = ["run", "hostile.toml", "--out", "out", "--quiet"]
+    ends_well(capsys, monkeypatch, words, expected)
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), FILES)
+@pytest.mark.parametrize("command", ["resume", "compare"])
+def test_a_hostile_folder(capsys, monkeypatch, run_once, name, content, expected, command):
+    shutil.copytree(run_once, "out")
+    victim = Path("out") / name
+    victim.unlink(missing_ok=True)
+    if content is None:
+        victim.mkdir()
+    else:
+        victim.write_bytes(content)
+    words = ["run", "good.toml", "--out", "out", "--quiet", "--resume"]
+    if command == "compare":
+        words, expected = (
+            ["compare", "out", "out"],
+            f"{expected}|done|missing|no run|valid|directory",
+        )
+    ends_well(capsys, monkeypatch, words, expected)
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "good.toml").write_text(GOOD)
+    with RunFolder(folder / "out", schema.load(str(folder / "good.toml"))) as opened:
+        list(run_experiment(opened, lambda *_: lambda *_: None))
+    return folder / "out"
+
+
+def test_there_are_many():
+    assert len(COMMANDS) + len(TEXTS) + 2 * len(FILES) >= 150
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: path.symlink_to(path), "no such file"),
+        (lambda path: path.symlink_to("nowhere"), "no such file"),
+        (lambda path: path.write_bytes(os.urandom(4096)), "not valid TOML"),
+        (lambda path: path.write_bytes(GOOD.encode("utf-16")), "not valid TOML"),
+        (lambda path: path.mkdir(), "is a folder"),
+    ],
+)
+def test_a_hostile_file(capsys, monkeypatch, make, expected):
+    make(Path("hostile.toml"))
+    ends_well(capsys, monkeypatch, ["run", "hostile.toml"], expected)
