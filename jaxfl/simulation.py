@@ -126,8 +126,7 @@ class Simulation:
             state = init(parts[0], seeds[0])
         self.state: FederationState = copy_to(state, devices)
         if any(map(has_own_code, parts)):
-            # Their mistakes show as they are traced: before anything is compiled.
-            jax.eval_shape(self.block(1), self.federation, self.data, self.state)
+            self.measures()  # their mistakes show as they are traced: before anything is compiled
 
     def run(self, rounds: int, progress: Progress = False) -> History:
         """Runs more rounds, from where the last call stopped.
@@ -178,21 +177,22 @@ class Simulation:
         """How good the model is now."""
         return self._evaluation(self.data, self.state)
 
-    def _evaluation(self, data: FederatedData, state: FederationState) -> Evaluation:
+    def _evaluation(self, data: FederatedData, state: FederationState, **where: Any) -> Evaluation:
         # Without what evaluation does not read, all rules and attacks share one program.
         unread = ("optimizer", "clients", "attack", "aggregator", "server", "privacy", "fairness")
         state = state.replace(**dict.fromkeys((*unread, "root"), ()))
         program = self._program(
-            _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor
+            _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor, **where
         )
         return program(None, data, state)
 
     def measures(self) -> tuple[RoundRecord, Evaluation]:
         """Shapes and types of what ``advance(1)`` would answer; computes nothing."""
+        block = self._program(run_rounds, rounds=1, devices=None)
 
         def one(federation: Federation, data: FederatedData, state: FederationState) -> PyTree:
-            state, record = self.block(1)(federation, data, state)
-            return record, self._evaluation(data, state)
+            state, record = block(federation, data, state)
+            return record, self._evaluation(data, state, devices=None)
 
         return jax.eval_shape(one, self.federation, self.data, self.state)
 

@@ -23,6 +23,7 @@ ORDER = (
     ("local_work",),
     ("plan", "round", "evaluation"),
     ("history", "progress"),
+    ("blocks", "given"),
     ("simulation",),
     ("auditing",),
     ("__init__", "registry"),
