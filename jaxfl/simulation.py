@@ -188,7 +188,7 @@ class Simulation:
 
     def measures(self) -> tuple[RoundRecord, Evaluation]:
         """Shapes and types of what ``advance(1)`` would answer; computes nothing."""
-        block = self._program(run_rounds, rounds=1, devices=None)
+        block = self._program(run_rounds, donate=(2,), rounds=1, devices=None)
 
         def one(federation: Federation, data: FederatedData, state: FederationState) -> PyTree:
             state, record = block(federation, data, state)

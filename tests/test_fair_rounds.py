@@ -71,7 +71,9 @@ def test_q_fedsgd_takes_the_papers_steps():
     np.testing.assert_allclose(after[0], plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [FLTrust(), SignMajority()], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [FLTrust(), pytest.param(SignMajority(), marks=pytest.mark.slow)], ids=repr
+)
 def test_a_rule_that_sets_the_length_sets_it_under_fairness_too(rule):
     """The step was n / sum_k h_k times as long: up to n times, where one loss is large."""
     data = synthetic(samples=200, features=4, classes=3).split(

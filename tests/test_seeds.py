@@ -28,6 +28,8 @@ from jaxfl.types import Spec
 SMALL = {"signguard": 1, "signguard_sim": 2, "signguard_dist": 2}
 RULES = {n: r for n, r in every_rule(f=2).items() if "+" not in n or n == "arc+nnm+krum"}
 
+OF_EACH_KIND = ("krum", "mea_med", "mean", "signguard", "signguard_dist", "arc+nnm+krum")
+
 
 def branches(jaxpr) -> int:
     """How many ``cond`` there are, in loops and inner functions too."""
@@ -41,7 +43,10 @@ def branches(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in OF_EACH_KIND else pytest.mark.slow) for n in sorted(RULES)],
+)
 def test_every_rule_branches_for_several_seeds_as_for_one(name):
     spec = Spec(population=12, cohort=12, dim=40)
     rule = RULES[name]

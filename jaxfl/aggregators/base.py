@@ -201,7 +201,8 @@ class Aggregator(Component):
                     f"pass context=Context.of(n, {given})"
                 )
         dim = sum(np.size(leaf) for leaf in leaves) // n
-        for what in ("root_update", "params"):
+        reads = {"root_update": "update" in self.needs_root, "params": self.follows_model}
+        for what in (name for name, read in reads.items() if read):
             given = getattr(context, what)
             if given is not None and getattr(given, "shape", None) != (dim,):
                 found = getattr(given, "shape", type(given).__name__)

@@ -95,8 +95,16 @@ FROM_ZERO = {"centered_clipping", "nnm+centered_clipping"}
 """Start at v = 0 and take three steps of at most tau = 3."""
 
 
+THREE = ("arc+nnm+krum", "bucketing+median", "nnm+trimmed_mean")
+"""Of the pipelines, those that ``make test`` holds to everything; the others run in test-all."""
+
+
 def each(names):
-    return pytest.mark.parametrize("name", sorted(names))
+    exhaustive = COMBINED.keys() - THREE
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(n, marks=pytest.mark.slow if n in exhaustive else ()) for n in sorted(names)],
+    )
 
 
 every_rule = each(RULES)
@@ -216,7 +224,16 @@ def below_highest(name, n):
     return products_below_highest(compiled.lower(RULES[name], x, start(RULES[name], x), known))
 
 
-@each(RULES.keys() - MODEL)
+OF_EACH_KIND = ("caf", "geometric_median", "krum", "mea_med", "median", "smea", "arc+nnm+krum")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
+        for name in sorted(RULES.keys() - MODEL)
+    ],
+)
 def test_every_product_is_of_the_highest_precision(name):
     """With fewer bits, as GPUs and TPUs take by default, centres and radii would be wrong."""
     assert not below_highest(name, N)
@@ -505,8 +522,11 @@ def test_the_context_must_be_of_as_many_clients():
     ],
 )
 def test_vectors_of_the_context_have_the_size_of_an_update(known, got):
-    with pytest.raises(ValueError, match=f"Mean: {got}"):
-        Mean()(np.ones((5, 3), np.float32), context=Context.of(5, **known))
+    rule = FLTrust() if "root_update" in known else ByzantineSGD()
+    context = Context.of(5, **known)
+    with pytest.raises(ValueError, match=f"{type(rule).__name__}: {got}"):
+        rule(np.ones((5, 3), np.float32), context=context)
+    Mean()(np.ones((5, 3), np.float32), context=context.replace(root_update=np.ones(4, "f4")))
 
 
 @each(NAMED)

@@ -99,7 +99,9 @@ def test_expansion_and_contraction(top):
 
 
 @every_defence
-@pytest.mark.parametrize("direction", ["std", "unit", "sign"])
+@pytest.mark.parametrize(
+    "direction", ["std", *(pytest.param(d, marks=pytest.mark.slow) for d in ("unit", "sign"))]
+)
 def test_agr_tailored_is_the_worst_of_its_line(name, direction):
     x, defence = draw(), DEFENCES[name]
     rows = known(x, "full")
@@ -113,7 +115,7 @@ def test_agr_tailored_is_the_worst_of_its_line(name, direction):
 
 
 @every_defence
-@pytest.mark.parametrize("search", ["grid", "expansion"])
+@pytest.mark.parametrize("search", ["grid", pytest.param("expansion", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("cls", "fixed"), [(OptimizedALIE, ALIE), (OptimizedIPM, IPM)])
 def test_optimised_attacks_hurt_no_less_than_fixed_ones(cls, fixed, search, name):
     x, defence = draw(), DEFENCES[name]

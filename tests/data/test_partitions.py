@@ -271,7 +271,7 @@ def test_a_huge_alpha_is_even():
         ),
         (
             lambda: Dirichlet(alpha=float("inf")),
-            "Dirichlet: alpha must be finite; got inf",
+            "alpha must be above 0 and at most 1000000000.0; got inf",
         ),
         (lambda: Shards(per_client=0), "Shards: per_client must be at least 1; got 0"),
         (lambda: Shards(per_client=1.5), "Shards: per_client must be an integer; got 1.5"),
@@ -280,7 +280,7 @@ def test_a_huge_alpha_is_even():
         (lambda: BiasGroups(q=-0.1), "BiasGroups: q must be at least 0 and at most 1; got -0.1"),
         (
             lambda: GammaSimilarity(gamma=float("nan")),
-            "GammaSimilarity: gamma must be finite; got nan",
+            "GammaSimilarity: gamma must be at least 0 and at most 1; got nan",
         ),
         (
             lambda: QuantityDirichlet(alpha=-1),

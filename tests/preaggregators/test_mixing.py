@@ -195,7 +195,7 @@ def mix_explicitly(chain, x):
     return x
 
 
-@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("offset", [pytest.param(0, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize(("chain", "rule"), PAIRS)
 def test_pipeline_equals_mixing_first(chain, rule, offset):
     x = draw() + np.float32(offset)
