@@ -40,6 +40,7 @@ ENTRIES = [
     Entry("MoNNA", "distances", lambda f: rules.MoNNA(f=f), "MoNNA"),
     Entry("MDA", "distances", lambda f: rules.MDA(f=f), "MDA", gram=True),
     Entry("SMEA", "spectral", lambda f: rules.SMEA(f=f), "SMEA", gram=True),
+    Entry("MinimumVariance", "distances", lambda f: rules.MinimumVariance(f=f), gram=True),
     Entry("CAF", "spectral", lambda f: rules.CAF(f=f), "CAF", gram=True),
     Entry(
         "GeometricMedian (32 steps; ByzFL 3)",

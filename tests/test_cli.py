@@ -318,7 +318,7 @@ def test_a_label_in_brackets_is_not_markup(tmp_path):
     changes = "sweep={'model.hidden' = [[4], [8]]}"
     path = tmp_path / "small.toml"
     path.write_text(SMALL.replace('model = "softmax"', 'model = "mlp"'))
-    done = jaxfl("run", path, "--set", changes, cwd=tmp_path)
+    done = ask("run", path, "--set", changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "│ [4] " in done.stdout
 

@@ -26,6 +26,7 @@ from jaxfl.aggregators.loss_rejection import LossRejection as LossRejection
 from jaxfl.aggregators.mda import MDA as MDA
 from jaxfl.aggregators.mean import Mean as Mean
 from jaxfl.aggregators.mean import Oracle as Oracle
+from jaxfl.aggregators.minimum_variance import MinimumVariance as MinimumVariance
 from jaxfl.aggregators.mixing import PreAggregator as PreAggregator
 from jaxfl.aggregators.monna import MoNNA as MoNNA
 from jaxfl.aggregators.norms import CGE as CGE

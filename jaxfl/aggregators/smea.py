@@ -22,6 +22,11 @@ MOST_SUBSETS = 100_000
 _POWER_STEPS = 24
 
 
+def searches_all(n: int, f: int) -> bool:
+    """Whether there are few enough sets of n - f rows to search all of them."""
+    return math.comb(n, f) <= MOST_SUBSETS
+
+
 @functools.cache
 def left_out(n: int, f: int) -> np.ndarray:
     """All choices of f of n rows to leave out; those kept are in lexicographic order."""
@@ -160,7 +165,7 @@ class SMEA(WeightingRule):
 
     def exact(self, n: int) -> bool:
         """Whether the set chosen among n updates is sure to have the smallest top eigenvalue."""
-        return math.comb(n, self.f) <= MOST_SUBSETS
+        return searches_all(n, self.f)
 
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")

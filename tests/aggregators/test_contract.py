@@ -227,13 +227,18 @@ def below_highest(name, n):
 OF_EACH_KIND = ("caf", "geometric_median", "krum", "mea_med", "median", "smea", "arc+nnm+krum")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
-        for name in sorted(RULES.keys() - MODEL)
-    ],
-)
+def mostly_slow(names):
+    """One rule of each kind in ``make test``, the others in test-all."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=() if n in OF_EACH_KIND else pytest.mark.slow)
+            for n in sorted(names)
+        ],
+    )
+
+
+@mostly_slow(RULES.keys() - MODEL)
 def test_every_product_is_of_the_highest_precision(name):
     """With fewer bits, as GPUs and TPUs take by default, centres and radii would be wrong."""
     assert not below_highest(name, N)
@@ -289,7 +294,9 @@ def test_inspect_equals_aggregate(name):
 
 
 @every_rule
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32", "float64"]
+)
 def test_types_and_state_survive_a_scan(name, dtype):
     """scan itself refuses a state whose structure, shape or type changes."""
     rule = RULES[name]
@@ -529,7 +536,7 @@ def test_vectors_of_the_context_have_the_size_of_an_update(known, got):
     Mean()(np.ones((5, 3), np.float32), context=context.replace(root_update=np.ones(4, "f4")))
 
 
-@each(NAMED)
+@mostly_slow(NAMED)
 def test_half_precision_loses_no_more_than_its_rounding(name):
     """Statistics are float32 or better: selections are those of the same numbers in float32."""
     x = jnp.asarray(draw(), jnp.bfloat16)

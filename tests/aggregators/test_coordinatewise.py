@@ -71,7 +71,7 @@ def test_many_columns_are_reduced_in_blocks(name):
     np.testing.assert_allclose(rule(x), reference(x), rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("f", [2, 9])
+@pytest.mark.parametrize("f", [pytest.param(2, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("rule", [TrimmedMean, MeaMed, Phocas])
 @pytest.mark.parametrize("n", [19, 70])
 def test_huge_values_cost_no_precision(rule, n, f):

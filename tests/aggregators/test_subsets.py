@@ -1,4 +1,4 @@
-"""MDA and SMEA against enumeration."""
+"""MDA, SMEA and the set of minimum variance against enumeration."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import both_types, close, draw, every_kind, inspect, random
 
-from jaxfl.aggregators import MDA, SMEA
+from jaxfl.aggregators import MDA, SMEA, MinimumVariance
 from jaxfl.aggregators.mda import small_diameter, smallest_diameter
 from jaxfl.aggregators.smea import left_out
 
@@ -32,6 +32,17 @@ def spreads(x, f):
         centred = x[s] - x[s].mean(0)
         top.append(np.linalg.eigvalsh(centred @ centred.T)[-1])
     return np.array(top)
+
+
+def variances(x, f):
+    return np.array([np.square(x[s] - x[s].mean(0)).sum() for s in subsets(len(x), f)])
+
+
+def greedy_variance(x, f):
+    distances, left = references.squared_distances(x), list(range(len(x)))
+    for _ in range(f):
+        del left[np.argmax(distances[np.ix_(left, left)].sum(1))]
+    return left
 
 
 def greedy_diameter(x, f):
@@ -55,7 +66,9 @@ def greedy_spread(x, f):
 
 @both_types
 @every_kind
-@pytest.mark.parametrize(("rule", "measure"), [(MDA, diameters), (SMEA, spreads)])
+@pytest.mark.parametrize(
+    ("rule", "measure"), [(MDA, diameters), (SMEA, spreads), (MinimumVariance, variances)]
+)
 def test_the_best_subset_wins(kind, rule, measure, double):
     x = draw(kind)
     for f in (1, 2, 5):
@@ -88,11 +101,12 @@ def kept_by(rule, x):
 
 
 @pytest.mark.parametrize("f", [2, 4])
-def test_the_first_of_equal_spreads_whatever_rounding_says(f):
+@pytest.mark.parametrize(("rule", "measure"), [(SMEA, spreads), (MinimumVariance, variances)])
+def test_the_first_of_equal_sets_whatever_rounding_says(rule, measure, f):
     """Points of a grid: copies and mirror images have equal spreads."""
     x = np.random.default_rng(1).integers(0, 2, size=(60, 9, 2))
-    for rows, kept in zip(x, kept_by(SMEA(f=f), jnp.float32(x) / 3), strict=True):
-        values = spreads(rows.astype(float), f)
+    for rows, kept in zip(x, kept_by(rule(f=f), jnp.float32(x) / 3), strict=True):
+        values = measure(rows.astype(float), f)
         first = np.flatnonzero(values <= values.min() + 1e-9)[0]
         assert list(np.flatnonzero(kept)) == subsets(9, f)[first]
 
@@ -126,9 +140,13 @@ def test_the_greedy_ways(double):
     assert list(np.flatnonzero(result.info.selected)) == greedy_diameter(x, 17)
     result = inspect(SMEA(f=17), x, double)
     assert list(np.flatnonzero(result.info.selected)) == greedy_spread(x, 17)
+    result = inspect(MinimumVariance(f=17), x, double)
+    assert list(np.flatnonzero(result.info.selected)) == greedy_variance(x, 17)
 
 
-@pytest.mark.parametrize("rule", [MDA(f=17), SMEA(f=17), MDA(f=5), SMEA(f=2)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [r(f=f) for r in (MDA, SMEA, MinimumVariance) for f in (2, 17)], ids=repr
+)
 def test_unusable_rows_go_first(rule):
     x = np.random.default_rng(0).normal(size=(41, 4)).astype(np.float32)
     x[[3, 30]] = np.nan
@@ -145,7 +163,7 @@ def test_a_tie_of_the_greedy_diameter_drops_the_later_row():
     np.testing.assert_array_equal(kept, [True, True, False])
 
 
-@pytest.mark.parametrize("rule", [MDA(f=0), SMEA(f=0)], ids=repr)
+@pytest.mark.parametrize("rule", [MDA(f=0), SMEA(f=0), MinimumVariance(f=0)], ids=repr)
 def test_one_row(rule):
     x = draw(random)[:1].astype(np.float32)
     np.testing.assert_array_equal(rule(x), x[0])

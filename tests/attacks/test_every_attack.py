@@ -148,7 +148,7 @@ def test_honest_rows_are_untouched_for_every_number_of_attackers(name):
 
 
 @every_attack
-@pytest.mark.parametrize("honest", [0, 1])
+@pytest.mark.parametrize("honest", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_nearly_nobody_is_honest(name, honest):
     """The simulation is legal, and what is sent finite."""
     x = draw(MOST)

@@ -58,6 +58,7 @@ def test_mnist_and_fashion_mnist_are_their_files(name, mean):
     assert summary.counts[0] == (5_923 if name == "mnist" else 6_000)
 
 
+@pytest.mark.slow
 def test_cifar10_is_its_files():
     folder = published("cifar10")
     dataset = sources.cifar10()
@@ -82,6 +83,7 @@ def test_cifar10_is_its_files():
     assert summary.test_counts == (1_000,) * 10
 
 
+@pytest.mark.slow
 def test_ag_news_is_its_files_in_words():
     folder = published("ag_news")
     whole = any(folder.glob("train.csv*"))

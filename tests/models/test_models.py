@@ -14,7 +14,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME", [(1, 1), (1, 1)], [(0, 2), (1, 0)]])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 2)])
-@pytest.mark.parametrize("kernel", [(3, 3), (2, 5)])
+@pytest.mark.parametrize("kernel", [pytest.param((3, 3), marks=pytest.mark.slow), (2, 5)])
 def test_convolution_and_its_gradients_equal_xlas(padding, strides, kernel):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 9, 11, 3)), jnp.float32)

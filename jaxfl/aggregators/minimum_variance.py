@@ -1,0 +1,112 @@
+"""Minimum-variance averaging."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxfl.aggregators.base import WeightingRule, needs_more_than
+from jaxfl.aggregators.smea import left_out, searches_all
+from jaxfl.aggregators.statistics import Statistics
+from jaxfl.component import capability, field
+from jaxfl.numerics.gram import tame_gram
+from jaxfl.numerics.rows import safe_ratio, squared_distances
+from jaxfl.types import Context, Info, State
+
+_ROUNDINGS = 64
+"""Sums that differ by no more than so many roundings are equal."""
+
+
+def least_variance(
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"], f: int
+) -> Bool[Array, " n"]:
+    """The n - f rows whose squared distances have the smallest sum; the first set on a tie.
+
+    Args:
+      distances: squared; whatever they are where a row is not usable.
+      usable: rows that may be kept; where there are fewer than n - f, any set is the answer.
+      f: how many rows are left out.
+
+    Cost: a product of the sets with the distances, O(C(n, f) n^2).
+    """
+    n = usable.shape[0]
+    table = jnp.asarray(left_out(n, f))
+    known = jnp.where(usable[:, None] & usable[None, :], distances, 0)
+    count = len(table)
+    block = max(1, min(count, 2**20 // n))
+    blocks = jnp.pad(table, ((0, -count % block), (0, 0))).reshape(-1, block, f)
+
+    def total(rows: Int[Array, "b f"]) -> Float[Array, " b"]:
+        keep = ~jnp.any(rows[:, :, None] == jnp.arange(n)[None, None], axis=1)
+        shares = keep.astype(known.dtype)
+        within = jnp.sum(shares * jnp.matmul(shares, known, precision="highest"), axis=1)
+        return jnp.where(jnp.any(keep & ~usable[None], axis=1), jnp.inf, within)
+
+    totals = jax.lax.map(total, blocks).reshape(-1)[:count]
+    least = jnp.min(totals)
+    first = jnp.argmax(totals <= least * (1 + _ROUNDINGS * jnp.finfo(known.dtype).eps))
+    return jnp.ones((n,), bool).at[table[first]].set(False)
+
+
+def small_variance(
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"], f: int
+) -> Bool[Array, " n"]:
+    """Rows of small variance, n - f, greedily: the row farthest from the others goes, f times.
+
+    Rows that are not usable go first; of equally far ones the last. Cost: O(f n^2).
+    """
+    n = usable.shape[0]
+    gone = n - jnp.sum(usable, dtype=jnp.int32)
+
+    def drop(t: Array | int, left: Array) -> Array:
+        inside = left[:, None] & left[None, :]
+        far = jnp.where(left, jnp.sum(jnp.where(inside, distances, 0), axis=1), -1)
+        most = jnp.max(far) * (1 - _ROUNDINGS * jnp.finfo(far.dtype).eps)
+        last = n - 1 - jnp.argmax((far >= most)[::-1])
+        return left & ((jnp.arange(n) != last) | (t >= f - gone))
+
+    return jax.lax.fori_loop(0, f, drop, usable)
+
+
+class MinimumVariance(WeightingRule):
+    """The mean of the n - f updates of smallest variance.
+
+    That is the set S of n - f clients with the smallest ``sum_{i, j in S} |x_i - x_j|^2``; among
+    equal ones the lexicographically first. Exact while there are at most 100,000 sets, C(n, f);
+    beyond, the update with the largest sum of squared distances to those left is dropped f times,
+    an approximation (``exact`` tells). Needs n > 2f; f = 0 is the mean.
+
+    Cost: three reads of the matrix, n^2 d multiply-adds, and O(C(n, f) n^2) or O(f n^2). Fails:
+    ALIE-sized shifts within the honest variance.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine
+    tolerant gradient descent", NeurIPS 2017, section 1, as what Krum makes affordable.
+
+    >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
+    >>> MinimumVariance(f=1)(updates).round(2)
+    Array([2., 2.], dtype=float32)
+    """
+
+    f: int = field(at_least=0)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
+
+    def exact(self, n: int) -> bool:
+        """Whether the set chosen among n updates is sure to have the smallest variance."""
+        return searches_all(n, self.f)
+
+    def check(self, n: int) -> None:
+        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
+
+    def weigh(
+        self, statistics: Statistics, state: State, context: Context
+    ) -> tuple[Float[Array, " n"], Info]:
+        assert statistics.gram is not None
+        m = statistics.usable.shape[0]
+        selected, dtype = statistics.usable, statistics.gram.dtype
+        if self.f > 0:
+            gram, usable = tame_gram(jax.lax.stop_gradient(statistics.gram), selected)
+            choose = least_variance if self.exact(m) else small_variance
+            selected = usable & choose(squared_distances(gram, usable), usable, self.f)
+        weights = selected.astype(dtype)
+        weights = safe_ratio(weights, jnp.sum(weights))
+        return weights, Info(selected=selected, weights=weights)
