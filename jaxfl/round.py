@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl import metrics
 from jaxfl.aggregators import Mean
@@ -214,13 +214,18 @@ def _attack_phase(
     assert context.byzantine is not None
     privacy, own, weighed = federation.privacy, work.messages.update, None
     mechanism_last = privacy.on_messages and federation.noise_order == ATTACK_FIRST
+    early, weights = _weigh(federation, state, context, own, work)
     if not mechanism_last:
-        own, weighed = _weigh(federation, state, context, own, work)
+        own, weighed = early, weights
     defence = Defence(
         aggregator=federation.aggregator,
         state=state.aggregator,
         context=context.replace(key=keys.probe),
         start=federation.aggregator.init(plan.spec),
+        privacy=privacy,
+        memory=state.privacy,
+        noise=_noise_keys(keys.probe, context) if mechanism_last else None,
+        factors=weights.factors if weights and mechanism_last else None,
     )
     sent, memory = attack_rows(
         federation.attack,
@@ -234,12 +239,17 @@ def _attack_phase(
         state.ranks.at[context.client_ids].get(mode="clip"),
     )
     if mechanism_last:
-        noise = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, context.client_ids)
+        noise = _noise_keys(keys.noise, context)
         sent = by_columns(jax.vmap(privacy.message)(sent, noise, context.byzantine))
         sent, weighed = _weigh(federation, state, context, sent, work)
     elif federation.attack.crafts:
         sent = jnp.where(context.byzantine[:, None], jax.vmap(privacy.crafted)(sent), sent)
     return sent, weighed, memory
+
+
+def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:
+    """One for each client of the cohort."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, context.client_ids)
 
 
 def _weigh(

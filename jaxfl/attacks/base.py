@@ -41,6 +41,14 @@ class Defence(Struct):
     context: Context
     start: State = ()
     """The rule's memory at the start of a run."""
+    privacy: Any = None
+    """The mechanism of privacy, whose hooks stand between the messages and the rule."""
+    memory: State = ()
+    """The mechanism's."""
+    noise: Key[Array, " n"] | None = None
+    """Where the mechanism comes after the attack: keys that are not those of the round."""
+    factors: Float[Array, " n"] | None = None
+    """What fairness then multiplies the messages by."""
 
     def guessed(self, likely: Float[Array, " d"], standing: Int[Array, " n"]) -> "Defence":
         """The defence as those know it who see their own updates only.
@@ -59,11 +67,26 @@ class Defence(Struct):
             root_batch=jax.tree.map(jnp.zeros_like, given.root_batch),
         )
         state = self.state if self.aggregator.public_memory else self.start
-        return self.replace(context=context, state=state)
+        return self.replace(context=context, state=state, factors=None)
+
+    def received(self, updates: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """What the rule is given where clients send these updates."""
+        if self.privacy is None:
+            return updates
+        assert self.context.byzantine is not None
+        if self.noise is None:
+            crafted = jax.vmap(self.privacy.crafted)(updates)
+            updates = jnp.where(self.context.byzantine[:, None], crafted, updates)
+        else:
+            updates = jax.vmap(self.privacy.message)(updates, self.noise, self.context.byzantine)
+        if self.factors is not None:
+            updates = updates * self.factors[:, None].astype(updates.dtype)
+        return self.privacy.bound(updates, self.memory)[0]
 
     def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
         """What the server would make of these updates, up to its own randomness."""
-        return self.aggregator.checked(updates, self.state, self.context).update
+        received = self.received(updates)
+        return self.aggregator.checked(received, self.state, self.context).update
 
 
 class AttackView(Struct):

@@ -10,8 +10,10 @@ from jaxfl import (
     ALIE,
     DBA,
     IPM,
+    QFFL,
     SGD,
     Backdoor,
+    CentralPrivacy,
     Combined,
     Federation,
     FedSGD,
@@ -20,6 +22,7 @@ from jaxfl import (
     FreeRider,
     LabelFlip,
     Mean,
+    MessagePrivacy,
     Mixed,
     Onset,
     Scaling,
@@ -28,8 +31,11 @@ from jaxfl import (
     Uniform,
     data,
 )
+from jaxfl.attacks import Attack
+from jaxfl.component import capability
 from jaxfl.data import IID, Dataset, Dirichlet, RootData
 from jaxfl.models import MLP, Softmax
+from jaxfl.round import receive
 
 CLIENTS = 10
 
@@ -174,6 +180,47 @@ def test_a_diverged_model_has_no_success():
     lost = jnp.full_like(simulation.state.params, jnp.nan)
     simulation.state = simulation.state.replace(params=lost)
     assert np.isnan(simulation.evaluate().attack_success)
+
+
+class Foretells(Attack):
+    """Sends what it thinks that the server will make of the round as it is."""
+
+    crafts = capability(True)
+    probes = capability(True)
+
+    def craft(self, view, state):
+        return view.defence.probe(view.updates)[None], state
+
+
+@pytest.mark.parametrize("fairness", [None, QFFL(q=2.0, lipschitz=10.0)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy": CentralPrivacy(clip=0.05, noise_multiplier=1.0)},
+        {
+            "privacy": MessagePrivacy(clip=0.05, noise_multiplier=1e-6),
+            "noise_order": "attack_then_noise",
+        },
+    ],
+    ids=["central", "late"],
+)
+def test_the_defence_that_is_tried_bounds_and_weighs_as_the_server_does(settings, fairness):
+    federation = Federation(
+        attack=Foretells(),
+        byzantine=1,
+        aggregator=Mean(weighted=False),
+        fairness=fairness if "noise_order" in settings else None,
+        **settings,
+    )
+    run = Simulation(federation, ragged(), Softmax())
+    received = receive(federation, run.plan, run.data, run.state)
+    own = np.asarray(received.messages.update, np.float64)
+    clipped = own * np.minimum(1, 0.05 / np.linalg.norm(own, axis=1))[:, None]
+    factors = np.ones(5) if received.weighed is None else np.asarray(received.weighed.factors)
+    expected = (factors[:, None] * clipped).mean(axis=0)
+    byzantine = int(np.flatnonzero(run.state.byzantine)[0])
+    sent = np.asarray(received.sent)[byzantine] / factors[byzantine]
+    np.testing.assert_allclose(sent, expected, atol=1e-5)
 
 
 def test_without_a_backdoor_no_success_is_measured():
