@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -214,7 +215,8 @@ def ends_well(capsys, monkeypatch, arguments, expected):
     """One line that names what is wrong, or, where that may be, a finished run."""
     monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
+    # ``--data-dir`` is told to the libraries by the environment.
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
         cli.main()
     errors = capsys.readouterr().err
     if ended.value.code in (0, None):
