@@ -212,11 +212,11 @@ def _attack_phase(
     received: where the mechanism comes after the attack, the weights come last.
     """
     assert context.byzantine is not None
-    privacy, own, weighed = federation.privacy, work.messages.update, None
+    privacy, own = federation.privacy, work.messages.update
+    weighed = _weigh(federation, state, context, work)
     mechanism_last = privacy.on_messages and federation.noise_order == ATTACK_FIRST
-    early, weights = _weigh(federation, state, context, own, work)
     if not mechanism_last:
-        own, weighed = early, weights
+        own = _multiplied(own, weighed)
     defence = Defence(
         aggregator=federation.aggregator,
         state=state.aggregator,
@@ -225,7 +225,7 @@ def _attack_phase(
         privacy=privacy,
         memory=state.privacy,
         noise=_noise_keys(keys.probe, context) if mechanism_last else None,
-        factors=weights.factors if weights and mechanism_last else None,
+        factors=weighed.factors if weighed and mechanism_last else None,
     )
     sent, memory = attack_rows(
         federation.attack,
@@ -241,7 +241,7 @@ def _attack_phase(
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
         sent = by_columns(jax.vmap(privacy.message)(sent, noise, context.byzantine))
-        sent, weighed = _weigh(federation, state, context, sent, work)
+        sent = _multiplied(sent, weighed)
     elif federation.attack.crafts:
         sent = jnp.where(context.byzantine[:, None], jax.vmap(privacy.crafted)(sent), sent)
     return sent, weighed, memory
@@ -253,16 +253,12 @@ def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:
 
 
 def _weigh(
-    federation: Federation,
-    state: FederationState,
-    context: Context,
-    updates: Float[Array, "n d"],
-    work: LocalWork,
-) -> tuple[Float[Array, "n d"], Weighed | None]:
-    """The updates times the factors of fairness; as they are without it."""
+    federation: Federation, state: FederationState, context: Context, work: LocalWork
+) -> Weighed | None:
+    """What fairness makes of the clients' standing; None without it."""
     standing = work.standing
     if federation.fairness is None or standing is None:
-        return updates, None
+        return None
     weighed = federation.fairness.weigh(
         standing.loss,
         standing.squared_norm,
@@ -274,7 +270,14 @@ def _weigh(
         # Its answer is no multiple of what it is given, so that nothing can be made up for later.
         factors = weighed.factors * weighed.scale
         weighed = weighed.replace(factors=factors, scale=jnp.ones_like(weighed.scale))
-    return updates * weighed.factors[:, None].astype(updates.dtype), weighed
+    return weighed
+
+
+def _multiplied(updates: Float[Array, "n d"], weighed: Weighed | None) -> Float[Array, "n d"]:
+    """The updates times the factors of fairness; as they are without it."""
+    if weighed is None:
+        return updates
+    return updates * weighed.factors[:, None].astype(updates.dtype)
 
 
 def _release(

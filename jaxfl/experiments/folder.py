@@ -23,7 +23,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import filelock
 import tomli_w
@@ -91,12 +90,7 @@ class RunFolder:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._log is not None:
             with contextlib.suppress(OSError):  # a full disk: what is left belongs to no commit
                 self._log.close()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import jax.monitoring
@@ -37,12 +36,7 @@ class CompileClock:
         jax.monitoring.register_event_duration_secs_listener(self._ends)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_scalar_listener(self._begins)
         jax.monitoring.unregister_event_duration_listener(self._ends)
 
@@ -94,14 +88,9 @@ class Watcher:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._clock.__exit__(kind, error, trace)
+        self._clock.__exit__(None, None, None)
 
     def watch(self, index: int, cell: Cell, rounds: int) -> Tick:
         """The function that follows one cell, from so many rounds on."""
