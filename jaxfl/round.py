@@ -81,7 +81,8 @@ def receive(
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
     sent, weighed, attack = _attack_phase(federation, plan, state, keys, context, work)
-    sent, seen = federation.privacy.bound(sent, state.privacy)
+    with jax.named_scope("privacy"):
+        sent, seen = federation.privacy.bound(sent, state.privacy)
     return Received(
         keys=keys,
         context=context,
@@ -95,6 +96,7 @@ def receive(
     )
 
 
+@jax.named_scope("server")
 def answer(
     federation: Federation,
     plan: Plan,
@@ -104,7 +106,8 @@ def answer(
 ) -> tuple[FederationState, RoundRecord]:
     """The second half of the round: the server aggregates, releases, takes its step."""
     context, messages, weighed = received.context, received.messages, received.weighed
-    result = federation.aggregator.checked(received.sent, state.aggregator, context)
+    with jax.named_scope("aggregation"):
+        result = federation.aggregator.checked(received.sent, state.aggregator, context)
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)
@@ -143,6 +146,7 @@ def answer(
     return new_state, record
 
 
+@jax.named_scope("record")
 def minority_clients(data: FederatedData, state: FederationState) -> Bool[Array, " K"]:
     """The honest clients whose labels are most unlike the others'. The same in every round."""
     return metrics.minority(data.label_counts, ~state.byzantine)
@@ -168,6 +172,7 @@ def exchanged(received: Received) -> Exchange:
     )
 
 
+@jax.named_scope("server")
 def _root_phase(
     federation: Federation,
     plan: Plan,
@@ -240,10 +245,12 @@ def _attack_phase(
     )
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
-        sent = by_columns(jax.vmap(privacy.message)(sent, noise, context.byzantine))
+        with jax.named_scope("privacy"):
+            sent = by_columns(jax.vmap(privacy.message)(sent, noise, context.byzantine))
         sent = _multiplied(sent, weighed)
     elif federation.attack.crafts:
-        sent = jnp.where(context.byzantine[:, None], jax.vmap(privacy.crafted)(sent), sent)
+        with jax.named_scope("privacy"):
+            sent = jnp.where(context.byzantine[:, None], jax.vmap(privacy.crafted)(sent), sent)
     return sent, weighed, memory
 
 
@@ -252,6 +259,7 @@ def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, context.client_ids)
 
 
+@jax.named_scope("server")
 def _weigh(
     federation: Federation, state: FederationState, context: Context, work: LocalWork
 ) -> Weighed | None:
@@ -273,6 +281,7 @@ def _weigh(
     return weighed
 
 
+@jax.named_scope("server")
 def _multiplied(updates: Float[Array, "n d"], weighed: Weighed | None) -> Float[Array, "n d"]:
     """The updates times the factors of fairness; as they are without it."""
     if weighed is None:
@@ -280,6 +289,7 @@ def _multiplied(updates: Float[Array, "n d"], weighed: Weighed | None) -> Float[
     return updates * weighed.factors[:, None].astype(updates.dtype)
 
 
+@jax.named_scope("privacy")
 def _release(
     federation: Federation,
     plan: Plan,
