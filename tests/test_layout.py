@@ -25,10 +25,11 @@ ORDER = (
     ("history", "progress"),
     ("blocks", "given"),
     ("simulation",),
-    ("auditing",),
+    ("auditing", "profiling"),
     ("__init__", "registry"),
     ("experiments",),
     ("report",),
+    ("commands",),
     ("cli",),
 )
 """What may import what: only what stands in an earlier line, or in the same place."""
