@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from jaxfl.aggregators.base import CoordinatewiseRule, needs_more_than
 from jaxfl.component import capability, field
 from jaxfl.numerics import order
+from jaxfl.numerics.runs import alongside
 from jaxfl.types import Context
 
 
@@ -128,5 +129,5 @@ class SignMajority(CoordinatewiseRule):
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         votes = jnp.where(jnp.isfinite(block), jnp.sign(block), 0)
         # A row of ones times the votes: XLA reduces a leading axis slowly on a CPU.
-        ones = jnp.ones((block.shape[0],), block.dtype)
+        ones = alongside(jnp.ones((block.shape[0],), block.dtype), votes)
         return jnp.sign(jnp.matmul(ones, votes, precision="highest"))
