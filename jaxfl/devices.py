@@ -21,6 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxfl.numerics.columns import AXIS, mesh_kind
+from jaxfl.numerics.rows import Rows
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import PyTree
 
 Device = Any
@@ -94,10 +96,10 @@ def memory_of_device(device: Device) -> int | None:
         return None
 
 
-def by_columns(matrix: Array) -> Array:
+def by_columns(matrix: Rows) -> Rows:
     """Lays an ``[n, d]`` matrix out by columns over the mesh: one all-to-all, no gather."""
     kind, devices = mesh_kind()
-    if kind != "auto" or devices == 1:
+    if isinstance(matrix, Stream) or kind != "auto" or devices == 1:
         return matrix
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, AXIS))
 

@@ -15,7 +15,7 @@ from jaxfl.federation import Federation
 from jaxfl.local_work import train
 from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.zoo import Model
-from jaxfl.state import Plan
+from jaxfl.state import MATRIX, STORAGES, STREAM, Plan
 from jaxfl.types import Batch, PyTree, Spec
 
 
@@ -27,10 +27,13 @@ def make_plan(
     loss: Loss | None = None,
     client_chunk: int | None = None,
     runs: int = 1,
+    storage: str = MATRIX,
 ) -> Plan:
     """Sizes and choices that shape the program, after checking that the parts fit together.
 
     ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
+    ``storage`` is where a round has its updates: in a ``"matrix"``, or in a ``"stream"`` of chunks
+    that are computed anew in every pass over them, for rules and attacks that need no more.
 
     Raises:
       ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
@@ -68,7 +71,23 @@ def make_plan(
     federation.privacy.check_model(objective)
     _check_memory(federation, spec, runs, device_of(data))
     chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
-    return Plan(objective=objective, spec=spec, chunk=chunk)
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    if storage == STREAM and (reason := _not_streamed(federation)):
+        raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
+    return Plan(objective=objective, spec=spec, chunk=chunk, storage=storage)
+
+
+def _not_streamed(federation: Federation) -> str | None:
+    """Why the updates cannot be streamed, or None."""
+    attacked = federation.byzantine and federation.attack.crafts
+    parts = (federation.aggregator, *((federation.attack,) if attacked else ()))
+    for part in parts:
+        if not part.streams:
+            return f"{type(part).__name__} needs all updates at once"
+    if not federation.algorithm.post_processes:
+        return f"{type(federation.algorithm).__name__} reads every message again at the server"
+    return None
 
 
 def _check_memory(federation: Federation, spec: Spec, runs: int, device: Device) -> None:

@@ -48,7 +48,7 @@ from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
 from jaxfl.signals import StopSignals
-from jaxfl.state import FederationState, Plan, init_state
+from jaxfl.state import MATRIX, FederationState, Plan, init_state
 from jaxfl.types import PyTree
 
 
@@ -71,6 +71,8 @@ class Simulation:
       devices: mapped over these; the first device alone unless given.
       way: ``"shard_map"`` or ``"pmap"``, see ``jaxfl.devices``.
       loss: per-sample loss of logits and labels; cross-entropy unless given.
+      storage: of a round's updates: ``"matrix"``; or ``"stream"``, where they are computed anew in
+        every pass over them, a chunk of clients at a time, and never all held.
 
     Raises:
       ValueError: the parts do not fit together.
@@ -89,6 +91,7 @@ class Simulation:
         devices: Sequence[Device] | None = None,
         way: str = "shard_map",
         loss: Loss | None = None,
+        storage: str = MATRIX,
     ) -> None:
         seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)
@@ -101,7 +104,13 @@ class Simulation:
         self.data: FederatedData = copy_to(whole, devices)
         self.federation = stacked(parts)
         self.plan = make_plan(
-            parts[0], self.data, model, loss=loss, client_chunk=client_chunk, runs=len(seeds)
+            parts[0],
+            self.data,
+            model,
+            loss=loss,
+            client_chunk=client_chunk,
+            runs=len(seeds),
+            storage=storage,
         )
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
@@ -264,7 +273,7 @@ def simulate(
     and ``history.simulation.run`` goes on from there; a second Ctrl-C ends it at once.
 
     ``settings`` are those of ``Simulation``: ``client_chunk``, ``devices``, ``way``,
-    ``client_accuracy``, ``loss``.
+    ``client_accuracy``, ``loss``, ``storage``.
 
     Example:
       >>> data = jaxfl.data.digits().split(jaxfl.data.Dirichlet(alpha=1.0), clients=10)

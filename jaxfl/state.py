@@ -13,6 +13,8 @@ from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.types import PyTree, Spec, State, Struct
 
+MATRIX, STREAM = STORAGES = ("matrix", "stream")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -22,6 +24,8 @@ class Plan:
     spec: Spec
     chunk: int
     """Clients vmapped at once."""
+    storage: str = MATRIX
+    """Where a round has its updates: in a matrix, or in a stream of chunks, never all held."""
 
 
 class FederationState(Struct):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -78,5 +79,5 @@ def _least(
         return low
     if excess(bounds[1]) >= 0:  # by rounding only: ``high`` reaches it
         return high
-    root = float(brentq(excess, *bounds, xtol=near / 2, rtol=1e-12))
+    root: Any = brentq(excess, *bounds, xtol=near / 2)
     return min(math.exp(root + near / 2), high)

@@ -1,0 +1,168 @@
+"""Rounds that never hold all updates give what those give that hold them in a matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import Every, every_rule
+
+import jaxfl
+from jaxfl import ALIE, ARC, IPM, QFFL, Clipping, Federation, FedSGD, Mean, Pipeline, Simulation
+from jaxfl.data import Dirichlet, RootData, synthetic
+from jaxfl.models import Softmax
+from jaxfl.numerics.rows import held
+from jaxfl.numerics.stream import NeedsMatrix, Stream
+from jaxfl.registry import ATTACKS
+
+CLIENTS, BYZANTINE, ROUNDS, CHUNK = 13, 3, 2, 5
+DATA = synthetic(samples=300, features=6, classes=3).split(
+    Dirichlet(alpha=1.0), CLIENTS, root=RootData(size=20)
+)
+RULES = {name: rule for name, rule in every_rule(f=BYZANTINE).items() if rule.streams}
+RULES["arc+mean"] = Pipeline(pre=(ARC(f=BYZANTINE),), rule=Mean())
+RULES["clipping+mean"] = Pipeline(pre=(Clipping(tau=0.1),), rule=Mean(weighted=False))
+EXAMPLES = {name: kind.example() for name, kind in ATTACKS.items()}
+STREAMED = {name: a for name, a in EXAMPLES.items() if a.crafts and a.streams}
+THREE = Every(rules=(Mean(), jaxfl.SignGuard(fraction=0.5), jaxfl.FLTrust()))
+
+
+def simulation(federation, storage, **settings):
+    settings = {"client_chunk": CHUNK, "evaluate_every": ROUNDS} | settings
+    data = settings.pop("data", DATA)
+    return Simulation(federation, data, Softmax(), storage=storage, **settings)
+
+
+def check(federation, **settings):
+    """The same numbers to rounding, and exactly the same choices."""
+    held, streamed = (
+        simulation(federation, way, **settings).run(ROUNDS) for way in ("matrix", "stream")
+    )
+    kept = [(h.records, h.evaluations, h.state.replace(key=())) for h in (held, streamed)]
+    paths, _ = jax.tree_util.tree_flatten_with_path(kept[0])
+    for (path, a), b in zip(paths, jax.tree.leaves(kept[1]), strict=True):
+        where = jax.tree_util.keystr(path)
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            scale = np.max(np.abs(a), initial=1e-2, where=np.isfinite(a))
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * scale, err_msg=where)
+        else:
+            np.testing.assert_array_equal(b, a, err_msg=where)
+    assert np.all(np.isfinite(streamed.state.params))
+
+
+def test_every_rule_that_streams():
+    known = "mean oracle centered_clipping sign_majority cge nbs tnbs norm_clipping fltrust"
+    assert {*known.split(), "signguard"} <= set(RULES)
+    rule = Every(rules=tuple(RULES.values()))
+    check(Federation(aggregator=rule, attack=IPM(scale=3.0), byzantine=BYZANTINE))
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_every_attack_that_streams(name):
+    check(Federation(aggregator=THREE, attack=STREAMED[name], byzantine=BYZANTINE))
+
+
+ALIE_SHORT = ALIE(z=1.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy": jaxfl.CentralPrivacy(clip=jaxfl.QuantileClip(), noise_multiplier=0.1)},
+        {
+            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+            "noise_order": "attack_then_noise",
+            "fairness": QFFL(q=1.0, lipschitz=10.0),
+        },
+        {
+            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+            "participation": jaxfl.Poisson(rate=0.6),
+            "algorithm": FedSGD(batch_size=4, momentum=0.9),
+        },
+        {
+            "privacy": jaxfl.ExamplePrivacy(clip=0.5, noise_multiplier=0.1),
+            "attack": jaxfl.LabelFlip(),
+            "algorithm": jaxfl.SCAFFOLD(steps=2, batch_size=4),
+            "participation": jaxfl.Uniform(fraction=0.6),
+        },
+    ],
+    ids=["central", "noise last and fairness", "poisson and momentum", "examples and scaffold"],
+)
+def test_every_part_of_the_round(settings):
+    parts = {
+        "aggregator": Every(rules=(Mean(), jaxfl.NormClipping())),
+        "attack": ALIE_SHORT,
+        "byzantine": BYZANTINE,
+    }
+    check(Federation(**(parts | settings)))
+
+
+def test_seeds_and_a_chunk_larger_than_the_cohort():
+    parts = {"aggregator": Mean(), "attack": ALIE_SHORT, "byzantine": BYZANTINE}
+    check(Federation(**parts), seeds=(1, 2), client_chunk=100)
+
+
+def test_a_client_that_is_not_finite_is_left_out():
+    broken = DATA.replace(inputs=DATA.inputs.at[DATA.order[DATA.start[4]]].set(jnp.nan))
+    check(Federation(aggregator=THREE, algorithm=FedSGD()), data=broken)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"aggregator": jaxfl.Krum(f=3)}, "Krum needs all updates at once"),
+        (
+            {"aggregator": Pipeline(pre=(jaxfl.NNM(f=3),), rule=Mean())},
+            "Pipeline needs all updates at once",
+        ),
+        ({"attack": jaxfl.MinMax(), "byzantine": 3}, "MinMax needs all updates at once"),
+        ({"algorithm": jaxfl.FedNova()}, "FedNova reads every message again"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(parts, message):
+    with pytest.raises(ValueError, match=f'storage = "stream": {message}'):
+        simulation(Federation(**parts), "stream")
+    with pytest.raises(ValueError, match="storage must be one of matrix, stream; got 'disk'"):
+        simulation(Federation(), "disk")
+
+
+def test_no_array_of_all_updates_stands_in_the_program():
+    federation = Federation(aggregator=jaxfl.SignGuard(), attack=IPM(), byzantine=BYZANTINE)
+    for storage, expected in (("matrix", True), ("stream", False)):
+        run = simulation(federation, storage)
+        jaxpr = jax.make_jaxpr(run.block(1))(run.federation, run.data, run.state)
+        assert (f"[{CLIENTS},{run.plan.spec.dim}]" in str(jaxpr)) is expected
+
+
+def stream(matrix, chunk=3):
+    def watch(block, index, inside):
+        return jnp.sum(jnp.where(inside[:, None], block, 0), axis=0), jnp.sum(block, axis=1)
+
+    return Stream(lambda i: (matrix[i], {"row": i}), matrix.shape, matrix.dtype, chunk, watch)
+
+
+def test_what_a_pass_gives():
+    matrix = jax.random.normal(jax.random.key(0), (7, 4))
+    rows = stream(matrix)
+    counted = rows.sum(lambda block, index, inside: jnp.sum(jnp.where(inside, index, 0)))
+    assert counted == 21
+    np.testing.assert_array_equal(rows.map(lambda block, index: 2 * block), 2 * matrix)
+    np.testing.assert_array_equal(rows.kept.told["row"], np.arange(7))
+    np.testing.assert_allclose(rows.kept.total, matrix.sum(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(rows.kept.numbers, jnp.sum(matrix, axis=1))
+    np.testing.assert_array_equal(
+        rows.take(jnp.array([6, 0, 9, 2])), matrix[jnp.array([6, 0, 6, 2])]
+    )
+    doubled = rows.each(lambda row, factor: row * factor, jnp.arange(7.0))
+    np.testing.assert_array_equal(
+        doubled.map(lambda block, index: block), matrix * np.arange(7.0)[:, None]
+    )
+
+
+def test_a_stream_is_no_matrix():
+    rows = stream(jnp.ones((7, 4)))
+    for misuse in (lambda x: x.T, lambda x: x.astype(float), held):
+        with pytest.raises(NeedsMatrix, match="at once"):
+            misuse(rows)
+    for misuse in (jnp.sum, jnp.sort, lambda x: 2 * x):
+        with pytest.raises((TypeError, NeedsMatrix)):
+            misuse(rows)
