@@ -17,7 +17,7 @@ from jaxfl.numerics import rows
 from jaxfl.numerics.columns import mesh_kind
 from jaxfl.numerics.stream import Stream
 from jaxfl.privacy.deployment import NOISE_FIRST
-from jaxfl.state import MATRIX, FederationState, Plan, RoundKeys
+from jaxfl.state import STREAM, FederationState, Plan, RoundKeys
 from jaxfl.types import Batch, Context, State, Struct, present_mask
 
 
@@ -108,7 +108,7 @@ def work_locally(
         params=state.params,
         byzantine=byzantine,
     )
-    if plan.storage == MATRIX:
+    if plan.storage != STREAM:
         updates, told = work(own)
         return LocalWork(context=context, updates=by_columns(updates), known=told)
     honest = ~byzantine & present_mask(context, plan.spec.cohort)
@@ -168,7 +168,7 @@ def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " 
         noise_key = jax.random.fold_in(shared.noise_key, view.id)
         message = message.replace(update=federation.privacy.message(message.update, noise_key))
     told = Told(message.loss, message.model_state, message.steps, standing, memory)
-    return message.update, told
+    return message.update.astype(plan.message_type), told
 
 
 def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -18,6 +19,10 @@ from jaxfl.models.zoo import Model
 from jaxfl.state import MATRIX, STORAGES, STREAM, Plan
 from jaxfl.types import Batch, PyTree, Spec
 
+AUTOMATIC = "auto"
+WORTH_STREAMING = 2**28
+"""Bytes of updates above which reading new memory takes longer than the round's other work."""
+
 
 def make_plan(
     federation: Federation,
@@ -27,13 +32,14 @@ def make_plan(
     loss: Loss | None = None,
     client_chunk: int | None = None,
     runs: int = 1,
-    storage: str = MATRIX,
+    storage: str = AUTOMATIC,
 ) -> Plan:
     """Sizes and choices that shape the program, after checking that the parts fit together.
 
     ``runs`` is how many runs are vmapped together: they share the memory that a chunk may take.
-    ``storage`` is where a round has its updates: in a ``"matrix"``, or in a ``"stream"`` of chunks
-    that are computed anew in every pass over them, for rules and attacks that need no more.
+    ``storage`` is where a round has its updates, one of ``STORAGES``. ``"auto"`` streams those
+    that take more than an eighth of the device's memory, and those above 256 MiB that are read
+    once only, where rule and attack allow it; else it holds the matrix.
 
     Raises:
       ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
@@ -71,11 +77,33 @@ def make_plan(
     federation.privacy.check_model(objective)
     _check_memory(federation, spec, runs, device_of(data))
     chunk = client_chunk or _automatic_chunk(federation, objective, data, spec, runs)
-    if storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
-    if storage == STREAM and (reason := _not_streamed(federation)):
-        raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
+    storage = _storage_of(storage, federation, spec, runs, device_of(data))
     return Plan(objective=objective, spec=spec, chunk=chunk, storage=storage)
+
+
+def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, device: Device) -> str:
+    """The storage of the updates that was asked for, or the best one."""
+    check_storage(asked)
+    reason = _not_streamed(federation)
+    if asked == STREAM and reason:
+        raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
+    if asked != AUTOMATIC:
+        return asked
+    row = spec.dim * federation.algorithm.width * np.dtype(spec.dtype).itemsize
+    size = runs * spec.cohort * row
+    memory = memory_of_device(device)
+    large = memory is not None and size > memory / 8
+    attacked = federation.byzantine and federation.attack.crafts
+    once = getattr(federation.aggregator, "needs", None) == frozenset() and not attacked
+    worth = large or (once and size > WORTH_STREAMING)
+    return STREAM if worth and reason is None else MATRIX
+
+
+def check_storage(storage: str) -> None:
+    """Raises ValueError for an unknown storage of the updates."""
+    known = (AUTOMATIC, *STORAGES)
+    if storage not in known:
+        raise ValueError(f"storage must be one of {', '.join(known)}; got {storage!r}")
 
 
 def _not_streamed(federation: Federation) -> str | None:

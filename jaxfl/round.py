@@ -109,6 +109,7 @@ def answer(
     result = federation.aggregator.checked(received.sent, state.aggregator, context)
     told = told_with(received.sent, received.known)
     messages = Message(received.own, told.loss, told.model_state, told.steps)  # pyright: ignore
+    result = result.replace(update=result.update.astype(state.params.dtype))
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)

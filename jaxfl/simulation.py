@@ -41,14 +41,14 @@ from jaxfl.models.objective import Factory, Loss
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.plan import make_plan
+from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
 from jaxfl.signals import StopSignals
-from jaxfl.state import MATRIX, FederationState, Plan, init_state
+from jaxfl.state import FederationState, Plan, init_state
 from jaxfl.types import PyTree
 
 
@@ -71,8 +71,9 @@ class Simulation:
       devices: mapped over these; the first device alone unless given.
       way: ``"shard_map"`` or ``"pmap"``, see ``jaxfl.devices``.
       loss: per-sample loss of logits and labels; cross-entropy unless given.
-      storage: of a round's updates: ``"matrix"``; or ``"stream"``, where they are computed anew in
-        every pass over them, a chunk of clients at a time, and never all held.
+      storage: of a round's updates: ``"matrix"``; ``"bfloat16"``, at half the size; ``"stream"``,
+        where they are computed anew in every pass over them, a chunk of clients at a time, and
+        never all held; ``"auto"`` chooses, see ``make_plan``.
 
     Raises:
       ValueError: the parts do not fit together.
@@ -91,7 +92,7 @@ class Simulation:
         devices: Sequence[Device] | None = None,
         way: str = "shard_map",
         loss: Loss | None = None,
-        storage: str = MATRIX,
+        storage: str = AUTOMATIC,
     ) -> None:
         seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)

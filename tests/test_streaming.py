@@ -12,6 +12,7 @@ from jaxfl.data import Dirichlet, RootData, synthetic
 from jaxfl.models import Softmax
 from jaxfl.numerics.rows import held
 from jaxfl.numerics.stream import NeedsMatrix, Stream
+from jaxfl.plan import make_plan
 from jaxfl.registry import ATTACKS
 
 CLIENTS, BYZANTINE, ROUNDS, CHUNK = 13, 3, 2, 5
@@ -56,12 +57,16 @@ def test_every_rule_that_streams():
     check(Federation(aggregator=rule, attack=IPM(scale=3.0), byzantine=BYZANTINE))
 
 
+def test_attacks_that_stream_in_turn():
+    attack = jaxfl.TimeVarying(attacks=(ALIE(z=1.0), jaxfl.SignFlip(), jaxfl.MinSum()), seed=7)
+    assert len({int(attack.turn(i)) for i in range(ROUNDS)}) == 2
+    check(Federation(aggregator=THREE, attack=attack, byzantine=BYZANTINE))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_every_attack_that_streams(name):
     check(Federation(aggregator=THREE, attack=STREAMED[name], byzantine=BYZANTINE))
-
-
-ALIE_SHORT = ALIE(z=1.0)
 
 
 @pytest.mark.parametrize(
@@ -73,31 +78,37 @@ ALIE_SHORT = ALIE(z=1.0)
             "noise_order": "attack_then_noise",
             "fairness": QFFL(q=1.0, lipschitz=10.0),
         },
-        {
-            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
-            "participation": jaxfl.Poisson(rate=0.6),
-            "algorithm": FedSGD(batch_size=4, momentum=0.9),
-        },
-        {
-            "privacy": jaxfl.ExamplePrivacy(clip=0.5, noise_multiplier=0.1),
-            "attack": jaxfl.LabelFlip(),
-            "algorithm": jaxfl.SCAFFOLD(steps=2, batch_size=4),
-            "participation": jaxfl.Uniform(fraction=0.6),
-        },
+        pytest.param(
+            {
+                "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+                "participation": jaxfl.Poisson(rate=0.6),
+                "algorithm": FedSGD(batch_size=4, momentum=0.9),
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {
+                "privacy": jaxfl.ExamplePrivacy(clip=0.5, noise_multiplier=0.1),
+                "attack": jaxfl.LabelFlip(),
+                "algorithm": jaxfl.SCAFFOLD(steps=2, batch_size=4),
+                "participation": jaxfl.Uniform(fraction=0.6),
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["central", "noise last and fairness", "poisson and momentum", "examples and scaffold"],
 )
 def test_every_part_of_the_round(settings):
     parts = {
         "aggregator": Every(rules=(Mean(), jaxfl.NormClipping())),
-        "attack": ALIE_SHORT,
+        "attack": ALIE(z=1.0),
         "byzantine": BYZANTINE,
     }
     check(Federation(**(parts | settings)))
 
 
 def test_seeds_and_a_chunk_larger_than_the_cohort():
-    parts = {"aggregator": Mean(), "attack": ALIE_SHORT, "byzantine": BYZANTINE}
+    parts = {"aggregator": Mean(), "attack": ALIE(z=1.0), "byzantine": BYZANTINE}
     check(Federation(**parts), seeds=(1, 2), client_chunk=100)
 
 
@@ -121,7 +132,8 @@ def test_a_client_that_is_not_finite_is_left_out():
 def test_what_cannot_be_streamed_is_refused(parts, message):
     with pytest.raises(ValueError, match=f'storage = "stream": {message}'):
         simulation(Federation(**parts), "stream")
-    with pytest.raises(ValueError, match="storage must be one of matrix, stream; got 'disk'"):
+    known = "auto, matrix, bfloat16, stream"
+    with pytest.raises(ValueError, match=f"storage must be one of {known}; got 'disk'"):
         simulation(Federation(), "disk")
 
 
@@ -131,6 +143,33 @@ def test_no_array_of_all_updates_stands_in_the_program():
         run = simulation(federation, storage)
         jaxpr = jax.make_jaxpr(run.block(1))(run.federation, run.data, run.state)
         assert (f"[{CLIENTS},{run.plan.spec.dim}]" in str(jaxpr)) is expected
+
+
+def test_the_best_storage_is_chosen(monkeypatch):
+    def chosen(**parts):
+        return make_plan(Federation(**parts), DATA, Softmax()).storage
+
+    once, twice, never = Mean(), jaxfl.NormClipping(), jaxfl.Median()
+    attacked = {"aggregator": once, "attack": IPM(), "byzantine": 3}
+    assert {chosen(aggregator=rule) for rule in (once, twice, never)} == {"matrix"}
+    monkeypatch.setattr("jaxfl.plan.WORTH_STREAMING", 1000)
+    assert chosen(aggregator=once) == "stream"
+    assert chosen(aggregator=twice) == chosen(**attacked) == chosen(aggregator=never) == "matrix"
+    monkeypatch.setattr("jaxfl.plan.memory_of_device", lambda _: 8000)
+    assert chosen(aggregator=twice) == chosen(**attacked) == "stream"
+    assert chosen(aggregator=never) == "matrix"
+
+
+def test_half_the_memory_costs_two_digits():
+    parts = {"aggregator": jaxfl.CenteredClipping(), "attack": IPM(), "byzantine": BYZANTINE}
+    held, half = (simulation(Federation(**parts), way) for way in ("matrix", "bfloat16"))
+    assert half.messages().sent.dtype == half.state.aggregator.dtype == jnp.bfloat16
+    start = np.asarray(half.state.params)
+    ends = [run.run(ROUNDS).state.params for run in (held, half)]
+    assert ends[1].dtype == jnp.float32
+    moved = [np.asarray(end) - start for end in ends]
+    np.testing.assert_allclose(moved[1], moved[0], atol=0.02 * np.abs(moved[0]).max())
+    assert np.any(moved[1] != moved[0])
 
 
 def stream(matrix, chunk=3):

@@ -167,6 +167,7 @@ def _simulation(
         client_accuracy=cell.client_accuracy,
         devices=cell.placed,
         way=cell.way,
+        storage=cell.storage,
     )
 
 
