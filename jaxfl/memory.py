@@ -201,14 +201,16 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     }
     shown = {what: size for what, size in parts.items() if size > needed.peak // 100}
     listed = ", ".join(f"{what} {amount(size)}" for what, size in shown.items())
+    least = "" if needed.work else "at least "
     fewer = ["fewer clients per round (participation)"]
     fewer += ["fewer seeds or candidates at once"] if runs > 1 else []
     fewer += ["a smaller client_chunk"] if plan.chunk > 1 else []
     fewer += ["an algorithm without memory of clients"] if needed.memories > available // 4 else []
     fewer += ["fewer samples"] if needed.data > available // 4 else []
     return (
-        f"memory: {spec.dim:,} parameters{times} need {amount(needed.peak)} ({listed}), more than "
-        f"the device's {amount(available)}; what helps: {', '.join(fewer)}, or a smaller model"
+        f"memory: {spec.dim:,} parameters{times} need {least}{amount(needed.peak)} ({listed}), "
+        f"more than the device's {amount(available)}; what helps: {', '.join(fewer)}, or a "
+        "smaller model"
     )
 
 

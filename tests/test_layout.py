@@ -33,6 +33,7 @@ ORDER = (
     ("__init__", "registry"),
     ("experiments",),
     ("report",),
+    ("commands",),
     ("cli",),
 )
 """What may import what: only what stands in an earlier line, or in the same place."""

@@ -233,9 +233,9 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):
     parts = federation()
     memory_is(monkeypatch, 1.5 * 2**30)
     message = (
-        r"memory: 101,770 parameters times 9 runs at once need 1\.7 GiB \(updates of 500 clients "
-        r"1\.7 GiB.*more than the device's 1\.5 GiB; what helps: fewer clients per round "
-        r"\(participation\), fewer seeds"
+        r"memory: 101,770 parameters times 9 runs at once need at least 1\.7 GiB \(updates "
+        r"of 500 clients 1\.7 GiB.*more than the device's 1\.5 GiB; what helps: fewer clients per "
+        r"round \(participation\), fewer seeds"
     )
     with pytest.raises(ValueError, match=message):
         make_plan(parts, data(500), DENSE, runs=9)
