@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from jaxfl import __version__
+from jaxfl.commands.plan import plan
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
@@ -189,6 +190,9 @@ def rules(
 ) -> None:
     """List every component, its fields and its paper."""
     print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
+
+
+app.command()(plan)
 
 
 @app.command()

@@ -11,8 +11,9 @@ import jaxfl
 
 PACKAGE = Path(jaxfl.__file__).parent
 ORDER = (
-    ("numerics", "component", "files", "signals", "_public"),
+    ("numerics", "component", "files", "machine", "signals", "_public"),
     ("types", "contracts"),
+    ("liveness",),
     ("models", "optimizers", "devices"),
     ("aggregators",),
     ("preaggregators",),
@@ -21,14 +22,18 @@ ORDER = (
     ("federation",),
     ("state", "accounting", "record"),
     ("local_work",),
-    ("plan", "round", "evaluation"),
+    ("round", "evaluation"),
+    ("blocks",),
+    ("memory",),
+    ("plan",),
     ("history", "progress"),
-    ("blocks", "given"),
+    ("given",),
     ("simulation",),
     ("auditing",),
     ("__init__", "registry"),
     ("experiments",),
     ("report",),
+    ("commands",),
     ("cli",),
 )
 """What may import what: only what stands in an earlier line, or in the same place."""
