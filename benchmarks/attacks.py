@@ -62,6 +62,7 @@ from jaxfl.attacks.base import Defence, attack_rows
 from jaxfl.clients import FedSGD
 from jaxfl.federation import Federation
 from jaxfl.models import MLP
+from jaxfl.numerics.rows import held
 from jaxfl.optimizers import SGD
 from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
@@ -132,9 +133,10 @@ def attacked(attack: Attack, n: int, dim: int, rule: Aggregator) -> Callable[...
     @jax.jit
     def craft(updates: jax.Array, byzantine: jax.Array) -> jax.Array:
         defence = Defence(aggregator=rule, state=(), context=context)
-        return attack_rows(
+        sent, _ = attack_rows(
             attack, updates, byzantine, state, context, context.key, defence, BYZANTINE
-        )[0]
+        )
+        return held(sent)
 
     return craft
 

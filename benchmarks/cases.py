@@ -15,6 +15,7 @@ from jaxfl.devices import compile_for, copy_to
 from jaxfl.federation import Federation
 from jaxfl.local_work import work_locally
 from jaxfl.models import MLP, Model, SignGuardCNN
+from jaxfl.numerics.rows import held
 from jaxfl.optimizers import SGD
 from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
@@ -86,9 +87,9 @@ def rounds_of(
     def body(data: FederatedData, state: PyTree, _: None) -> tuple[PyTree, PyTree]:
         if not clients_only:
             return run_round(parts, plan, data, state)
-        messages = work_locally(parts, plan, data, state, round_keys(state)).messages
-        moved = state.params + 1e-9 * messages.update[0]  # the next round waits for this one
-        return state.replace(params=moved, round=state.round + 1), messages.loss
+        work = work_locally(parts, plan, data, state, round_keys(state))
+        moved = state.params + 1e-9 * held(work.updates)[0]  # the next round waits for this one
+        return state.replace(params=moved, round=state.round + 1), work.told.loss
 
     def block(data: FederatedData, state: PyTree) -> PyTree:
         return jax.lax.scan(functools.partial(body, data), state, None, length=rounds)

@@ -169,7 +169,7 @@ def _alone(rule: Aggregator, n: int, dim: int) -> Callable[[], PyTree]:
         sent, _ = attack_rows(
             ALIE(z=1.0), updates, byzantine, (), context, context.key, defence, BYZANTINE
         )
-        return rule.aggregate(sent, (), context).update
+        return rule.checked(sent, (), context).update
 
     return functools.partial(attack_and_aggregate, updates, jax.numpy.asarray(byzantine))
 

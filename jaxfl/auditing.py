@@ -28,7 +28,7 @@ from jaxfl.plan import make_plan
 from jaxfl.privacy.base import clipped
 from jaxfl.privacy.deployment import CLIENT, EXAMPLE, LAPLACE, MESSAGE
 from jaxfl.round import Exchange, answer, exchanged, minority_clients, receive
-from jaxfl.state import Plan, init_state
+from jaxfl.state import MATRIX, Plan, init_state
 from jaxfl.types import Batch, Context, State
 
 GUESSED = (1.0, 0.5, 0.25, 0.125)
@@ -140,7 +140,7 @@ def audit(
     _check(federation)
     sizes = np.asarray(data.count)
     federation = calibrate(federation, sizes, rounds)
-    plan = make_plan(federation, data, model)
+    plan = make_plan(federation, data, model, storage=MATRIX)
     wide = plan.spec.dim * federation.algorithm.width
     state = init_state(federation, plan, seed)
     honest = np.flatnonzero(~np.asarray(state.byzantine))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from jaxfl import __version__
+from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
@@ -193,6 +194,7 @@ def rules(
     print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
 
 
+app.command()(plan)
 app.command()(profile)
 
 

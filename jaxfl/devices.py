@@ -11,7 +11,6 @@ updates are gathered, and each device aggregates the whole matrix.
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxfl.machine import process_memory
 from jaxfl.numerics.columns import AXIS, mesh_kind
+from jaxfl.numerics.rows import Rows
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import PyTree
 
 Device = Any
@@ -84,20 +86,18 @@ def device_of(tree: PyTree) -> Device:
 
 
 def memory_of_device(device: Device) -> int | None:
-    """Bytes of a device's memory, or the machine's where that is the CPU; None: unknown."""
+    """Bytes of a device's memory, or what this process may take where that is the CPU's.
+
+    None: unknown.
+    """
     stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return int(stats["bytes_limit"]) if "bytes_limit" in stats else process_memory()
 
 
-def by_columns(matrix: Array) -> Array:
+def by_columns(matrix: Rows) -> Rows:
     """Lays an ``[n, d]`` matrix out by columns over the mesh: one all-to-all, no gather."""
     kind, devices = mesh_kind()
-    if kind != "auto" or devices == 1:
+    if isinstance(matrix, Stream) or kind != "auto" or devices == 1:
         return matrix
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(None, AXIS))
 

@@ -12,11 +12,13 @@ from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
-from jaxfl.models.objective import Objective
+from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics import rows
+from jaxfl.numerics.columns import mesh_kind
+from jaxfl.numerics.stream import Stream
 from jaxfl.privacy.deployment import NOISE_FIRST
-from jaxfl.state import FederationState, Plan, RoundKeys
-from jaxfl.types import Batch, Context, State, Struct
+from jaxfl.state import STREAM, FederationState, Plan, RoundKeys
+from jaxfl.types import Batch, Context, State, Struct, present_mask
 
 
 class Standing(Struct):
@@ -27,15 +29,30 @@ class Standing(Struct):
     squared_norm: Float[Array, " n"]
 
 
+class Told(Struct):
+    """What is known of every client's work besides its update; clients lead every array."""
+
+    loss: Float[Array, " n"]
+    model_state: ModelState
+    steps: Float[Array, " n"]
+    standing: Standing | None
+    """None where nothing is weighed fairly."""
+    memory: State
+    """The client's own, new."""
+
+
 class LocalWork(Struct):
     """What the cohort has done before any attack on messages."""
 
     context: Context
-    messages: Message
-    standing: Standing | None
-    """None where nothing is weighed fairly."""
-    clients: State
-    """The new memory of every client of the population."""
+    updates: rows.Rows
+    known: Told | None
+    """None where the updates are a stream: its first pass tells."""
+
+    @property
+    def told(self) -> Told:
+        """What was told with the updates; of a stream that nothing has read, a pass over it."""
+        return told_with(self.updates, self.known)
 
 
 class _Shared(Struct):
@@ -79,7 +96,11 @@ def work_locally(
             memory=jax.tree.map(lambda x: x[taken], state.clients),
         )
     one_client = functools.partial(_one_client, plan)
-    messages, standing, memory = map_clients(one_client, shared, own, chunk=plan.chunk)
+
+    @jax.named_scope("local work")  # of its own: a stream computes it wherever rows are asked for
+    def work(own: _Own) -> tuple[Float[Array, "c d"], Told]:
+        return map_clients(one_client, shared, own, chunk=plan.chunk)
+
     share = data.count[taken] * (ids < population)
     context = Context(
         key=keys.server,
@@ -90,12 +111,26 @@ def work_locally(
         params=state.params,
         byzantine=byzantine,
     )
-    return LocalWork(
-        context=context,
-        messages=messages.replace(update=by_columns(messages.update)),
-        standing=standing,
-        clients=jax.tree.map(lambda x, m: x.at[ids].set(m, mode="drop"), state.clients, memory),
+    if plan.storage != STREAM:
+        updates, told = work(own)
+        return LocalWork(context=context, updates=by_columns(updates), known=told)
+    honest = ~byzantine & present_mask(context, plan.spec.cohort)
+    stream = Stream(
+        lambda index: work(jax.tree.map(lambda x: x[index], own)),
+        (plan.spec.cohort, plan.spec.dim * federation.algorithm.width),
+        plan.spec.dtype,
+        plan.chunk * mesh_kind()[1],
+        rows.watching(honest),
     )
+    return LocalWork(context=context, updates=stream, known=None)
+
+
+def told_with(updates: rows.Rows, known: Told | None) -> Told:
+    """What was told with the updates: known, or kept by the first pass over a stream."""
+    if known is not None:
+        return known
+    assert isinstance(updates, Stream)
+    return updates.kept.told
 
 
 def broadcast(plan: Plan, state: FederationState) -> Broadcast:
@@ -122,8 +157,8 @@ def train(
     return algorithm.step(objective, received, privacy.samples(samples), memory, key)
 
 
-def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Message, Standing | None, State]:
-    """One client's message, standing and new memory."""
+def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " m"], Told]:
+    """One client's update, and what else is known of its work."""
     federation, received, view = shared.federation, shared.broadcast, own.view
     key = jax.random.fold_in(shared.client_key, view.id)
     samples = _samples(plan, shared, own)
@@ -137,7 +172,8 @@ def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Message, Standi
         with jax.named_scope("privacy"):
             update = federation.privacy.message(message.update, noise_key)
         message = message.replace(update=update)
-    return message, standing, memory
+    told = Told(message.loss, message.model_state, message.steps, standing, memory)
+    return message.update.astype(plan.message_type), told
 
 
 def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:

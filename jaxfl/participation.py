@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxfl.component import Component, field
+from jaxfl.numerics.permutation import permute
+
+SORTED = 10_000
+"""Up to so many clients are put in random order by sorting; more cost the cohort only."""
 
 
 class Participation(Component):
@@ -69,8 +73,7 @@ class Uniform(Participation):
     def sample(
         self, population: int, key: Key[Array, ""], turn: Int[Array, ""] | int = 0
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
-        drawn = jax.random.permutation(key, population)[: self.cohort(population)]
-        return drawn.astype(jnp.int32), None
+        return _some(self.cohort(population), population, key), None
 
 
 class Poisson(Participation):
@@ -102,11 +105,24 @@ class Poisson(Participation):
     ) -> tuple[Int[Array, " n"], Bool[Array, " n"] | None]:
         slots = self.cohort(population)
         draw_key, order_key = jax.random.split(key)
+        if population > SORTED:
+            # As many as a binomial number of them: the same law, at the cost of the cohort.
+            count = jax.random.binomial(draw_key, float(population), self.rate)
+            place = jnp.arange(slots, dtype=jnp.int32)
+            ids = jnp.where(place < count, _some(slots, population, order_key), population)
+            return ids, ids < population
         drawn = jax.random.bernoulli(draw_key, self.rate, (population,))
         order = jax.random.permutation(order_key, population)
         place = jnp.nonzero(drawn[order], size=slots, fill_value=population)[0]
         ids = jnp.append(order, population)[place].astype(jnp.int32)
         return ids, ids < population
+
+
+def _some(count: int, population: int, key: Key[Array, ""]) -> Int[Array, " n"]:
+    """So many different clients, drawn uniformly, in random order."""
+    if population > SORTED:
+        return permute(jnp.arange(count, dtype=jnp.int32), population, key)
+    return jax.random.permutation(key, population)[:count].astype(jnp.int32)
 
 
 class Cyclic(Participation):

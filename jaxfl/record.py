@@ -43,7 +43,7 @@ class RoundRecord(Struct):
 def record_of(
     context: Context,
     losses: Float[Array, " n"],
-    sent: Float[Array, "n d"],
+    sent: rows.Rows,
     aggregate: Float[Array, " d"],
     info: Info,
     *,
@@ -60,8 +60,7 @@ def record_of(
     byzantine, honest = context.byzantine & present, ~context.byzantine & present
 
     measured = honest & finite
-    weights = measured / jnp.maximum(jnp.sum(measured), 1)
-    target = rows.combine(weights, sent, jnp.zeros((0, sent.shape[1]), sent.dtype))
+    target = rows.mean_of(sent, measured).astype(aggregate.dtype)
     norms = rows.safe_sqrt(squares)
     products = rows.squared_norms(jnp.stack([aggregate, target, aggregate - target]))
     aggregate_norm, target_norm, distance = rows.safe_sqrt(products)

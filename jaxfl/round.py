@@ -23,8 +23,9 @@ from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import by_columns, replicate
 from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
-from jaxfl.local_work import LocalWork, broadcast, work_locally
+from jaxfl.local_work import LocalWork, Told, broadcast, told_with, work_locally
 from jaxfl.models.objective import ModelState
+from jaxfl.numerics.rows import Rows, each, matrix_of
 from jaxfl.privacy.deployment import ATTACK_FIRST, Turn
 from jaxfl.record import RoundRecord, record_of
 from jaxfl.state import FederationState, Plan, RoundKeys, round_keys
@@ -36,14 +37,15 @@ class Received(Struct):
 
     keys: RoundKeys
     context: Context
-    messages: Message
-    """Every client's own, before any attack on messages."""
-    sent: Float[Array, "n d"]
+    own: Rows
+    """Every client's own update, before any attack on messages."""
+    known: Told | None
+    """What else is known of the clients' work; of a stream, once it has been read."""
+    sent: Rows
     """What the server aggregates: attacked, weighed and bounded."""
     seen: State
     """What the mechanism of privacy must know of the messages to release the aggregate."""
     weighed: Weighed | None
-    clients: State
     attack: State
     root: State
 
@@ -86,11 +88,11 @@ def receive(
     return Received(
         keys=keys,
         context=context,
-        messages=work.messages,
+        own=work.updates,
+        known=work.known,
         sent=sent,
         seen=seen,
         weighed=weighed,
-        clients=work.clients,
         attack=attack,
         root=root,
     )
@@ -105,9 +107,12 @@ def answer(
     minority: Bool[Array, " K"],
 ) -> tuple[FederationState, RoundRecord]:
     """The second half of the round: the server aggregates, releases, takes its step."""
-    context, messages, weighed = received.context, received.messages, received.weighed
+    context, weighed = received.context, received.weighed
     with jax.named_scope("aggregation"):
         result = federation.aggregator.checked(received.sent, state.aggregator, context)
+    told = told_with(received.sent, received.known)
+    messages = Message(received.own, told.loss, told.model_state, told.steps)  # pyright: ignore
+    result = result.replace(update=result.update.astype(state.params.dtype))
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)
@@ -121,9 +126,11 @@ def answer(
     present = present_mask(context, received.sent.shape[0])
     new_state = state.replace(
         params=replicate(params),
-        model_state=_mean_model_state(messages.model_state, state.model_state, present),
+        model_state=_mean_model_state(told.model_state, state.model_state, present),
         optimizer=optimizer,
-        clients=received.clients,
+        clients=jax.tree.map(
+            lambda x, m: x.at[context.client_ids].set(m, mode="drop"), state.clients, told.memory
+        ),
         attack=received.attack,
         aggregator=result.state,
         server=server,
@@ -135,7 +142,7 @@ def answer(
     )
     record = record_of(
         context,
-        messages.loss,
+        told.loss,
         received.sent,
         result.update,
         result.info,
@@ -167,8 +174,8 @@ def exchanged(received: Received) -> Exchange:
         ids=context.client_ids,
         byzantine=context.byzantine,
         present=context.present,
-        own=received.messages.update,
-        sent=received.sent,
+        own=matrix_of(received.own),
+        sent=matrix_of(received.sent),
     )
 
 
@@ -210,14 +217,14 @@ def _attack_phase(
     keys: RoundKeys,
     context: Context,
     work: LocalWork,
-) -> tuple[Float[Array, "n d"], Weighed | None, State]:
+) -> tuple[Rows, Weighed | None, State]:
     """What the server receives, how fairness weighs it, and the attack's new memory.
 
     Fairness weighs what the mechanism has made of an update, and attackers rewrite what would be
     received: where the mechanism comes after the attack, the weights come last.
     """
     assert context.byzantine is not None
-    privacy, own = federation.privacy, work.messages.update
+    privacy, own = federation.privacy, work.updates
     weighed = _weigh(federation, state, context, work)
     mechanism_last = privacy.on_messages and federation.noise_order == ATTACK_FIRST
     if not mechanism_last:
@@ -245,12 +252,16 @@ def _attack_phase(
     )
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
-        with jax.named_scope("privacy"):
-            sent = by_columns(jax.vmap(privacy.message)(sent, noise, context.byzantine))
+        message = jax.named_scope("privacy")(privacy.message)
+        sent = by_columns(each(message, sent, noise, context.byzantine))
         sent = _multiplied(sent, weighed)
     elif federation.attack.crafts:
-        with jax.named_scope("privacy"):
-            sent = jnp.where(context.byzantine[:, None], jax.vmap(privacy.crafted)(sent), sent)
+
+        @jax.named_scope("privacy")
+        def taken_for(row: Array, crafted: Array) -> Array:
+            return jnp.where(crafted, privacy.crafted(row), row)
+
+        sent = each(taken_for, sent, context.byzantine)
     return sent, weighed, memory
 
 
@@ -264,9 +275,10 @@ def _weigh(
     federation: Federation, state: FederationState, context: Context, work: LocalWork
 ) -> Weighed | None:
     """What fairness makes of the clients' standing; None without it."""
-    standing = work.standing
-    if federation.fairness is None or standing is None:
+    if federation.fairness is None:
         return None
+    standing = work.told.standing
+    assert standing is not None
     weighed = federation.fairness.weigh(
         standing.loss,
         standing.squared_norm,
@@ -281,12 +293,12 @@ def _weigh(
     return weighed
 
 
-@jax.named_scope("server")
-def _multiplied(updates: Float[Array, "n d"], weighed: Weighed | None) -> Float[Array, "n d"]:
+def _multiplied(updates: Rows, weighed: Weighed | None) -> Rows:
     """The updates times the factors of fairness; as they are without it."""
     if weighed is None:
         return updates
-    return updates * weighed.factors[:, None].astype(updates.dtype)
+    multiply = jax.named_scope("server")(jnp.multiply)
+    return each(multiply, updates, weighed.factors.astype(updates.dtype))
 
 
 @jax.named_scope("privacy")

@@ -41,7 +41,7 @@ from jaxfl.models.objective import Factory, Loss
 from jaxfl.models.zoo import Model
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
-from jaxfl.plan import make_plan
+from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.progress import Progress, follow
@@ -71,6 +71,9 @@ class Simulation:
       devices: mapped over these; the first device alone unless given.
       way: ``"shard_map"`` or ``"pmap"``, see ``jaxfl.devices``.
       loss: per-sample loss of logits and labels; cross-entropy unless given.
+      storage: of a round's updates: ``"matrix"``; ``"bfloat16"``, at half the size; ``"stream"``,
+        where they are computed anew in every pass over them, a chunk of clients at a time, and
+        never all held; ``"auto"`` chooses, see ``make_plan``.
 
     Raises:
       ValueError: the parts do not fit together.
@@ -89,6 +92,7 @@ class Simulation:
         devices: Sequence[Device] | None = None,
         way: str = "shard_map",
         loss: Loss | None = None,
+        storage: str = AUTOMATIC,
     ) -> None:
         seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)
@@ -101,7 +105,13 @@ class Simulation:
         self.data: FederatedData = copy_to(whole, devices)
         self.federation = stacked(parts)
         self.plan = make_plan(
-            parts[0], self.data, model, loss=loss, client_chunk=client_chunk, runs=len(seeds)
+            parts[0],
+            self.data,
+            model,
+            loss=loss,
+            client_chunk=client_chunk,
+            runs=len(seeds),
+            storage=storage,
         )
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
@@ -264,7 +274,7 @@ def simulate(
     and ``history.simulation.run`` goes on from there; a second Ctrl-C ends it at once.
 
     ``settings`` are those of ``Simulation``: ``client_chunk``, ``devices``, ``way``,
-    ``client_accuracy``, ``loss``.
+    ``client_accuracy``, ``loss``, ``storage``.
 
     Example:
       >>> data = jaxfl.data.digits().split(jaxfl.data.Dirichlet(alpha=1.0), clients=10)

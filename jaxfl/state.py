@@ -13,6 +13,10 @@ from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.types import PyTree, Spec, State, Struct
 
+MATRIX, BFLOAT16, STREAM = STORAGES = ("matrix", "bfloat16", "stream")
+"""Where a round has its updates: in a matrix of the model's type, in one of half its size, or in
+a stream of chunks that are computed anew in every pass over them and never all held."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -22,6 +26,13 @@ class Plan:
     spec: Spec
     chunk: int
     """Clients vmapped at once."""
+    storage: str = MATRIX
+    """Of the updates, one of ``STORAGES``."""
+
+    @property
+    def message_type(self) -> Any:
+        """The type of the numbers that the server receives."""
+        return jnp.bfloat16 if self.storage == BFLOAT16 else self.spec.dtype
 
 
 class FederationState(Struct):
@@ -82,7 +93,9 @@ def init_state(
     spec = plan.spec
     model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params, model_state = plan.objective.init(model_key)
-    wide = dataclasses.replace(spec, dim=spec.dim * federation.algorithm.width)
+    wide = dataclasses.replace(
+        spec, dim=spec.dim * federation.algorithm.width, dtype=plan.message_type
+    )
     one_client: Any = federation.algorithm.init(spec)
     return FederationState(
         params=params,

@@ -111,6 +111,10 @@ class Every(Aggregator):
     def accepts_absent(self) -> bool:
         return all(rule.accepts_absent for rule in self.rules)
 
+    @property
+    def streams(self) -> bool:
+        return all(rule.streams for rule in self.rules)
+
     def init(self, spec: Spec):
         def one(rule: Aggregator):
             memory = rule.init(spec)

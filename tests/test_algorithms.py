@@ -264,13 +264,14 @@ def test_scaffold_finds_the_minimum_where_fedavg_drifts():
 def test_controls_that_cannot_fit_are_refused(monkeypatch):
     """Before anything of that size exists: 400 million parameters for each of five clients."""
     model = MLP(hidden=(20_000, 20_000))
-    monkeypatch.setattr("jaxfl.plan.memory_of_device", lambda _: 8 * 2**30)
-    with pytest.raises(ValueError, match=r"SCAFFOLD .* 5 clients .* need 7\.5 GiB, .* 8\.0 GiB"):
+    monkeypatch.setattr("jaxfl.memory.memory_of_device", lambda _: 16 * 2**30)
+    kept = r"updates of 3 clients 1\.5 GiB, what SCAFFOLD keeps for 5 clients 7\.5 GiB, .*16\.0 GiB"
+    with pytest.raises(ValueError, match=kept):
         make_plan(SCAFFOLD_PARTS, DATA, model)
-    small = MLP(hidden=(14_000, 14_000))
+    small = MLP(hidden=(8_000, 8_000))
     make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1)
-    with pytest.raises(ValueError, match=r"SCAFFOLD .* 5 clients times 2 need 7\.3 GiB"):
-        make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1, runs=2)
+    with pytest.raises(ValueError, match=r"times 4 runs .*SCAFFOLD keeps for 5 clients 4\.8"):
+        make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1, runs=4)
     make_plan(SCAFFOLD_PARTS.replace(algorithm=FedAvg()), DATA, model, client_chunk=1)
 
 

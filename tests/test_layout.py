@@ -11,8 +11,9 @@ import jaxfl
 
 PACKAGE = Path(jaxfl.__file__).parent
 ORDER = (
-    ("numerics", "component", "files", "signals", "_public"),
+    ("numerics", "component", "files", "machine", "signals", "_public"),
     ("types", "contracts"),
+    ("liveness",),
     ("models", "optimizers", "devices"),
     ("aggregators",),
     ("preaggregators",),
@@ -21,9 +22,12 @@ ORDER = (
     ("federation",),
     ("state", "accounting", "record"),
     ("local_work",),
-    ("plan", "round", "evaluation"),
+    ("round", "evaluation"),
+    ("blocks",),
+    ("memory",),
+    ("plan",),
     ("history", "progress"),
-    ("blocks", "given"),
+    ("given",),
     ("simulation",),
     ("auditing", "profiling"),
     ("__init__", "registry"),

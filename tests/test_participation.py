@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, chisquare
 
 from jaxfl import Full, Poisson, Uniform
 
@@ -50,3 +50,33 @@ def test_bad_fractions_are_refused(bad):
         Uniform(fraction=bad)
     with pytest.raises(ValueError, match="Poisson: rate must be"):
         Poisson(rate=bad)
+
+
+def test_cohorts_of_large_populations_have_the_same_law(key, monkeypatch):
+    """Drawn without sorting: every client as often, all different, Poisson's numbers binomial."""
+    monkeypatch.setattr("jaxfl.participation.SORTED", 100)
+    keys = jax.random.split(key, 2000)
+    drawn = np.asarray(jax.vmap(lambda k: Uniform(fraction=0.1).sample(200, k)[0])(keys))
+    assert drawn.shape == (2000, 20)
+    assert all(len(set(row)) == 20 for row in drawn.tolist())
+    counts = np.bincount(drawn.ravel(), minlength=200)
+    assert chisquare(counts).pvalue > 1e-3
+    pairs = drawn[:, 0] // 20 * 10 + drawn[:, 1] // 20
+    assert chisquare(np.bincount(pairs, minlength=100), _of_pairs(200, 10)).pvalue > 1e-3
+
+    rate = Poisson(rate=0.1, overflow=1e-6)
+    ids, present = (np.asarray(x) for x in jax.vmap(lambda k: rate.sample(200, k))(keys))
+    np.testing.assert_array_equal(ids < 200, present)
+    assert all(len(set(r[p])) == p.sum() for r, p in zip(ids, present, strict=True))
+    sizes = present.sum(axis=1)
+    assert np.mean(sizes) == pytest.approx(20, abs=5 * np.sqrt(18 / 2000))
+    assert np.var(sizes) == pytest.approx(18, rel=0.2)
+    assert chisquare(np.bincount(ids[present], minlength=200)).pvalue > 1e-3
+
+
+def _of_pairs(population, groups):
+    """How often of 2000 times the first two of a cohort are of two groups."""
+    size = population // groups
+    different = 2000 * size**2 / (population * (population - 1))
+    same = 2000 * size * (size - 1) / (population * (population - 1))
+    return np.where(np.eye(groups, dtype=bool), same, different).ravel()

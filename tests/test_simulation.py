@@ -452,7 +452,7 @@ def test_simulate_takes_several_seeds():
 
 
 def test_partitions_of_several_seeds_are_calibrated_one_by_one():
-    data = [ragged(sizes=(9, 9, 9)), ragged(sizes=(21, 3, 3))]
+    data = [ragged(sizes=(9, 9, 9)), ragged(sizes=(25, 1, 1))]
     privacy = jaxfl.ExamplePrivacy(clip=1.0, epsilon=2.0, delta=1e-3)
     parts = {"model": Softmax(), "privacy": privacy, "rounds": 1}
     both = jaxfl.simulate(data=data, seeds=[0, 1], algorithm=FedSGD(batch_size=2), **parts)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from jaxfl.accounting.guarantee import caveats
 from jaxfl.accounting.releases import PLD, RDP, deployment, worst
@@ -38,30 +40,44 @@ def calibrate(
         noisy = privacy.replace(noise_multiplier=multiplier, epsilon=None)
         return federation.replace(privacy=noisy)
 
-    def reached(multiplier: float, kind: str) -> bool:
+    def epsilon(multiplier: float, kind: str) -> float:
         noisy = with_noise(multiplier)
         found = noisy.privacy.releases(deployment(noisy, rounds, sizes))
-        return worst(found, privacy.delta, kind) <= target
+        return worst(found, privacy.delta, kind)
 
-    if not reached(MOST, RDP) and not reached(MOST, accountant):
+    if epsilon(MOST, RDP) > target and epsilon(MOST, accountant) > target:
         because = "; ".join(caveats(federation, rounds))
         because = because or f"delta = {privacy.delta} is too small for {rounds} rounds"
         name = type(privacy).__name__
         raise ValueError(f"{name}: epsilon = {target} cannot be reached: {because}")
-    least = _least(lambda m: reached(m, RDP), 1.0, MOST)
+    # The tight accountant is dear, and needs less noise than Renyi's, seldom less than half of it.
+    near = 1e-3 if accountant == RDP else 0.1
+    least = _least(lambda m: epsilon(m, RDP), target, 1.0, MOST, near)
     if accountant != RDP:
-        # The tight accountant needs less noise than Renyi's, seldom less than half of it.
-        least = _least(lambda m: reached(m, accountant), least / 2, least)
+        least = _least(lambda m: epsilon(m, accountant), target, least / 2, least, 1e-3)
     calibrated = with_noise(least)
     calibrated.check_privacy(len(sizes))
     return calibrated
 
 
-def _least(reached: Callable[[float], bool], low: float, high: float) -> float:
-    """The least multiplier, to a thousandth, that reaches the target, as ``high`` does."""
-    while low > 1e-4 and reached(low):
+def _least(
+    epsilon: Callable[[float], float], target: float, low: float, high: float, near: float
+) -> float:
+    """The least multiplier, but for a share of ``near``, that reaches the target as ``high`` does.
+
+    Epsilon falls about as a power of the multiplier: both are searched by their logarithms.
+    """
+    while low > 1e-4 and epsilon(low) <= target:
         low, high = low / 2, low
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+
+    def excess(log_multiplier: float) -> float:
+        found = epsilon(math.exp(log_multiplier))
+        return math.log(min(max(found, 1e-9), 1e9) / target)
+
+    bounds = math.log(low), math.log(high)
+    if excess(bounds[0]) <= 0:
+        return low
+    if excess(bounds[1]) >= 0:  # by rounding only: ``high`` reaches it
+        return high
+    root: Any = brentq(excess, *bounds, xtol=near / 2)
+    return min(math.exp(root + near / 2), high)

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.mixing import (
+    STREAMED,
     C,
     PreAggregator,
     by_client,
@@ -33,7 +34,8 @@ from jaxfl.component import Component, capability
 from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.noise import normal
-from jaxfl.numerics.runs import in_all_runs
+from jaxfl.numerics.runs import alongside, in_all_runs
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import Aggregated, Context, Info, PyTree, Spec, State, present_mask
 
 ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
@@ -72,6 +74,8 @@ class Aggregator(Component):
     """Its gradient with respect to the updates is finite, where updates coincide too, and not 0."""
     in_units = capability(tuple[str, ...]())
     """Fields in the units of the updates: times c, with updates times c, so is the answer."""
+    streams = capability(False)
+    """Needs no more of the updates than passes over their rows, which are then never all held."""
 
     @capability
     def unit_free(self) -> bool:
@@ -103,7 +107,7 @@ class Aggregator(Component):
         would answer to no update (an earlier answer, the server's own): the model must survive.
         """
 
-    def checked(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+    def checked(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         """``aggregate``, whose answer is looked at as it is traced.
 
         Raises:
@@ -111,7 +115,7 @@ class Aggregator(Component):
         """
         (n, d), name = updates.shape, f"{name_of(self)}.aggregate"
         with own_code(self, ".aggregate"):
-            result: Any = self.aggregate(updates, state, context)
+            result: Any = self.aggregate(updates, state, context)  # pyright: ignore
         if not isinstance(result, Aggregated):
             raise ValueError(
                 f"{name} must return Aggregated(update=..., state=..., info=...); "
@@ -129,7 +133,7 @@ class Aggregator(Component):
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: rows.Rows,
         state: State,
         context: Context,
     ) -> Aggregated:
@@ -137,6 +141,7 @@ class Aggregator(Component):
 
         Here the mixed rows are formed; a row that is not usable is NaN.
         """
+        updates = rows.held(updates)
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
         if mixing is None:
@@ -231,6 +236,12 @@ class WeightingRule(Aggregator):
     needs = capability(frozenset({"gram"}))
     """Statistics that ``weigh`` reads: any of "norms", "gram", "inner", "products"."""
 
+    @capability
+    def streams(self) -> bool:
+        kind, base = type(self), WeightingRule
+        own = kind.aggregate_mixed is base.aggregate_mixed and kind.aggregate is base.aggregate
+        return own and self.needs <= STREAMED
+
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
         """Extra rows, measured together with the updates: a root update, the previous aggregate."""
         return None
@@ -265,13 +276,13 @@ class WeightingRule(Aggregator):
         """The memory for the next round, given this round's output; by default unchanged."""
         return state
 
-    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+    def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         return self.aggregate_mixed((), updates, state, context)
 
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: rows.Rows,
         state: State,
         context: Context,
     ) -> Aggregated:
@@ -309,9 +320,7 @@ class WeightingRule(Aggregator):
         state = self.remember(state, output, statistics, seen)
         return Aggregated(update=output, state=state, info=info)
 
-    def _aggregate_once(
-        self, updates: Float[Array, "n d"], state: State, context: Context
-    ) -> Aggregated:
+    def _aggregate_once(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         """One read of the matrix, for a rule that only needs to know which rows are finite.
 
         First all rows are combined as if all were finite. Where the answer is finite, and small
@@ -347,17 +356,18 @@ class CoordinatewiseRule(Aggregator):
         comes as a row of +inf.
         """
 
-    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+    def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         return self.aggregate_mixed((), updates, state, context)
 
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: rows.Rows,
         state: State,
         context: Context,
     ) -> Aggregated:
         """Reduces the columns block by block; rows are mixed as a block is read."""
+        updates = rows.held(updates)
         dtype = rows.accumulator(updates.dtype)
         statistics = mixing = None
         if pre:
@@ -391,6 +401,43 @@ class CoordinatewiseRule(Aggregator):
         if mixing is not None and any(stage.selects for stage in pre):
             info = Info(selected=jnp.any(mixing != 0, axis=0))
         return Aggregated(update=output, state=state, info=info)
+
+
+class TallyRule(CoordinatewiseRule):
+    """A coordinatewise rule that is a function of the sum of what clients vote for. Abstract."""
+
+    streams = capability(True)
+
+    @abc.abstractmethod
+    def vote(self, block: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """What each client says of each column; 0 where it has no number."""
+
+    @abc.abstractmethod
+    def answer(self, tally: Float[Array, " c"]) -> Float[Array, " c"]:
+        """One number for each column, from the sum of the votes."""
+
+    def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
+        return self.answer(self._tally(block, jnp.ones((block.shape[0],), bool)))
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: rows.Rows,
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Sums the votes of rows that are streamed."""
+        if pre or not isinstance(updates, Stream):
+            return super().aggregate_mixed(pre, updates, state, context)
+        tally = updates.sum(lambda block, index, inside: self._tally(block, inside))
+        update = self.answer(tally).astype(updates.dtype)
+        return Aggregated(update=update, state=state, info=Info())
+
+    def _tally(self, block: Float[Array, "n c"], counted: Bool[Array, " n"]) -> Float[Array, " c"]:
+        votes = self.vote(block.astype(rows.accumulator(block.dtype)))
+        # A row of ones times the votes: XLA reduces a leading axis slowly on a CPU.
+        ones = alongside(counted.astype(votes.dtype), votes)
+        return jnp.matmul(ones, votes, precision="highest")
 
 
 def needs_more_than(rule: Any, n: int, least: int, condition: str) -> None:

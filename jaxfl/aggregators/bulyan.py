@@ -16,6 +16,7 @@ from jaxfl.aggregators.krum import krum_picks, krum_scores
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import capability, field
 from jaxfl.numerics import order
+from jaxfl.numerics.rows import Rows
 from jaxfl.types import Aggregated, Context, State
 
 
@@ -120,7 +121,7 @@ class Bulyan(Aggregator):
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: Rows,
         state: State,
         context: Context,
     ) -> Aggregated:

@@ -38,6 +38,7 @@ class CenteredClipping(WeightingRule):
     differentiable = capability(True)
     unanimous = capability(False)
     in_units = capability(("tau",))
+    streams = capability(True)
 
     @classmethod
     def example(cls, f: int = 2) -> "CenteredClipping":
@@ -77,7 +78,7 @@ class CenteredClipping(WeightingRule):
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: rows.Rows,
         state: State,
         context: Context,
     ) -> Aggregated:

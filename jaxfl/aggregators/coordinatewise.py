@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import CoordinatewiseRule, needs_more_than
+from jaxfl.aggregators.base import CoordinatewiseRule, TallyRule, needs_more_than
 from jaxfl.component import capability, field
 from jaxfl.numerics import order
 from jaxfl.types import Context
@@ -106,7 +106,7 @@ class Phocas(CoordinatewiseRule):
         return order.mean_of_nearest(block, centre, n - self.f)
 
 
-class SignMajority(CoordinatewiseRule):
+class SignMajority(TallyRule):
     """Per coordinate, the sign that most clients vote for: -1, 1, or 0 where they tie.
 
     A zero votes for neither, and so does what is not finite: a NaN has no sign, and a client
@@ -125,8 +125,8 @@ class SignMajority(CoordinatewiseRule):
 
     unanimous = capability(False)
 
-    def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        votes = jnp.where(jnp.isfinite(block), jnp.sign(block), 0)
-        # A row of ones times the votes: XLA reduces a leading axis slowly on a CPU.
-        ones = jnp.ones((block.shape[0],), block.dtype)
-        return jnp.sign(jnp.matmul(ones, votes, precision="highest"))
+    def vote(self, block: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        return jnp.where(jnp.isfinite(block), jnp.sign(block), 0)
+
+    def answer(self, tally: Float[Array, " c"]) -> Float[Array, " c"]:
+        return jnp.sign(tally)

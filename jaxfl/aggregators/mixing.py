@@ -12,9 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
+from jaxfl.numerics.rows import Rows
 from jaxfl.types import Context, Info, PyTree
 
 C = TypeVar("C", bound=Component)
+STREAMED = frozenset({"norms", "products"})
+"""Statistics of rows one by one, which a pass over rows that are never held can give."""
 
 
 def with_f(cls: type[C], f: int) -> C:
@@ -31,6 +34,12 @@ class PreAggregator(Component):
     """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
     diagonal = capability(False)
     """The matrix only rescales rows."""
+
+    @capability
+    def streams(self) -> bool:
+        """Whether rows that are computed anew whenever they are read will do."""
+        return self.diagonal and self.needs <= STREAMED
+
     selects = capability(False)
     """Hands on only some of the rows, or means of only some."""
     permutation_equivariant = capability(True)
@@ -87,7 +96,7 @@ class PreAggregator(Component):
 
 def measure_mixed(
     pre: Sequence[PreAggregator],
-    updates: Float[Array, "n d"],
+    updates: Rows,
     references: Float[Array, "r d"],
     context: Context,
     needs: frozenset[str],

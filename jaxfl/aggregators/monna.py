@@ -120,11 +120,12 @@ class MoNNA(WeightingRule):
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: rows.Rows,
         state: State,
         context: Context,
     ) -> Aggregated:
         """Distances to one point take one read; in n-space they would take all pairs'."""
+        updates = rows.held(updates)
         coordinatewise = isinstance(self.pivot, CoordinatewiseRule)
         if pre and coordinatewise:  # its answer is no combination of rows: they are formed
             return Aggregator.aggregate_mixed(self, pre, updates, state, context)

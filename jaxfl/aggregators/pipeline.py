@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxtyping import Array, Float
-
-from jaxfl.aggregators.base import Aggregator
+from jaxfl.aggregators.base import Aggregator, WeightingRule
 from jaxfl.aggregators.coordinatewise import TrimmedMean
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.component import capability
+from jaxfl.numerics.rows import Rows
 from jaxfl.types import Aggregated, Context, Spec, State
 
 
@@ -61,6 +60,17 @@ class Pipeline(Aggregator):
     def unit_free(self) -> bool:
         return self.rule.unit_free and all(p.scale_equivariant for p in self.pre)
 
+    @capability
+    def streams(self) -> bool:
+        if not self.pre:
+            return self.rule.streams
+        # Those with a way of their own have it for updates that nothing has mixed.
+        plain = type(self.rule).aggregate_mixed in (
+            WeightingRule.aggregate_mixed,
+            Pipeline.aggregate_mixed,
+        )
+        return plain and self.rule.streams and all(p.streams for p in self.pre)
+
     @classmethod
     def example(cls, f: int = 2) -> "Pipeline":
         return cls(pre=(), rule=TrimmedMean(f=f))
@@ -103,13 +113,13 @@ class Pipeline(Aggregator):
             rows = stage.rows(rows)
         return self.rule.init(dataclasses.replace(spec, cohort=rows))
 
-    def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
+    def aggregate(self, updates: Rows, state: State, context: Context) -> Aggregated:
         return self.aggregate_mixed((), updates, state, context)
 
     def aggregate_mixed(
         self,
         pre: Sequence[PreAggregator],
-        updates: Float[Array, "n d"],
+        updates: Rows,
         state: State,
         context: Context,
     ) -> Aggregated:

@@ -66,7 +66,7 @@ class Statistics(Struct):
 
 
 def measure(
-    updates: Float[Array, "n d"],
+    updates: rows.Rows,
     references: Float[Array, "r d"],
     context: Context,
     needs: frozenset[str],
@@ -80,15 +80,18 @@ def measure(
     whether the Gram matrix is computed; it is all 0 if not. ``centred``: inner products are taken
     about the row of median norm, which f < n/2 attackers cannot move far; otherwise about 0.
     """
+    compared = references if "products" in needs else references[:0]
+    # First of all: one pass over rows that are streamed then answers this and the norms.
+    products, taken = rows.look(updates, compared, columns)
     squares = rows.squared_norms(updates)
     usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
     norms = jnp.where(usable, rows.safe_sqrt(squares), jnp.inf)
-    gram = products = reference_norms = sample = None
+    gram = reference_norms = sample = None
     if "gram" in needs:
         pilot = rows.median_row(norms, usable) if centred else None
 
         def read() -> Array:
-            return rows.centred_gram(updates, references, usable, pilot)
+            return rows.centred_gram(rows.held(updates), references, usable, pilot)
 
         if gram_wanted is None:
             gram = read()
@@ -97,17 +100,16 @@ def measure(
             none = jnp.zeros(shape.shape, shape.dtype)
             gram = jax.lax.cond(in_all_runs(~gram_wanted), lambda: none, read)
     if "products" in needs:
-        products = jnp.where(usable[:, None], rows.products(updates, references), 0)
+        products = jnp.where(usable[:, None], products, 0)
         reference_norms = rows.safe_sqrt(rows.squared_norms(references))
-    if columns is not None:
-        taken = jnp.take(updates, columns, axis=1, mode="clip").astype(norms.dtype)
-        sample = jnp.where(usable[:, None], taken, 0)
+    if taken is not None:
+        sample = jnp.where(usable[:, None], taken.astype(norms.dtype), 0)
     return Statistics(
         usable=usable,
         clean=jnp.all(jnp.isfinite(squares)),
         norms=norms,
         gram=gram,
-        products=products,
+        products=products if "products" in needs else None,
         reference_norms=reference_norms,
         sample=sample,
     )

@@ -13,6 +13,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.numerics import rows
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import Batch, Context, Spec, State, Struct, present_mask
 
 NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
@@ -69,21 +70,22 @@ class Defence(Struct):
         state = self.state if self.aggregator.public_memory else self.start
         return self.replace(context=context, state=state, factors=None)
 
-    def received(self, updates: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    def received(self, updates: rows.Rows) -> Float[Array, "n d"]:
         """What the rule is given where clients send these updates."""
+        sent = rows.held(updates)
         if self.privacy is None:
-            return updates
+            return sent
         assert self.context.byzantine is not None
         if self.noise is None:
-            crafted = jax.vmap(self.privacy.crafted)(updates)
-            updates = jnp.where(self.context.byzantine[:, None], crafted, updates)
+            crafted = jax.vmap(self.privacy.crafted)(sent)
+            sent = jnp.where(self.context.byzantine[:, None], crafted, sent)
         else:
-            updates = jax.vmap(self.privacy.message)(updates, self.noise, self.context.byzantine)
+            sent = jax.vmap(self.privacy.message)(sent, self.noise, self.context.byzantine)
         if self.factors is not None:
-            updates = updates * self.factors[:, None].astype(updates.dtype)
-        return self.privacy.bound(updates, self.memory)[0]
+            sent = sent * self.factors[:, None].astype(sent.dtype)
+        return self.privacy.bound(sent, self.memory)[0]
 
-    def probe(self, updates: Float[Array, "n d"]) -> Float[Array, " d"]:
+    def probe(self, updates: rows.Rows) -> Float[Array, " d"]:
         """What the server would make of these updates, up to its own randomness."""
         received = self.received(updates)
         return self.aggregator.checked(received, self.state, self.context).update
@@ -93,7 +95,8 @@ class AttackView(Struct):
     """All that an attack on messages may look at in one round."""
 
     updates: Float[Array, "n d"]
-    """The honest rows and, in the attackers' rows, what they would send if they were honest."""
+    """The honest rows and, in the attackers' rows, what they would send if they were honest. To an
+    attack that declares ``streams``, it may be a ``Stream`` that never holds all of them."""
     key: Key[Array, ""]
     """The attackers' own randomness."""
     defence: Defence
@@ -118,11 +121,26 @@ class AttackView(Struct):
 
     def own_rows(self) -> Float[Array, "a d"]:
         """What the attackers would send if they were honest (arbitrary in padded places)."""
+        if isinstance(self.updates, Stream):
+            return self.updates.take(self.attackers)
         return self.updates.at[self.attackers].get(mode="clip")
 
-    def send(self, crafted: Float[Array, "a_or_1 d"]) -> Float[Array, "n d"]:
+    def send(self, crafted: Float[Array, "a_or_1 d"]) -> rows.Rows:
         """The updates with the attackers' rows replaced by the crafted ones."""
+        if isinstance(self.updates, Stream):
+            return self._send_streamed(self.updates, crafted.astype(self.updates.dtype))
         return self.updates.at[self.attackers].set(self.full(crafted), mode="drop")
+
+    def _send_streamed(self, updates: Stream, crafted: Float[Array, "a_or_1 d"]) -> Stream:
+        place = jnp.full((updates.shape[0],), -1, jnp.int32)
+        numbers = jnp.arange(self.attackers.shape[0], dtype=jnp.int32)
+        place = place.at[self.attackers].set(numbers, mode="drop")
+
+        def sent(row: Array, place: Array) -> Array:
+            own = crafted[jnp.clip(place, 0, crafted.shape[0] - 1)]
+            return jnp.where(place < 0, row, own)
+
+        return updates.each(sent, place)
 
     def full(self, crafted: Float[Array, "a_or_1 d"]) -> Float[Array, "a d"]:
         """One row for each attacker, of the updates' type."""
@@ -155,6 +173,11 @@ class Attack(Component):
     """Needs the model's parameters in every round."""
     needs_root = capability(False)
     """Knows the server's own update, so the defence must have one."""
+
+    @capability
+    def streams(self) -> bool:
+        """Needs no more of the updates than passes over their rows, which are never all held."""
+        return not self.crafts
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -286,7 +309,7 @@ def _attack(attack, updates, byzantine, key, defence, context):
 @jax.named_scope("attack")
 def attack_rows(
     attack: Attack,
-    updates: Float[Array, "n d"],
+    updates: rows.Rows,
     byzantine: Bool[Array, " n"],
     state: State,
     context: Context,
@@ -294,7 +317,7 @@ def attack_rows(
     defence: Defence,
     max_byzantine: int,
     ranks: Int[Array, " n"] | None = None,
-) -> tuple[Float[Array, "n d"], State]:
+) -> tuple[rows.Rows, State]:
     """The updates with the Byzantine rows rewritten, and the attack's new memory.
 
     ``ranks``: each row's number among the population's Byzantine clients; None: as they come.
@@ -307,7 +330,7 @@ def attack_rows(
     if ranks is None:
         ranks = jnp.cumsum(byzantine, dtype=jnp.int32) - 1
     view = AttackView(
-        updates=updates,
+        updates=updates,  # pyright: ignore[reportArgumentType]
         key=key,
         defence=defence,
         round=context.round,

@@ -62,6 +62,10 @@ class _Combination(Attack):
         for part in self.parts():
             part.check(sample_shape, classes)
 
+    @capability
+    def streams(self) -> bool:
+        return all(part.streams for part in self.parts())
+
     @property
     def backdoor(self) -> Any:
         found = (part.backdoor for part in self.parts())

@@ -1,6 +1,7 @@
 """Attacks on messages that start from the updates the attackers know, and the moments of those."""
 
 import abc
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -8,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfl.attacks.base import ALL, OWN, Attack, AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, rows
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import State
 
 FULL, PARTIAL = "full", "partial"
@@ -67,7 +69,7 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
 
 
 def mean_of_known(
-    updates: Float[Array, "n d"],
+    updates: rows.Rows,
     known: Bool[Array, " n"],
     shares: Float[Array, " n"] | None = None,
 ) -> Float[Array, " d"]:
@@ -85,9 +87,11 @@ def mean_of_known(
 
 
 def mean_and_std(
-    updates: Float[Array, "n d"], known: Bool[Array, " n"]
+    updates: rows.Rows, known: Bool[Array, " n"]
 ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
     """Mean and standard deviation (ddof = 1; 0 of one row) of each column of the known rows."""
+    if isinstance(updates, Stream):
+        return _streamed_moments(updates, known)
     count = jnp.sum(known)
     mean_weights = known / jnp.maximum(count, 1)
     variance_weights = known / jnp.maximum(count - 1, 1)
@@ -100,3 +104,32 @@ def mean_and_std(
 
     both = columns.map_columns(block_statistics, updates, width=rows.WIDTH)
     return both[0], rows.safe_sqrt(both[1])
+
+
+def _streamed_moments(
+    updates: Stream, known: Bool[Array, " n"]
+) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """In one pass: the moments of chunks are merged, which loses no digits to cancellation.
+
+    Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", COMPSTAT 1982.
+    """
+    dtype = rows.accumulator(updates.dtype)
+
+    def merge(carry: Any, block: Array, index: Array, inside: Array) -> Any:
+        count, mean, squares = carry
+        mask = known[index] & inside
+        own = jnp.sum(mask).astype(dtype)
+        block = jnp.where(mask[:, None], block.astype(dtype), 0)
+        own_mean = jnp.matmul(mask / jnp.maximum(own, 1), block, precision="highest")
+        away = jnp.where(mask[:, None], block - own_mean[None], 0)
+        both = count + own
+        share = rows.safe_ratio(own, both)
+        apart = own_mean - mean
+        squares += jnp.sum(jnp.square(away), axis=0) + jnp.square(apart) * count * share
+        return both, mean + apart * share, squares
+
+    nothing = jnp.zeros((updates.shape[1],), dtype)
+    start = jnp.zeros((), dtype), nothing, nothing
+    count, mean, squares = updates.scan(merge, start)
+    return mean, rows.safe_sqrt(squares / jnp.maximum(count - 1, 1))

@@ -34,6 +34,7 @@ class Gaussian(Attack):
     std: Scalar = field(default=0.5, at_least=0)
     knows = capability(NOTHING)
     crafts = capability(True)
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> Attack:
@@ -60,6 +61,7 @@ class Noise(Attack):
 
     std: Scalar = field(default=0.5, at_least=0)
     crafts = capability(True)
+    streams = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         noise = _normal(view)
@@ -79,6 +81,7 @@ class SignFlip(Attack):
 
     of: str = field(default="own", choices=("own", "mean"))
     crafts = capability(True)
+    streams = capability(True)
 
     @capability
     def knows(self) -> str:
@@ -106,6 +109,7 @@ class Scaling(Attack):
 
     factor: Scalar = field(above=0)
     crafts = capability(True)
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> Attack:
@@ -130,6 +134,7 @@ class ReverseScaling(Attack):
 
     factor: Scalar = field(default=100.0, at_least=0)
     crafts = capability(True)
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> Attack:
@@ -146,6 +151,7 @@ class _Constant(Attack):
     value: ClassVar[float]
     knows = capability(NOTHING)
     crafts = capability(True)
+    streams = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         return jnp.full((1, view.updates.shape[1]), self.value, view.updates.dtype), state
@@ -206,6 +212,7 @@ class BitFlip(Attack):
     bits: tuple[int, ...] = (21, 29, 30, 31)
     coordinates: int | None = field(default=1000, at_least=1)
     crafts = capability(True)
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> Attack:

@@ -6,8 +6,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
+from jaxfl.numerics.stream import Stream
 from jaxfl.types import State
 
 DIRECTIONS = ("std", "unit", "sign")
@@ -28,6 +29,7 @@ class ALIE(InformedAttack):
 
     z: Scalar | None = field(default=None)
     sign: int = field(default=-1, choices=(-1, 1))
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> InformedAttack:
@@ -76,6 +78,7 @@ class IPM(InformedAttack):
     """
 
     scale: Scalar = field(default=0.1, at_least=0)
+    streams = capability(True)
 
     @classmethod
     def example(cls) -> InformedAttack:
@@ -98,12 +101,14 @@ def direction_of(
 
 
 def offsets(
-    updates: Float[Array, "n d"],
+    updates: rows.Rows,
     known: Bool[Array, " n"],
     mean: Float[Array, " d"],
     direction: Float[Array, " d"],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """``|mean - g_i|^2`` and ``<mean - g_i, direction>`` of the known rows; 0 for others."""
+    if isinstance(updates, Stream):
+        return updates.map(lambda block, index: offsets(block, known[index], mean, direction))
 
     def block_sums(block: Array, mean: Array, direction: Array) -> Array:
         away = jnp.where(known[:, None], mean[None] - block.astype(mean.dtype), 0)
@@ -171,6 +176,7 @@ class MinSum(InformedAttack):
 
     direction: str = field(default="std", choices=DIRECTIONS)
     bound: str = field(default="max", choices=("max", "min"))
+    streams = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)

@@ -1,1 +1,1 @@
-"""Commands of the command line, a file each."""
+"""Commands of the command line, a module each."""

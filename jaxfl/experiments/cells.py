@@ -18,6 +18,7 @@ from jaxfl.federation import Federation
 from jaxfl.models import Model
 from jaxfl.optimizers import Optimizer
 from jaxfl.participation import Participation
+from jaxfl.plan import AUTOMATIC, check_storage
 from jaxfl.privacy import Privacy
 from jaxfl.registry import build, unknown
 
@@ -45,6 +46,7 @@ KNOWN = (
     *NUMBERS,
     "devices",
     "way",
+    "storage",
     "noise_order",
     "validation",
     *PARTS,
@@ -84,6 +86,8 @@ class Cell:
     """How many devices the clients are mapped over; None: all."""
     way: str
     """How: see ``jaxfl.devices``."""
+    storage: str
+    """Of a round's updates: see ``jaxfl.make_plan``."""
     client_accuracy: bool
     """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
     weighs them."""
@@ -162,6 +166,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         seeds=seeds,
         devices=_devices(table.get("devices", 1)),
         way=_way(table.get("way", WAYS[0])),
+        storage=_storage(table.get("storage", AUTOMATIC)),
         client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
         client_accuracy="client_test" in data or "fairness" in table,
     )
@@ -226,6 +231,11 @@ def _devices(value: Any) -> int | None:
 def _way(value: Any) -> str:
     if value not in WAYS:
         raise ValueError(f"way must be one of {', '.join(WAYS)}; got {value!r}")
+    return value
+
+
+def _storage(value: Any) -> str:
+    check_storage(value)
     return value
 
 

@@ -1,5 +1,6 @@
 """What cannot fit, found before anything runs, with the numbers."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +8,13 @@ from typing import Any
 
 import jax
 
-from jaxfl.data import SOURCES, Dataset
+from jaxfl.data import SOURCES, Dataset, FederatedData
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments.cells import Cell
-from jaxfl.models.objective import Objective
+from jaxfl.federation import Federation
+from jaxfl.memory import fitting, shapes_of
+from jaxfl.plan import suitable_plan
+from jaxfl.state import Plan
 
 MOST_CELLS = 10_000
 """Of one experiment; its table of results would have as many entries."""
@@ -56,28 +60,55 @@ def check_data(cell: Cell) -> None:
         )
 
 
-def check_memory(cell: Cell, dataset: Dataset) -> None:
-    """Refuses a cell whose messages alone do not fit the device.
+def check_memory(cell: Cell, data: FederatedData) -> None:
+    """Refuses a cell that does not fit the device, with the numbers.
 
-    The matrix of a round's messages exists whole, for every seed and candidate at once, beside
-    two vectors of parameters; whatever else a round needs comes on top. Several accelerators
-    share it; processors share one memory.
+    Args:
+      cell: what is to run.
+      data: shapes of its data, from ``Shapes``.
 
     Raises:
-      ValueError: they need more than the device's memory.
+      ValueError: it needs more than the device's memory.
     """
-    available = memory_of_device(jax.local_devices()[0])
-    if available is None:
-        return
-    if jax.default_backend() != "cpu":
-        available *= len(cell.placed or [0])
-    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
-    cohort = cell.federation.participation.cohort(cell.clients)
-    runs = len(cell.runs)
-    needed = runs * (cohort + 2) * objective.dim * objective.dtype.itemsize
-    if needed > available:
-        raise ValueError(
-            f"model: {type(cell.model).__name__} has {objective.dim:,} parameters; messages of "
-            f"{cohort:,} clients for {runs} run(s) at once need {needed / 2**30:,.1f} GiB, more "
-            f"than the device's {available / 2**30:,.1f} GiB"
-        )
+    federation, plan = suited(cell, data)
+    fitting(
+        federation,
+        plan,
+        data,
+        runs=len(cell.runs),
+        devices=len(cell.placed or [0]),
+        chosen=cell.client_chunk is not None,
+    )
+
+
+def suited(cell: Cell, data: FederatedData) -> tuple[Federation, Plan]:
+    """The parts of a cell, and the plan of its program whether or not it fits.
+
+    Noise that is still to be found for an epsilon takes no memory: any stands for it.
+    """
+    federation, runs = cell.federation, len(cell.runs)
+    if not federation.privacy.calibrated:
+        known = federation.privacy.replace(epsilon=None, noise_multiplier=1.0)
+        federation = federation.replace(privacy=known)
+    chunk = cell.client_chunk
+    plan = suitable_plan(
+        federation, data, cell.model, client_chunk=chunk, runs=runs, storage=cell.storage
+    )
+    return federation, plan
+
+
+class Shapes:
+    """Of the data as cells divide them; each division is made once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, FederatedData] = {}
+
+    def of(self, cell: Cell, dataset: Dataset) -> FederatedData:
+        """The shapes of the data of all runs of a cell."""
+        how = (cell.partition, cell.clients, cell.root, cell.client_test, cell.seeds[0])
+        key = repr((cell.data, cell.validation, how))
+        if key not in self._known:
+            first = dataclasses.replace(cell, seeds=cell.seeds[:1])
+            self._known[key] = shapes_of(first.divide(dataset)[0])
+        one, runs = self._known[key], len(cell.runs)
+        return one if runs == 1 else jax.eval_shape(lambda d: d.stack([d] * (runs - 1)), one)

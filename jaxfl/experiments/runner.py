@@ -16,7 +16,7 @@ from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.limits import check_data, check_memory
+from jaxfl.experiments.limits import Shapes, check_data, check_memory
 from jaxfl.experiments.results import (
     Result,
     add_end,
@@ -135,19 +135,19 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
     """Refuses what cannot fit the device, and triggers that do not fit the data."""
     for cell in cells:
         check_data(cell)
-    checked = set()
+    shapes, checked = Shapes(), set()
     for cell in cells:
-        data, participation = load(cell), cell.federation.participation
+        data = load(cell)
         size = (
-            repr(cell.data),
-            participation,
+            repr((cell.data, cell.partition)),
+            cell.federation,
             cell.model,
             cell.clients,
             len(cell.runs),
             cell.devices,
         )
         if size not in checked:
-            check_memory(cell, data)
+            check_memory(cell, shapes.of(cell, data))
             checked.add(size)
         if cell.federation.attack.backdoor is not None:
             cell.federation.attack.check(data.inputs.shape[1:], data.classes)
@@ -167,6 +167,7 @@ def _simulation(
         client_accuracy=cell.client_accuracy,
         devices=cell.placed,
         way=cell.way,
+        storage=cell.storage,
     )
 
 

@@ -13,6 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics.columns import map_columns, sum_columns
 from jaxfl.numerics.runs import alongside, in_all_runs
+from jaxfl.numerics.stream import NeedsMatrix, Stream, Watch
+
+Rows = Float[Array, "n d"] | Stream
+"""Updates: a matrix, or rows that are computed whenever they are read."""
 
 WIDTH = 8192
 """Columns per block of combinations of rows, and of other passes that form a row or a few."""
@@ -29,13 +33,59 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def squared_norms(rows: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+def squared_norms(rows: Float[Array, "*n d"] | Stream) -> Float[Array, "*n"]:
     """Sum of squares of each row, in float32 or better; overflow gives inf."""
+    if isinstance(rows, Stream):
+        return rows.kept.numbers
     return jnp.sum(jnp.square(rows.astype(accumulator(rows.dtype))), axis=-1)
 
 
-def squared_offsets(rows: Float[Array, "n d"], point: Float[Array, " d"]) -> Float[Array, " n"]:
+def watching(mask: Bool[Array, " n"]) -> Watch:
+    """What every round needs of streamed updates: each row's squared norm, and the sum of the
+    rows under the mask that are finite.
+    """
+
+    def watch(block: Array, index: Array, inside: Array) -> tuple[Array, Array]:
+        squares = squared_norms(block)
+        finite = jnp.isfinite(squares)
+        counted = (mask[index] & inside & finite).astype(squares.dtype)
+        nothing = jnp.zeros((0, block.shape[1]), block.dtype)
+        return weighted_sum(counted, block, nothing, jnp.all(finite)), squares
+
+    return watch
+
+
+def mean_of(rows: Rows, mask: Bool[Array, " n"]) -> Float[Array, " d"]:
+    """The mean of the rows under the mask, which are finite. A stream has watched this mask."""
+    count = jnp.maximum(jnp.sum(mask), 1)
+    if isinstance(rows, Stream):
+        return (rows.kept.total / count).astype(rows.dtype)
+    return combine(mask / count, rows, jnp.zeros((0, rows.shape[1]), rows.dtype))
+
+
+def held(rows: Rows) -> Float[Array, "n d"]:
+    """The matrix; raises ``NeedsMatrix`` for a stream."""
+    if isinstance(rows, Stream):
+        raise NeedsMatrix("all rows are needed at once, and these are streamed")
+    return rows
+
+
+def matrix_of(rows: Rows) -> Float[Array, "n d"]:
+    """The rows, held."""
+    return rows.take(jnp.arange(rows.shape[0])) if isinstance(rows, Stream) else rows
+
+
+def each(function: Callable[..., Array], rows: Rows, *own: Array) -> Rows:
+    """``function(row, ...)`` of every row and its share of ``own``, as a matrix or as a stream."""
+    if isinstance(rows, Stream):
+        return rows.each(function, *own)
+    return jax.vmap(function)(rows, *own)
+
+
+def squared_offsets(rows: Rows, point: Float[Array, " d"]) -> Float[Array, " n"]:
     """``|x_i - point|^2`` of every row, in float32 or better, in one read of the matrix."""
+    if isinstance(rows, Stream):
+        return rows.map(lambda block, index: squared_offsets(block, point))
     dtype = accumulator(rows.dtype)
     return jnp.sum(jnp.square(rows.astype(dtype) - point.astype(dtype)[None, :]), axis=-1)
 
@@ -144,9 +194,23 @@ def products(rows: Float[Array, "n d"], references: Float[Array, "r d"]) -> Floa
     return sum_columns(block_products, rows, references, width=_wide(rows))
 
 
+def look(
+    rows: Rows, references: Float[Array, "r d"], columns: Int[Array, " s"] | None
+) -> tuple[Float[Array, "n r"], Float[Array, "n s"] | None]:
+    """Products with the references, and the values in some columns, in one pass over a stream."""
+    if isinstance(rows, Stream):
+        return rows.map(lambda block, index: look(block, references, columns))
+    found = products(rows, references) if references.shape[0] else _no_products(rows)
+    return found, None if columns is None else jnp.take(rows, columns, axis=1, mode="clip")
+
+
+def _no_products(rows: Float[Array, "n d"]) -> Float[Array, "n 0"]:
+    return jnp.zeros((rows.shape[0], 0), accumulator(rows.dtype))
+
+
 def combine(
     weights: Float[Array, " m"],
-    rows: Float[Array, "n d"],
+    rows: Rows,
     references: Float[Array, "r d"],
     clean: Bool[Array, ""] | bool = False,
 ) -> Float[Array, " d"]:
@@ -165,12 +229,14 @@ def combine(
 
 def weighted_sum(
     weights: Float[Array, " m"],
-    rows: Float[Array, "n d"],
+    rows: Rows,
     references: Float[Array, "r d"],
     clean: Bool[Array, ""] | bool = False,
 ) -> Float[Array, " d"]:
     """As ``combine``, in float32 or better."""
     n = rows.shape[0]
+    if isinstance(rows, Stream):
+        return _streamed_sum(weights, rows, references, clean)
     dtype = accumulator(rows.dtype)
     used = weights[:n] != 0
 
@@ -194,6 +260,25 @@ def weighted_sum(
     if clean is False:
         return careful()
     return jax.lax.cond(in_all_runs(jnp.asarray(clean)), whole, careful)
+
+
+def _streamed_sum(
+    weights: Float[Array, " m"],
+    rows: Stream,
+    references: Float[Array, "r d"],
+    clean: Bool[Array, ""] | bool,
+) -> Float[Array, " d"]:
+    n = rows.shape[0]
+
+    def block_sum(block: Array, index: Array, inside: Array) -> Array:
+        shares = jnp.where(inside, weights[:n][index], 0)
+        return weighted_sum(shares, block, references[:0], clean)
+
+    total = rows.sum(block_sum)
+    if not references.shape[0]:
+        return total
+    own = weights[n:].astype(total.dtype), references.astype(total.dtype)
+    return total + jnp.matmul(*own, precision="highest")
 
 
 def _wide(rows: Float[Array, "n d"]) -> int:

@@ -17,6 +17,7 @@ from jaxfl.component import Component, Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.models.per_example import check_per_example
 from jaxfl.numerics.noise import laplace, normal
+from jaxfl.numerics.rows import Rows
 from jaxfl.privacy.deployment import (
     ATTACK_FIRST,
     LAPLACE,
@@ -165,7 +166,7 @@ class Privacy(Component):
         """What the server takes a message for that was crafted after the mechanism."""
         return message
 
-    def bound(self, sent: Float[Array, "n d"], state: State) -> tuple[Float[Array, "n d"], State]:
+    def bound(self, sent: Rows, state: State) -> tuple[Rows, State]:
         """All messages as the server bounds them, and what ``release`` must know of them."""
         return sent, ()
 

@@ -148,16 +148,18 @@ class CentralPrivacy(Privacy):
             return state[0]
         return jnp.asarray(self.clip, jnp.float32)
 
-    def bound(
-        self, sent: Float[Array, "n d"], state: State
-    ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+    def bound(self, sent: rows.Rows, state: State) -> tuple[rows.Rows, Float[Array, " n"]]:
         """Every row clipped (a row that is not finite is nothing), and the norms before."""
         norms = rows.safe_sqrt(rows.squared_norms(sent))
         clip = self.threshold(state).astype(norms.dtype)
         usable = jnp.isfinite(norms)
         factors = jnp.where(norms > clip, rows.safe_ratio(clip, norms), 1)
         factors = jnp.where(usable, factors, 0).astype(sent.dtype)
-        return jnp.where(usable[:, None], sent, 0) * factors[:, None], norms
+
+        def clip_row(row: Array, usable: Array, factor: Array) -> Array:
+            return jnp.where(usable, row, 0) * factor
+
+        return rows.each(clip_row, sent, usable, factors), norms
 
     def release(
         self,

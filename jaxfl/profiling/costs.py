@@ -61,12 +61,14 @@ class Cost:
 def phase_of(scopes: str) -> str | None:
     """The phase that a path of scopes belongs to; None: to none.
 
-    It is the innermost, but what an attack tries out is the attack's.
+    It is the innermost, but what an attack tries out is the attack's. Local work is always its
+    own: where updates are streamed, it runs wherever they are asked for.
 
     >>> phase_of("jit(block)/while/body/server/aggregation/vmap(pre-aggregation)/dot_general")
     'pre-aggregation'
     """
-    found = [part for part in re.split(r"[/()]", scopes) if part in PHASES]
+    work = scopes[max(scopes.rfind("local work"), 0) :]
+    found = [part for part in re.split(r"[/()]", work) if part in PHASES]
     return "attack" if "attack" in found else found[-1] if found else None
 
 

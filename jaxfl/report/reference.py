@@ -21,8 +21,10 @@ from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.findings import METRICS
 from jaxfl.federation import Federation
+from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
+from jaxfl.state import STORAGES
 
 HEADER = """# Experiment files
 
@@ -58,6 +60,10 @@ TOP: dict[str, tuple[str, str, str, str]] = {
     "way": (
         *("string", "shard_map", ", ".join(WAYS)),
         "How several devices share a round: see `jaxfl.devices`.",
+    ),
+    "storage": (
+        *("string", AUTOMATIC, ", ".join((AUTOMATIC, *STORAGES))),
+        "Where a round has its updates: see [many clients](performance.md#many-clients).",
     ),
     "byzantine": (
         *("integer", "0", "from 0 to `data.clients`"),

@@ -214,7 +214,7 @@ def test_the_defence_that_is_tried_bounds_and_weighs_as_the_server_does(settings
     )
     run = Simulation(federation, ragged(), Softmax())
     received = receive(federation, run.plan, run.data, run.state)
-    own = np.asarray(received.messages.update, np.float64)
+    own = np.asarray(received.own, np.float64)
     clipped = own * np.minimum(1, 0.05 / np.linalg.norm(own, axis=1))[:, None]
     factors = np.ones(5) if received.weighed is None else np.asarray(received.weighed.factors)
     expected = (factors[:, None] * clipped).mean(axis=0)

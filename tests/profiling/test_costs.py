@@ -76,6 +76,10 @@ def test_a_phase_is_the_innermost_scope_but_an_attacks_trials_are_its_own():
     assert phase_of("jit(f)/server/aggregation/pre-aggregation/dot") == "pre-aggregation"
     assert phase_of("jit(f)/attack/while/aggregation/pre-aggregation/dot") == "attack"
     assert phase_of("jit(f)/local work/cohort/attack/add") == "attack"
+    # Of a stream of updates, wherever it is read:
+    assert phase_of("jit(f)/attack/while/local work/vmap(jvp())/dot") == "local work"
+    assert phase_of("jit(f)/attack/local work/while/vmap(local work)/cohort/gather") == "cohort"
+    assert phase_of("jit(f)/server/aggregation/while/vmap(local work)/dot") == "local work"
     assert phase_of("jit(records)/serve/add") is None
 
 

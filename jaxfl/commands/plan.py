@@ -1,0 +1,103 @@
+"""``jaxfl plan``: what an experiment would need, before it runs."""
+
+import sys
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jaxfl.data import Dataset, FederatedData
+from jaxfl.devices import memory_of_device
+from jaxfl.experiments import schema
+from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.limits import Shapes, check_data, suited
+from jaxfl.experiments.runner import check, not_applicable
+from jaxfl.federation import Federation
+from jaxfl.memory import Estimate, amount, estimate, fitting
+from jaxfl.state import Plan
+
+COLUMNS = ("clients", "chunk", "data", "memories", "state", "updates", "work", "peak", "")
+
+
+def plan(
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
+    ] = None,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
+    ] = False,
+) -> None:
+    """Show how much memory each program of an experiment needs; compute nothing."""
+    experiment = schema.load(name, settings or [], reduced=reduced)
+    check(experiment)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    available = memory_of_device(jax.local_devices()[0])
+    table = Table("program", *COLUMNS, title=experiment.title, title_justify="left")
+    refused = []
+    for cells, federation, found, data in programs(experiment):
+        needed, found, reason = answer(cells[0], federation, found, data, available)
+        table.add_row(label(cells), *row(needed, found, fits=reason is None))
+        refused += [f"{label(cells)}: {reason}"] if reason else []
+    console.print(table)
+    left = "unknown" if available is None else amount(available)
+    said = f"Memory that this process may take: {left}. Seeds and candidates run at once."
+    for line in (said, *refused):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def programs(
+    experiment: schema.Experiment,
+) -> list[tuple[list[Cell], Federation, Plan, FederatedData]]:
+    """The cells of each distinct program, its parts, its plan and the shapes of its data."""
+    datasets: dict[str, Dataset] = {}
+    shapes, found = Shapes(), {}
+    for cell in experiment.cells:
+        if not_applicable(cell) is not None:
+            continue
+        check_data(cell)
+        key = repr((cell.data, cell.validation))
+        if key not in datasets:
+            datasets[key] = cell.load()
+        data = shapes.of(cell, datasets[key])
+        federation, plan_of_cell = suited(cell, data)
+        sizes = tuple(jax.tree.map(lambda x: (x.shape, x.dtype), jax.tree.leaves(data)))
+        program: Any = jax.tree.structure(federation), plan_of_cell, sizes, len(cell.runs)
+        found.setdefault(program, ([], federation, plan_of_cell, data))[0].append(cell)
+    return list(found.values())
+
+
+def answer(
+    cell: Cell,
+    federation: Federation,
+    found: Plan,
+    data: FederatedData,
+    available: int | None,
+) -> tuple[Estimate, Plan, str | None]:
+    """What a program needs, its plan, and why it does not fit or None."""
+    many = {"runs": len(cell.runs), "devices": len(cell.placed or [0])}
+    reason = None
+    try:
+        chosen = cell.client_chunk is not None
+        found = fitting(federation, found, data, chosen=chosen, **many)
+    except ValueError as error:
+        reason = str(error)
+    return estimate(federation, found, data, **many), found, reason
+
+
+def label(cells: list[Cell]) -> str:
+    """The first of a program's cells, and how many others share it."""
+    first = " / ".join(cells[0].labels.values()) or "all"
+    return first if len(cells) == 1 else f"{first} and {len(cells) - 1} more"
+
+
+def row(needed: Estimate, found: Plan, *, fits: bool) -> list[str]:
+    """The entries of ``COLUMNS``."""
+    sizes = (needed.data, needed.memories, needed.state, needed.updates, needed.work, needed.peak)
+    entries = [f"{found.spec.cohort:,}", str(found.chunk), *map(amount, sizes)]
+    return [*entries, "fits" if fits else "does not fit"]
