@@ -27,6 +27,7 @@ from jaxfl.participation import Uniform as Uniform
 from jaxfl.plan import make_plan as make_plan
 from jaxfl.preaggregators import *
 from jaxfl.privacy import *
+from jaxfl.profiling import profile as profile
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import simulate as simulate
 from jaxfl.types import Context as Context

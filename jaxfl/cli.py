@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 
 from jaxfl import __version__
 from jaxfl.commands.plan import plan
+from jaxfl.commands.profile import profile
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
@@ -23,6 +24,7 @@ from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
+from jaxfl.files import user_cache
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
 from jaxfl.report.components import attacks_table, catalogue, rules_table
@@ -193,6 +195,7 @@ def rules(
 
 
 app.command()(plan)
+app.command()(profile)
 
 
 @app.command()
@@ -244,8 +247,7 @@ def data(
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "jaxfl" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

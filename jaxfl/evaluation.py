@@ -52,6 +52,7 @@ def named(evaluation: Evaluation) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+@jax.named_scope("evaluation")
 def evaluate(
     plan: Plan,
     data: FederatedData,

@@ -1,8 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those that can be made anew lie."""
 
 import os
 import tempfile
 from pathlib import Path
+
+
+def user_cache() -> Path:
+    """The folder for what is worth keeping between runs, and can be made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxfl"
 
 
 def write_aside(path: Path, content: bytes) -> None:

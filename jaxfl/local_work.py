@@ -74,6 +74,7 @@ class _Own(Struct):
     memory: State
 
 
+@jax.named_scope("local work")
 def work_locally(
     federation: Federation,
     plan: Plan,
@@ -83,16 +84,17 @@ def work_locally(
 ) -> LocalWork:
     """Draws the cohort and computes every client's message, standing and new memory."""
     population = plan.spec.population
-    ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
-    taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
-    byzantine = state.byzantine[taken] & (ids < population)
     shared = _Shared(federation, data, broadcast(plan, state), keys.clients, keys.noise)
-    own = _Own(
-        view=_views(data, state, taken, byzantine),
-        start=data.start[taken],
-        count=data.count[taken],
-        memory=jax.tree.map(lambda x: x[taken], state.clients),
-    )
+    with jax.named_scope("cohort"):
+        ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
+        taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
+        byzantine = state.byzantine[taken] & (ids < population)
+        own = _Own(
+            view=_views(data, state, taken, byzantine),
+            start=data.start[taken],
+            count=data.count[taken],
+            memory=jax.tree.map(lambda x: x[taken], state.clients),
+        )
     one_client = functools.partial(_one_client, plan)
 
     def work(own: _Own) -> tuple[Float[Array, "c d"], Told]:
@@ -166,7 +168,9 @@ def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " 
         standing = Standing(loss=loss, squared_norm=rows.squared_norms(message.update[None])[0])
     if federation.noise_order == NOISE_FIRST:
         noise_key = jax.random.fold_in(shared.noise_key, view.id)
-        message = message.replace(update=federation.privacy.message(message.update, noise_key))
+        with jax.named_scope("privacy"):
+            update = federation.privacy.message(message.update, noise_key)
+        message = message.replace(update=update)
     told = Told(message.loss, message.model_state, message.steps, standing, memory)
     return message.update.astype(plan.message_type), told
 
@@ -178,11 +182,12 @@ def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:
     def logits(inputs: Array) -> Array:
         return plan.objective.logits(received.params, received.model_state, inputs)
 
+    @jax.named_scope("cohort")
     def load(place: Array, mask: Array, key: Array) -> Batch:
         batch = Batch(*data.samples(data.order[own.start + place]), mask)
         if plan.spec.max_byzantine == 0 or not attack.poisons:
             return batch
-        with own_code(attack, ".poison"):
+        with own_code(attack, ".poison"), jax.named_scope("attack"):
             poisoned = attack.poison(batch, own.view.replace(logits=logits), key)
         expect_like(f"{name_of(attack)}.poison returned", poisoned, batch)
         return jax.tree.map(lambda a, b: jnp.where(own.view.byzantine, a, b), poisoned, batch)

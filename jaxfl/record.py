@@ -1,5 +1,6 @@
 """What is written down about every round."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -38,6 +39,7 @@ class RoundRecord(Struct):
     """Rounds that the client who took part most often has taken part in."""
 
 
+@jax.named_scope("record")
 def record_of(
     context: Context,
     losses: Float[Array, " n"],

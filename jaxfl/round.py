@@ -83,7 +83,8 @@ def receive(
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
     sent, weighed, attack = _attack_phase(federation, plan, state, keys, context, work)
-    sent, seen = federation.privacy.bound(sent, state.privacy)
+    with jax.named_scope("privacy"):
+        sent, seen = federation.privacy.bound(sent, state.privacy)
     return Received(
         keys=keys,
         context=context,
@@ -97,6 +98,7 @@ def receive(
     )
 
 
+@jax.named_scope("server")
 def answer(
     federation: Federation,
     plan: Plan,
@@ -106,7 +108,8 @@ def answer(
 ) -> tuple[FederationState, RoundRecord]:
     """The second half of the round: the server aggregates, releases, takes its step."""
     context, weighed = received.context, received.weighed
-    result = federation.aggregator.checked(received.sent, state.aggregator, context)
+    with jax.named_scope("aggregation"):
+        result = federation.aggregator.checked(received.sent, state.aggregator, context)
     told = told_with(received.sent, received.known)
     messages = Message(received.own, told.loss, told.model_state, told.steps)  # pyright: ignore
     result = result.replace(update=result.update.astype(state.params.dtype))
@@ -150,6 +153,7 @@ def answer(
     return new_state, record
 
 
+@jax.named_scope("record")
 def minority_clients(data: FederatedData, state: FederationState) -> Bool[Array, " K"]:
     """The honest clients whose labels are most unlike the others'. The same in every round."""
     return metrics.minority(data.label_counts, ~state.byzantine)
@@ -175,6 +179,7 @@ def exchanged(received: Received) -> Exchange:
     )
 
 
+@jax.named_scope("server")
 def _root_phase(
     federation: Federation,
     plan: Plan,
@@ -247,14 +252,16 @@ def _attack_phase(
     )
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
-        sent = by_columns(each(privacy.message, sent, noise, context.byzantine))
+        with jax.named_scope("privacy"):
+            sent = by_columns(each(privacy.message, sent, noise, context.byzantine))
         sent = _multiplied(sent, weighed)
     elif federation.attack.crafts:
 
         def taken_for(row: Array, crafted: Array) -> Array:
             return jnp.where(crafted, privacy.crafted(row), row)
 
-        sent = each(taken_for, sent, context.byzantine)
+        with jax.named_scope("privacy"):
+            sent = each(taken_for, sent, context.byzantine)
     return sent, weighed, memory
 
 
@@ -263,6 +270,7 @@ def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, context.client_ids)
 
 
+@jax.named_scope("server")
 def _weigh(
     federation: Federation, state: FederationState, context: Context, work: LocalWork
 ) -> Weighed | None:
@@ -285,6 +293,7 @@ def _weigh(
     return weighed
 
 
+@jax.named_scope("server")
 def _multiplied(updates: Rows, weighed: Weighed | None) -> Rows:
     """The updates times the factors of fairness; as they are without it."""
     if weighed is None:
@@ -292,6 +301,7 @@ def _multiplied(updates: Rows, weighed: Weighed | None) -> Rows:
     return each(jnp.multiply, updates, weighed.factors.astype(updates.dtype))
 
 
+@jax.named_scope("privacy")
 def _release(
     federation: Federation,
     plan: Plan,

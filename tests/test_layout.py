@@ -29,7 +29,7 @@ ORDER = (
     ("history", "progress"),
     ("given",),
     ("simulation",),
-    ("auditing",),
+    ("auditing", "profiling"),
     ("__init__", "registry"),
     ("experiments",),
     ("report",),

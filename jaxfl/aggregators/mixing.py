@@ -139,13 +139,16 @@ def measure_mixed(
     # Rounding spoils distances unless the centre is near the rows, and the cosines of short rows
     # unless it is the origin.
     centred = any("gram" in reads for reads in readers)
-    now = measured.measure(updates, references, context, everything, columns, gram_wanted, centred)
     mixing = None
-    for stage in pre:
-        m = now.usable.shape[0]
-        matrix = stage.mix(now, context_of(m, context))
-        now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
-        mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
+    with jax.named_scope("pre-aggregation" if pre else "aggregation"):
+        now = measured.measure(
+            updates, references, context, everything, columns, gram_wanted, centred
+        )
+        for stage in pre:
+            m = now.usable.shape[0]
+            matrix = stage.mix(now, context_of(m, context))
+            now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
+            mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
     return (measured.about_origin(now) if origin else now), mixing
 
 
@@ -181,6 +184,7 @@ def by_client(name: str, updates: PyTree) -> PyTree:
     return updates
 
 
+@jax.named_scope("pre-aggregation")
 def mix_block(
     block: Float[Array, "n c"], mixing: Float[Array, "m n"], diagonal: bool = False
 ) -> Float[Array, "m c"]:

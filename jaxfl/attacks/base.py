@@ -306,6 +306,7 @@ def _attack(attack, updates, byzantine, key, defence, context):
     return attack_rows(attack, updates, byzantine, attack.init(spec), context, key, probe, n)[0]
 
 
+@jax.named_scope("attack")
 def attack_rows(
     attack: Attack,
     updates: rows.Rows,

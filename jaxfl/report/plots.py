@@ -44,7 +44,7 @@ def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result])
     figure.suptitle(experiment.title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 3))
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> bool:
@@ -91,7 +91,7 @@ def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) ->
     figure.suptitle(experiment.title)
     handles, labels = shown[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
-    _write(path, figure)
+    write_figure(path, figure)
     return True
 
 
@@ -104,7 +104,8 @@ def _numbers(experiment: Experiment, axis: str) -> bool:
         return False
 
 
-def _write(path: Path, figure: Any) -> None:
+def write_figure(path: Path, figure: Any) -> None:
+    """Draws a figure into a PNG file, which is replaced whole."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
