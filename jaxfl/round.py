@@ -252,6 +252,7 @@ def _attack_phase(
     )
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
+        # The scope is the function's: over a stream it runs later, wherever rows are asked for.
         message = jax.named_scope("privacy")(privacy.message)
         sent = by_columns(each(message, sent, noise, context.byzantine))
         sent = _multiplied(sent, weighed)

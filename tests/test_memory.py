@@ -195,7 +195,7 @@ def test_updates_are_a_matrix_or_half_of_it_or_a_chunk_and_the_attackers():
     assert whole.updates == 20 * 7850 * 4
     assert half.updates == 20 * 7850 * 2
     assert streamed.updates == (5 + 4) * 7850 * 4
-    assert whole.block > half.block > streamed.block
+    assert whole.block > half.block
 
 
 def test_devices_of_a_processor_have_a_copy_of_the_data_each():
@@ -228,7 +228,7 @@ def test_the_chunk_shrinks_until_the_run_fits(monkeypatch):
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):
-    parts = federation()
+    parts = federation(aggregator=Median())
     memory_is(monkeypatch, 1.5 * 2**30)
     message = (
         r"memory: 101,770 parameters times 9 runs at once need at least 1\.7 GiB \(updates "
