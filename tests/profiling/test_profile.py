@@ -47,6 +47,8 @@ def parts(**changes):
 def brief():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "BRIEF", 0.2)
+        # On a busy machine all that a short program takes could be taken for recording it.
+        patch.setattr(measuring, "RECORDING", 1e-7)
         yield
 
 
