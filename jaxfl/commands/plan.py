@@ -41,7 +41,7 @@ def plan(
     table = Table("program", *COLUMNS, title=experiment.title, title_justify="left")
     refused = []
     for cells, federation, found, data in programs(experiment):
-        needed, found, reason = answer(cells[0], federation, found, data, available)
+        needed, found, reason = answer(cells[0], federation, found, data)
         table.add_row(label(cells), *row(needed, found, fits=reason is None))
         refused += [f"{label(cells)}: {reason}"] if reason else []
     console.print(table)
@@ -73,21 +73,16 @@ def programs(
 
 
 def answer(
-    cell: Cell,
-    federation: Federation,
-    found: Plan,
-    data: FederatedData,
-    available: int | None,
+    cell: Cell, federation: Federation, found: Plan, data: FederatedData
 ) -> tuple[Estimate, Plan, str | None]:
     """What a program needs, its plan, and why it does not fit or None."""
-    many = {"runs": len(cell.runs), "devices": len(cell.placed or [0])}
-    reason = None
+    runs, devices, reason = len(cell.runs), len(cell.placed or [0]), None
+    chosen = cell.client_chunk is not None
     try:
-        chosen = cell.client_chunk is not None
-        found = fitting(federation, found, data, chosen=chosen, **many)
+        found = fitting(federation, found, data, runs=runs, devices=devices, chosen=chosen)
     except ValueError as error:
         reason = str(error)
-    return estimate(federation, found, data, **many), found, reason
+    return estimate(federation, found, data, runs=runs, devices=devices), found, reason
 
 
 def label(cells: list[Cell]) -> str:

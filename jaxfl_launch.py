@@ -1,0 +1,67 @@
+"""The command ``jaxfl``: starts once more with a malloc that suits large arrays.
+
+A round writes hundreds of megabytes of updates. By default glibc hands memory of that size back to
+the system as soon as it is freed, and asks for it anew in pages of 4 KiB each of which faults: on a
+CPU that takes longer than the arithmetic. glibc reads its settings when a process starts, so the
+command replaces itself once by the same command with them set.
+
+A module of its own, outside the package: to import ``jaxfl`` first would import JAX twice. What
+calls ``jaxfl.cli`` (tests, notebooks, ``python -m jaxfl.cli``) is left alone.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+
+SWITCH = "JAXFL_MALLOC"
+"""Environment variable: ``system`` leaves malloc as it is."""
+SETTINGS = "GLIBC_TUNABLES"
+TUNABLES = ":".join(
+    (
+        "glibc.malloc.hugetlb=1",  # large blocks in huge pages, where the kernel allows them
+        "glibc.malloc.mmap_max=0",  # large blocks come from the heap, and return to it
+        "glibc.malloc.trim_threshold=1099511627776",  # which keeps them for the next round
+    )
+)
+
+
+def improved(environment: Mapping[str, str], *, glibc: bool) -> dict[str, str] | None:
+    """The environment to start again with; None where it stays as it is.
+
+    Raises:
+      ValueError: the switch has another value than ``system``.
+    """
+    asked = environment.get(SWITCH, "")
+    if asked not in ("", "system"):
+        raise ValueError(f"{SWITCH} must be system or not set; got {asked!r}")
+    if asked or not glibc or SETTINGS in environment:
+        return None
+    return {**environment, SETTINGS: TUNABLES}
+
+
+def has_glibc() -> bool:
+    """Whether this process's C library is glibc."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        environment = improved(os.environ, glibc=has_glibc())
+    except ValueError as error:
+        print(f"jaxfl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if environment is not None and sys.executable:
+        with contextlib.suppress(OSError):  # where it is not allowed: slower, but right
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    from jaxfl.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
