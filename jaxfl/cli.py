@@ -22,6 +22,7 @@ from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
+from jaxfl.programs import keep_in
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
 from jaxfl.report.components import attacks_table, catalogue, rules_table
@@ -152,9 +153,8 @@ def list_experiments() -> None:
     """List the packaged experiments."""
     console = Console()
     for name in schema.packaged():
-        experiment = schema.load(name)
-        size = f"{len(experiment.cells)} cells, {len(experiment.cells[0].seeds)} seeds"
-        say(console, f"{name}: {experiment.title} ({size})")
+        title, cells, seeds = schema.overview(name)
+        say(console, f"{name}: {title} ({cells} cells, {seeds} seeds)")
 
 
 @app.command()
@@ -238,10 +238,14 @@ def data(
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing."""
+    """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing.
+
+    Unless JAX has a cache by the user's own choice.
+    """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "jaxfl" / "xla"))
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxfl"
+        jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
+        keep_in(root / "programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

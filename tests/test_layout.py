@@ -23,7 +23,7 @@ ORDER = (
     ("local_work",),
     ("plan", "round", "evaluation"),
     ("history", "progress"),
-    ("blocks", "given"),
+    ("blocks", "given", "programs"),
     ("simulation",),
     ("auditing",),
     ("__init__", "registry"),
