@@ -12,42 +12,29 @@ nobody else must be able to write there.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import importlib
-import inspect
 import os
 import pickle
-import platform
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax.core import Tracer
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxfl.devices import Device, compile_for
 from jaxfl.files import write_aside
-from jaxfl.models.objective import Objective
+from jaxfl.identity import Unknown, describe, kind_of, nodes, surroundings
 from jaxfl.types import PyTree
 
 MOST_BYTES = 2**29
 """What a folder may hold before the programs used longest ago are deleted."""
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
-"""Packages whose version tells their code."""
-NO_EFFECT = ("cache", "log", "traceback")
-"""Words in names of JAX's settings that do not change what a program computes."""
 
 _folder: Path | None = None
-
-
-class Unknown(Exception):  # noqa: N818 - no error: the program is not kept
-    """A part of a program that cannot be told from another by a description."""
 
 
 def keep_in(folder: Path | None) -> None:
@@ -88,6 +75,18 @@ def compile_or_load(
     return _Kept(folder, compiled, jax.jit(function, donate_argnums=donate), name, device)
 
 
+def keeping() -> bool:
+    """Whether programs are kept."""
+    return _folder is not None
+
+
+def prepare(program: Callable[..., PyTree], *arguments: PyTree) -> None:
+    """Compiles or loads what a call would run, and computes nothing; for kept programs only."""
+    if isinstance(program, _Kept):
+        leaves, structure = jax.tree.flatten(arguments)
+        program.ready(structure, tuple(map(kind_of, leaves)), arguments)
+
+
 @dataclasses.dataclass
 class _Kept:
     """A function and its programs: one for each structure, shapes and types of the arguments."""
@@ -101,42 +100,68 @@ class _Kept:
 
     def __call__(self, *arguments: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(arguments)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.compiled(*arguments)  # part of another program
-        kinds = tuple(map(_kind, leaves))
+        program = self.ready(structure, tuple(map(kind_of, leaves)), arguments)
         with jax.default_device(self.device):
-            if (structure, kinds) not in self.programs:
+            return program(*arguments)
+
+    def ready(self, structure: Any, kinds: Any, arguments: PyTree) -> Callable[..., PyTree]:
+        """The program for such arguments; may be asked for by several threads."""
+        if (structure, kinds) not in self.programs:
+            with jax.default_device(self.device):
                 self.programs[structure, kinds] = self._find(structure, kinds, arguments)
-            return self.programs[structure, kinds](*arguments)
+        return self.programs[structure, kinds]
 
     def _find(self, structure: Any, kinds: Any, arguments: PyTree) -> Callable[..., PyTree]:
         try:
-            text = repr((self.name, list(_nodes(structure)), kinds))
+            text = repr((self.name, list(nodes(structure)), kinds))
         except Unknown:
             return self.compiled
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.program"
-        program = _load(path, jax.tree.structure((arguments, {})), self.device)
-        if program is None:
-            with _compiled_here():
-                program = self.jitted.lower(*arguments).compile()
-            _save(path, program)
+        with _one_at_a_time[path]:
+            program = _load(path, jax.tree.structure((arguments, {})), self.device)
+            if program is None:
+                with _compiled_here:
+                    program = self.jitted.lower(*arguments).compile()
+                _save(path, program)
         return program
 
 
-@contextlib.contextmanager
-def _compiled_here() -> Iterator[None]:
+class _CompiledHere:
     """Without JAX's own cache: what comes from there cannot be written a second time.
 
     On the CPU it is written without its functions: it is loaded, and fails when it is called.
+    The setting is the process's own: the last of several threads that are in here restores it.
     """
-    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # asks for the setting once
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = bool(
+                    jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+                )
+                self._set(False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(self._before)
+
+    def _set(self, enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # asks for the setting once
+
+
+_compiled_here = _CompiledHere()
+_one_at_a_time: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
 def _load(path: Path, structure: Any, device: Device) -> Callable[..., PyTree] | None:
@@ -184,103 +209,3 @@ def _shrink(folder: Path, most: int) -> None:
             return
         path.unlink(missing_ok=True)
         total -= size
-
-
-def describe(value: Any) -> Any:
-    """A value as nested tuples of texts, equal for equal values in any process.
-
-    Raises:
-      Unknown: it has code that no version tells, or is of a kind that has no description.
-    """
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return repr(value)
-    if isinstance(value, tuple | list):
-        return tuple(map(describe, value))
-    if isinstance(value, dict):
-        return tuple((describe(key), describe(inner)) for key, inner in value.items())
-    if isinstance(value, np.ndarray | np.generic):
-        return str(value.dtype), value.shape, value.tobytes().hex()
-    if isinstance(value, np.dtype):
-        return str(value)
-    if isinstance(value, type | types.FunctionType):
-        return _global(value)
-    if isinstance(value, Objective):  # all else in it follows from these
-        return describe((value.factory, value.loss_function, value.shapes))
-    if dataclasses.is_dataclass(value) and _package(value) == "jaxfl":
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return _global(type(value)), describe(fields)
-    text = repr(value)
-    if _package(value) not in VERSIONED or " at 0x" in text:
-        raise Unknown(text)
-    return _global(type(value)), text
-
-
-def _nodes(structure: Any) -> Iterator[Any]:
-    """Every node of a pytree: its type, what is static in it, and how many children."""
-    node, children = structure.node_data(), structure.children()
-    yield None if node is None else describe(node), len(children)
-    for child in children:
-        yield from _nodes(child)
-
-
-def _kind(leaf: Any) -> tuple[Any, ...]:
-    kind = getattr(leaf, "dtype", type(leaf).__name__)
-    return np.shape(leaf), str(kind), bool(getattr(leaf, "weak_type", False))
-
-
-def _package(value: Any) -> str:
-    """The package of a class, a function, or a value's class."""
-    named = value if isinstance(value, type | types.FunctionType) else type(value)
-    return named.__module__.partition(".")[0]
-
-
-def _global(named: Any) -> str:
-    """A class or function of jaxfl, a package of ``VERSIONED`` or Python, by its name."""
-    if _package(named) not in ("jaxfl", "builtins", "collections", *VERSIONED):
-        raise Unknown(repr(named))
-    module = sys.modules[named.__module__]
-    if inspect.isfunction(named) and getattr(module, named.__qualname__, None) is not named:
-        raise Unknown(repr(named))  # a local function may close over anything
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def surroundings(device: Device) -> tuple[Any, ...]:
-    """What else decides how a program compiles here: code, versions, settings, flags, machine."""
-    settings = jax.config.values  # pyright: ignore[reportAttributeAccessIssue]
-    return (
-        _source(),
-        tuple(map(version, VERSIONED)),
-        platform.python_version(),
-        tuple(
-            (key, repr(value))
-            for key, value in sorted(settings.items())
-            if not any(word in key for word in NO_EFFECT)
-        ),
-        tuple((key, os.environ.get(key, "")) for key in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
-        (device.platform, device.device_kind, device.id, jax.device_count()),
-        device.client.platform_version,
-        _machine(),
-    )
-
-
-@functools.cache
-def _source() -> str:
-    """The sum over jaxfl's own source."""
-    package = importlib.import_module("jaxfl")
-    root = Path(str(package.__file__)).parent
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        content = path.read_bytes()
-        total.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
-    return total.hexdigest()
-
-
-@functools.cache
-def _machine() -> tuple[Any, ...]:
-    """The processor and what it can do: a home folder may be shared by unlike machines."""
-    facts: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        wanted = ("model name", "flags", "Features", "CPU part")
-        facts = sorted({line for line in lines if line.startswith(wanted)})
-    return platform.machine(), platform.processor(), os.cpu_count(), *facts

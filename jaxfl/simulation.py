@@ -43,7 +43,7 @@ from jaxfl.participation import Full, Participation
 from jaxfl.plan import make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
-from jaxfl.programs import compile_or_load
+from jaxfl.programs import compile_or_load, prepare
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
@@ -165,6 +165,10 @@ class Simulation:
         """One block: so many rounds in one program, then an evaluation; as NumPy arrays."""
         self.state, record = self.block(rounds)(self.federation, self.data, self.state)
         return jax.device_get((record, self.evaluate()))
+
+    def prepare(self, rounds: int) -> None:
+        """Compiles or loads the program of so many rounds ahead, where programs are kept."""
+        prepare(self.block(rounds), self.federation, self.data, self.state)
 
     def block(self, rounds: int) -> Callable[..., PyTree]:
         """The compiled program of so many rounds: (federation, data, state) to (state, records).

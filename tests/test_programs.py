@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxfl
-from jaxfl import programs, simulation
+from jaxfl import identity, programs, simulation
+from jaxfl.identity import Unknown, describe
 from jaxfl.models import Objective
-from jaxfl.programs import Unknown, compile_or_load, describe, keep_in
+from jaxfl.programs import compile_or_load, keep_in, prepare
 from jaxfl.types import Spec
 
 PARTS = (jaxfl.Krum(f=2), 3, "words")
@@ -68,7 +70,7 @@ def test_a_kept_program_is_loaded_without_a_trace_and_answers_the_same_bits(fold
     assert not TRACES
     assert plain == first == bits(again)
     assert given[1][1].is_deleted()  # donated, as before
-    assert jax.dtypes.issubdtype(again[0][0].dtype, jax.dtypes.prng_key)
+    assert jnp.issubdtype(again[0][0].dtype, jax.dtypes.prng_key)
     bits(program(given[0], again[0]))  # its own answer is what it takes next
     assert not TRACES
 
@@ -103,9 +105,9 @@ def test_other_arguments_are_another_program(folder):
 def test_what_was_compiled_elsewhere_is_not_loaded(folder, changed, monkeypatch):
     made()(*arguments())
     if changed in ("source", "machine"):
-        monkeypatch.setattr(programs, f"_{changed}", lambda: "another")
+        monkeypatch.setattr(identity, f"_{changed}", lambda: "another")
     elif changed == "version":
-        monkeypatch.setattr(programs, "version", lambda name: "0.0")
+        monkeypatch.setattr(identity, "version", lambda name: "0.0")
     elif changed == "flags":
         monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " ")
     with jax.default_matmul_precision("highest" if changed == "setting" else None):
@@ -175,6 +177,22 @@ class OwnMean(jaxfl.Mean):
     """A rule of the user's."""
 
 
+def test_a_program_is_made_ready_by_many_threads_once_and_runs_without_another_trace(folder):
+    before = jax.config.jax_enable_compilation_cache
+    program = made()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda size: prepare(program, *arguments(size)), (3, 4, 3, 4)))
+    assert len(TRACES) == 2
+    assert jax.config.jax_enable_compilation_cache == before
+    expected = bits(jax.jit(turn)(*arguments()))
+    TRACES.clear()
+    assert bits(program(*arguments())) == expected
+    assert not TRACES
+    keep_in(None)
+    prepare(made(), *arguments())
+    assert not TRACES
+
+
 def test_own_code_is_not_kept(folder):
     made(parts=(OwnMean(),))(*arguments())
     made(parts=(lambda x: x,))(*arguments())
@@ -218,7 +236,11 @@ def test_a_description_is_the_same_in_another_process():
         "jaxfl.models.Objective.of(jaxfl.models.CNN(), (16, 16, 1), 9)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"import jaxfl; from jaxfl.programs import *; print({described})"],
+        [
+            sys.executable,
+            "-c",
+            f"import jaxfl; from jaxfl.identity import describe; print({described})",
+        ],
         env=os.environ | {"PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,

@@ -15,6 +15,10 @@ from jaxfl.models.objective import Objective
 MOST_CELLS = 10_000
 """Of one experiment; its table of results would have as many entries."""
 
+SMALL = 32
+"""A cell whose messages fit the device's memory so many times is small: its data, its states and
+the compiler's memory are counted nowhere."""
+
 
 def check_grid(sweep: Mapping[str, Sequence[Any]], tune: Mapping[str, Sequence[Any]]) -> None:
     """Refuses a grid that nobody waits for.
@@ -56,6 +60,19 @@ def check_data(cell: Cell) -> None:
         )
 
 
+def small(cell: Cell, dataset: Dataset) -> bool:
+    """Whether such cells may be made ready beside one that runs: all they hold is little."""
+    available = memory_of_device(jax.local_devices()[0])
+    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
+    return available is not None and SMALL * _messages(cell, objective) <= available
+
+
+def _messages(cell: Cell, objective: Objective) -> int:
+    """Bytes of a round's messages, for all runs of a cell, and of two vectors beside them."""
+    cohort = cell.federation.participation.cohort(cell.clients)
+    return len(cell.runs) * (cohort + 2) * objective.dim * objective.dtype.itemsize
+
+
 def check_memory(cell: Cell, dataset: Dataset) -> None:
     """Refuses a cell whose messages alone do not fit the device.
 
@@ -72,9 +89,8 @@ def check_memory(cell: Cell, dataset: Dataset) -> None:
     if jax.default_backend() != "cpu":
         available *= len(cell.placed or [0])
     objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
-    cohort = cell.federation.participation.cohort(cell.clients)
-    runs = len(cell.runs)
-    needed = runs * (cohort + 2) * objective.dim * objective.dtype.itemsize
+    cohort, runs = cell.federation.participation.cohort(cell.clients), len(cell.runs)
+    needed = _messages(cell, objective)
     if needed > available:
         raise ValueError(
             f"model: {type(cell.model).__name__} has {objective.dim:,} parameters; messages of "
