@@ -25,6 +25,7 @@ from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import Interrupted, check, run_experiment
 from jaxfl.files import user_cache
+from jaxfl.programs import keep_in
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
 from jaxfl.report.components import attacks_table, catalogue, rules_table
@@ -155,9 +156,8 @@ def list_experiments() -> None:
     """List the packaged experiments."""
     console = Console()
     for name in schema.packaged():
-        experiment = schema.load(name)
-        size = f"{len(experiment.cells)} cells, {len(experiment.cells[0].seeds)} seeds"
-        say(console, f"{name}: {experiment.title} ({size})")
+        title, cells, seeds = schema.overview(name)
+        say(console, f"{name}: {title} ({cells} cells, {seeds} seeds)")
 
 
 @app.command()
@@ -245,9 +245,13 @@ def data(
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing."""
+    """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing.
+
+    Unless JAX has a cache by the user's own choice.
+    """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
+        keep_in(user_cache() / "programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -279,3 +279,8 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_show(v) for v in value)}]"
     return repr(value)
+
+
+def depth_of(cls: type, name: str) -> int:
+    """How far up in the classes of ``cls`` the attribute is defined."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))

@@ -244,10 +244,10 @@ def _one_state(federation: Federation, plan: Plan) -> FederationState:
 
 
 def _updates_bytes(federation: Federation, plan: Plan) -> int:
-    """Of the updates that one run's round holds: all, or a chunk's and the attackers'."""
+    """Of the updates that one run's round holds: all, or a chunk's."""
     spec, rows = plan.spec, plan.spec.cohort
     if plan.storage == STREAM:
-        rows = min(plan.chunk + spec.max_byzantine, rows)
+        rows = min(plan.chunk, rows)
     return rows * spec.dim * federation.algorithm.width * np.dtype(plan.message_type).itemsize
 
 

@@ -106,7 +106,7 @@ class Poisson(Participation):
         slots = self.cohort(population)
         draw_key, order_key = jax.random.split(key)
         if population > SORTED:
-            # As many as a binomial number of them: the same law, at the cost of the cohort.
+            # A binomial number of them: up to rounding the same law, at the cost of the cohort.
             count = jax.random.binomial(draw_key, float(population), self.rate)
             place = jnp.arange(slots, dtype=jnp.int32)
             ids = jnp.where(place < count, _some(slots, population, order_key), population)

@@ -1,19 +1,21 @@
 """Sizes and choices that shape the program, found before anything is traced."""
 
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jaxfl.component import integer
+from jaxfl.component import depth_of, integer
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
 from jaxfl.memory import client_bytes, fitting
 from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.zoo import Model
-from jaxfl.state import MATRIX, STORAGES, STREAM, Plan
+from jaxfl.privacy import Privacy
+from jaxfl.state import BFLOAT16, MATRIX, STORAGES, STREAM, Plan
 from jaxfl.types import Spec
 
 AUTOMATIC = "auto"
@@ -117,6 +119,10 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
     reason = _not_streamed(federation)
     if asked == STREAM and reason:
         raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
+    if asked == BFLOAT16 and type(federation.privacy).bound is not Privacy.bound:
+        # An aggregate rounded before its noise moves by more than what one client sends.
+        name = type(federation.privacy).__name__
+        raise ValueError(f'storage = "bfloat16" breaks the guarantee of {name}; use "matrix"')
     if asked != AUTOMATIC:
         return asked
     row = spec.dim * federation.algorithm.width * np.dtype(spec.dtype).itemsize
@@ -124,7 +130,8 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
     memory = memory_of_device(device)
     large = memory is not None and size > memory / 8
     attacked = federation.byzantine and federation.attack.crafts
-    once = getattr(federation.aggregator, "needs", None) == frozenset() and not attacked
+    bounded = type(federation.privacy).bound is not Privacy.bound
+    once = federation.aggregator.reads_once and not (attacked or bounded or federation.fairness)
     worth = large or (once and size > WORTH_STREAMING)
     return STREAM if worth and reason is None else MATRIX
 
@@ -138,13 +145,20 @@ def check_storage(storage: str) -> None:
 
 def _not_streamed(federation: Federation) -> str | None:
     """Why the updates cannot be streamed, or None."""
-    attacked = federation.byzantine and federation.attack.crafts
-    parts = (federation.aggregator, *((federation.attack,) if attacked else ()))
-    for part in parts:
-        if not part.streams:
-            return f"{type(part).__name__} needs all updates at once"
+    parts: list[tuple[Any, tuple[str, ...]]] = [
+        (federation.aggregator, ("aggregate", "aggregate_mixed")),
+        (federation.privacy, ("bound",)),
+    ]
+    if federation.byzantine and federation.attack.crafts:
+        parts.append((federation.attack, ("craft",)))
+    for part, methods in parts:
+        kind = type(part)
+        # Who overrides what was declared to stream declares it anew.
+        anew = any(depth_of(kind, method) < depth_of(kind, "streams") for method in methods)
+        if not part.streams or anew:
+            return f"{kind.__name__} needs all updates at once"
     if not federation.algorithm.post_processes:
-        return f"{type(federation.algorithm).__name__} reads every message again at the server"
+        return f"{type(federation.algorithm).__name__} reads the messages at the server too"
     return None
 
 

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from jaxfl.evaluation import Evaluation
 from jaxfl.record import RoundRecord
@@ -23,6 +21,9 @@ def follow(progress: Progress, rounds: int) -> Iterator[Tell]:
     elif callable(progress):
         yield progress
     else:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         with Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

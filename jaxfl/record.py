@@ -60,7 +60,7 @@ def record_of(
     byzantine, honest = context.byzantine & present, ~context.byzantine & present
 
     measured = honest & finite
-    target = rows.mean_of(sent, measured).astype(aggregate.dtype)
+    target = rows.watched_mean(sent, measured).astype(aggregate.dtype)
     norms = rows.safe_sqrt(squares)
     products = rows.squared_norms(jnp.stack([aggregate, target, aggregate - target]))
     aggregate_norm, target_norm, distance = rows.safe_sqrt(products)

@@ -23,7 +23,6 @@ from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import (
     Device,
     check_way,
-    compile_for,
     copy_to,
 )
 from jaxfl.evaluation import Evaluation, evaluate
@@ -44,6 +43,7 @@ from jaxfl.participation import Full, Participation
 from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
+from jaxfl.programs import compile_or_load, prepare
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
@@ -176,6 +176,10 @@ class Simulation:
         self.state, record = self.block(rounds)(self.federation, self.data, self.state)
         return jax.device_get((record, self.evaluate()))
 
+    def prepare(self, rounds: int) -> None:
+        """Compiles or loads the program of so many rounds ahead, where programs are kept."""
+        prepare(self.block(rounds), self.federation, self.data, self.state)
+
     def block(self, rounds: int) -> Callable[..., PyTree]:
         """The compiled program of so many rounds: (federation, data, state) to (state, records).
 
@@ -242,7 +246,13 @@ def _program(
         states = jax.tree.map(lambda _: 0, state).replace(round=None)
         return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
 
-    return compile_for(all_seeds if several else one_seed, way=way, devices=devices, donate=donate)
+    return compile_or_load(
+        all_seeds if several else one_seed,
+        (function, plan, several, own_parts, static),
+        way=way,
+        devices=devices,
+        donate=donate,
+    )
 
 
 def simulate(

@@ -93,9 +93,7 @@ def init_state(
     spec = plan.spec
     model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params, model_state = plan.objective.init(model_key)
-    wide = dataclasses.replace(
-        spec, dim=spec.dim * federation.algorithm.width, dtype=plan.message_type
-    )
+    wide = dataclasses.replace(spec, dim=spec.dim * federation.algorithm.width)
     one_client: Any = federation.algorithm.init(spec)
     return FederationState(
         params=params,

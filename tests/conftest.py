@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Of the command line; Matplotlib's list of fonts, made in seconds, stays where it is.
     os.environ.setdefault("MPLCONFIGDIR", str(cache.mkdir("jaxfl_matplotlib") if cache else root))
     os.environ["XDG_CACHE_HOME"] = str(programs.home)
+    # Processes that tests start, too, take what earlier runs of the suite compiled.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs.folder)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -116,10 +118,3 @@ def _belongs_to(item: Any) -> str:
 @pytest.fixture
 def key():
     return jax.random.key(0)
-
-
-@pytest.fixture
-def shared_programs(request, monkeypatch):
-    """Processes that the test starts use this one's compilation cache."""
-    folder = str(request.config.stash[PROGRAMS].folder)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)

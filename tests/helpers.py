@@ -130,6 +130,10 @@ class Every(Aggregator):
             rule.aggregate(updates, before.state, context)
             for rule, before in zip(self.rules, state, strict=True)
         ]
+        answers = [
+            answer.replace(update=answer.update.astype(before.update.dtype))
+            for answer, before in zip(answers, state, strict=True)
+        ]
         mean = sum(answer.update for answer in answers) / len(answers)
         return Aggregated(update=mean, state=answers, info=Info())
 

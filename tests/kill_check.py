@@ -48,6 +48,7 @@ def check(kills: int, seed: int) -> None:
         experiment.write_text(EXPERIMENT)
         # Its own compilation cache: a kill may leave a half-written program behind.
         own = os.environ | {"XDG_CACHE_HOME": str(root / "cache")}
+        own.pop("JAX_COMPILATION_CACHE_DIR", None)
         run = {"check": True, "stdout": subprocess.DEVNULL, "env": own}
         subprocess.run(command(experiment, root / "warm"), **run)  # fills the compilation cache
         started = time.monotonic()

@@ -44,10 +44,13 @@ aggregator = ["mean", "krum", { name = "krum", f = 4 }]
 
 
 def jaxfl(*arguments, cwd, **environment):
+    variables = os.environ | environment
+    if "XDG_CACHE_HOME" in environment:  # as for a user who has chosen no cache
+        del variables["JAX_COMPILATION_CACHE_DIR"]
     return subprocess.run(
         [sys.executable, "-m", "jaxfl.cli", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -76,6 +79,12 @@ def ask(*arguments, cwd, **environment):
 def compiled(cache):
     """The programs in the compilation cache: every one compiled leaves an entry."""
     return {path.name for path in (cache / "jaxfl" / "xla").iterdir() if "atime" not in path.name}
+
+
+def kept(cache):
+    """The kept programs, and when each was used last."""
+    folder = cache / "jaxfl" / "programs"
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 def test_the_version_is_the_package_s(tmp_path):
@@ -111,11 +120,15 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(small, tmp_path):
     }
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["jax"] == jax.__version__
-    entries = compiled(tmp_path / "cache")
+    entries, programs = compiled(tmp_path / "cache"), kept(tmp_path / "cache")
     assert entries
+    assert len(programs) > 1
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     again = jaxfl("run", small, "--quiet", "--out", "again", cwd=tmp_path, **cache)
     assert compiled(tmp_path / "cache") == entries, "the second run compiles nothing"
+    loaded = kept(tmp_path / "cache")
+    assert loaded.keys() == programs.keys()
+    assert all(loaded[name] > programs[name] for name in programs), "it loads every program"
     assert "[1/6]" not in again.stdout
     log = (tmp_path / "again" / "rounds.jsonl").read_bytes()
     assert log == (folder / "rounds.jsonl").read_bytes(), "same seeds, same bits"

@@ -16,8 +16,6 @@ from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 from jaxfl.report.reference import experiments_page, public_names, public_page
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
-
 ROOT = Path(__file__).parent.parent
 
 

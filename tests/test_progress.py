@@ -3,6 +3,7 @@
 import copy
 import io
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,9 @@ def test_the_clock_of_compilation_is_that_of_jax():
     before = clock.seconds
     jax.jit(lambda x: jnp.sum(jnp.sort(x) * 4.75))(jnp.arange(9.0))
     assert clock.seconds == before
+    with CompileClock(changes.append) as clock, ThreadPoolExecutor(1) as pool:
+        pool.submit(jax.jit(lambda x: jnp.sum(jnp.sort(x) * 5.25)), jnp.arange(9.0)).result()
+    assert clock.seconds == 0
 
 
 @pytest.mark.parametrize(

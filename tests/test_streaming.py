@@ -117,6 +117,23 @@ def test_a_client_that_is_not_finite_is_left_out():
     check(Federation(aggregator=THREE, algorithm=FedSGD()), data=broken)
 
 
+class OwnALIE(ALIE):
+    """Overrides what was declared to stream."""
+
+    def craft(self, view, state):
+        return -jnp.median(view.updates, axis=0)[None], state
+
+
+class OwnBound(jaxfl.CentralPrivacy):
+    """Overrides what was declared to stream."""
+
+    def bound(self, sent, state):
+        return jnp.clip(sent, -1, 1), jnp.zeros((sent.shape[0],))
+
+    def releases(self, run):
+        return super().releases(run)
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -126,7 +143,17 @@ def test_a_client_that_is_not_finite_is_left_out():
             "Pipeline needs all updates at once",
         ),
         ({"attack": jaxfl.MinMax(), "byzantine": 3}, "MinMax needs all updates at once"),
-        ({"algorithm": jaxfl.FedNova()}, "FedNova reads every message again"),
+        ({"algorithm": jaxfl.FedNova()}, "FedNova reads the messages at the server"),
+        (
+            {
+                "aggregator": Pipeline(
+                    pre=(ARC(f=3),), rule=Pipeline(pre=(), rule=jaxfl.CenteredClipping())
+                )
+            },
+            "Pipeline needs all updates at once",
+        ),
+        ({"attack": OwnALIE(), "byzantine": 3}, "OwnALIE needs all updates at once"),
+        ({"privacy": OwnBound(noise_multiplier=1.0)}, "OwnBound needs all updates at once"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(parts, message):
@@ -155,6 +182,10 @@ def test_the_best_storage_is_chosen(monkeypatch):
     monkeypatch.setattr("jaxfl.plan.WORTH_STREAMING", 1000)
     assert chosen(aggregator=once) == "stream"
     assert chosen(aggregator=twice) == chosen(**attacked) == chosen(aggregator=never) == "matrix"
+    assert chosen(privacy=jaxfl.CentralPrivacy(noise_multiplier=1.0)) == "matrix"
+    assert chosen(fairness=QFFL(q=1.0, lipschitz=10.0)) == "matrix"
+    assert chosen(aggregator=jaxfl.SignMajority()) == "stream"
+    assert chosen(aggregator=Pipeline(pre=(), rule=once)) == "stream"
     monkeypatch.setattr("jaxfl.plan.memory_of_device", lambda _: 8000)
     assert chosen(aggregator=twice) == chosen(**attacked) == "stream"
     assert chosen(aggregator=never) == "matrix"
@@ -163,13 +194,29 @@ def test_the_best_storage_is_chosen(monkeypatch):
 def test_half_the_memory_costs_two_digits():
     parts = {"aggregator": jaxfl.CenteredClipping(), "attack": IPM(), "byzantine": BYZANTINE}
     held, half = (simulation(Federation(**parts), way) for way in ("matrix", "bfloat16"))
-    assert half.messages().sent.dtype == half.state.aggregator.dtype == jnp.bfloat16
+    assert half.messages().sent.dtype == jnp.bfloat16
+    assert half.state.aggregator.dtype == jnp.float32  # a sum of many small steps would stall
     start = np.asarray(half.state.params)
     ends = [run.run(ROUNDS).state.params for run in (held, half)]
     assert ends[1].dtype == jnp.float32
     moved = [np.asarray(end) - start for end in ends]
     np.testing.assert_allclose(moved[1], moved[0], atol=0.02 * np.abs(moved[0]).max())
     assert np.any(moved[1] != moved[0])
+
+
+def test_an_aggregate_is_not_rounded_before_its_noise():
+    parts = {"aggregator": Mean(weighted=False)}
+    private = Federation(privacy=jaxfl.CentralPrivacy(noise_multiplier=1.0), **parts)
+    with pytest.raises(ValueError, match="breaks the guarantee of CentralPrivacy"):
+        simulation(private, "bfloat16")
+
+
+@pytest.mark.slow
+def test_every_rule_takes_half_the_memory():
+    rule = Every(rules=tuple(every_rule(f=BYZANTINE).values()))
+    federation = Federation(aggregator=rule, attack=jaxfl.FreeRider(), byzantine=BYZANTINE)
+    ends = [simulation(federation, w).run(ROUNDS).state.params for w in ("matrix", "bfloat16")]
+    np.testing.assert_allclose(*ends, atol=0.05 * np.abs(ends[0]).max())
 
 
 def stream(matrix, chunk=3):

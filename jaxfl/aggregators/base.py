@@ -75,7 +75,10 @@ class Aggregator(Component):
     in_units = capability(tuple[str, ...]())
     """Fields in the units of the updates: times c, with updates times c, so is the answer."""
     streams = capability(False)
-    """Needs no more of the updates than passes over their rows, which are then never all held."""
+    """Needs no more of the updates than passes over their rows, which are then never all held. The
+    first pass must not be inside a branch or a loop."""
+    reads_once = capability(False)
+    """Of a stream, takes one pass where all rows are finite."""
 
     @capability
     def unit_free(self) -> bool:
@@ -242,6 +245,10 @@ class WeightingRule(Aggregator):
         own = kind.aggregate_mixed is base.aggregate_mixed and kind.aggregate is base.aggregate
         return own and self.needs <= STREAMED
 
+    @capability
+    def reads_once(self) -> bool:
+        return self.streams and not self.needs
+
     def references(self, state: State, context: Context, dim: int) -> Float[Array, "r d"] | None:
         """Extra rows, measured together with the updates: a root update, the previous aggregate."""
         return None
@@ -407,6 +414,7 @@ class TallyRule(CoordinatewiseRule):
     """A coordinatewise rule that is a function of the sum of what clients vote for. Abstract."""
 
     streams = capability(True)
+    reads_once = capability(True)
 
     @abc.abstractmethod
     def vote(self, block: Float[Array, "n c"]) -> Float[Array, "n c"]:

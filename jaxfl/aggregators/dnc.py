@@ -57,6 +57,7 @@ class DnC(WeightingRule):
     iterations: int = field(default=5, at_least=1)
     columns_per_sample: int = field(default=10_000, at_least=1)
     c: float = field(default=1.0, above=0)
+    streams = capability(False)  # its columns are as large as the updates
     needs = capability(frozenset({"norms"}))
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)

@@ -64,12 +64,16 @@ class Pipeline(Aggregator):
     def streams(self) -> bool:
         if not self.pre:
             return self.rule.streams
+        inner = self.rule
+        while isinstance(inner, Pipeline):
+            inner = inner.rule
         # Those with a way of their own have it for updates that nothing has mixed.
-        plain = type(self.rule).aggregate_mixed in (
-            WeightingRule.aggregate_mixed,
-            Pipeline.aggregate_mixed,
-        )
+        plain = type(inner).aggregate_mixed is WeightingRule.aggregate_mixed
         return plain and self.rule.streams and all(p.streams for p in self.pre)
+
+    @capability
+    def reads_once(self) -> bool:
+        return not self.pre and self.rule.reads_once
 
     @classmethod
     def example(cls, f: int = 2) -> "Pipeline":

@@ -17,6 +17,10 @@ from jaxfl.component import MOST_SEED, capability, field
 from jaxfl.types import Batch, Spec, State
 
 
+def _parts_stream(attack: "_Combination") -> bool:
+    return all(part.streams for part in attack.parts())
+
+
 class _Combination(Attack):
     """What an attack inherits from the attacks that it is made of. Abstract."""
 
@@ -62,10 +66,6 @@ class _Combination(Attack):
         for part in self.parts():
             part.check(sample_shape, classes)
 
-    @capability
-    def streams(self) -> bool:
-        return all(part.streams for part in self.parts())
-
     @property
     def backdoor(self) -> Any:
         found = (part.backdoor for part in self.parts())
@@ -83,6 +83,8 @@ class Onset(_Combination):
 
     attack: Attack
     start: int = field(at_least=0)
+
+    streams = capability(_parts_stream)
 
     @classmethod
     def example(cls) -> Attack:
@@ -123,6 +125,8 @@ class Combined(_Combination):
 
     data: Attack
     message: Attack
+
+    streams = capability(_parts_stream)
 
     @classmethod
     def example(cls) -> Attack:
@@ -190,6 +194,8 @@ class TimeVarying(_Several):
     every: int = field(default=1, at_least=1)
     seed: int = field(default=0, at_least=0, at_most=MOST_SEED)
 
+    streams = capability(_parts_stream)
+
     @classmethod
     def example(cls) -> Attack:
         return cls(attacks=(IPM(scale=0.5), SignFlip(), LabelFlip()), seed=1)
@@ -228,6 +234,8 @@ class Mixed(_Several):
     Array([[-2., -0.],
        [ 0.,  0.]], dtype=float32)
     """
+
+    streams = capability(_parts_stream)
 
     @classmethod
     def example(cls) -> Attack:

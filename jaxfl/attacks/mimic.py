@@ -111,6 +111,7 @@ class FreeRider(Attack):
     std: Scalar = field(default=0.0, at_least=0)
     decay: Scalar = field(default=1.0, at_least=0)
     crafts = capability(True)
+    streams = capability(True)
     knows = capability(NOTHING)
     follows_model = capability(True)
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
-from scipy.stats import poisson
 
 from jaxfl.component import Component, capability, field
 from jaxfl.models.objective import ModelState, Objective
@@ -80,9 +79,11 @@ class Samples(Struct):
 
 @functools.lru_cache
 def _slots(size: int, capacity: int, overflow: float) -> int:
+    from scipy.special import pdtrc  # slow to import
+
     # The tail of a binomial of mean ``size`` is below that of the Poisson of the same mean.
     counts = np.arange(size, size + int(50 * np.sqrt(size)) + 200)
-    return min(capacity, int(counts[np.argmax(poisson.sf(counts, size) <= overflow)]))
+    return min(capacity, int(counts[np.argmax(pdtrc(counts, size) <= overflow)]))
 
 
 class Message(Struct):

@@ -13,11 +13,16 @@ from jaxfl.devices import memory_of_device
 from jaxfl.experiments.cells import Cell
 from jaxfl.federation import Federation
 from jaxfl.memory import fitting, shapes_of
+from jaxfl.models.objective import Objective
 from jaxfl.plan import suitable_plan
 from jaxfl.state import Plan
 
 MOST_CELLS = 10_000
 """Of one experiment; its table of results would have as many entries."""
+
+SMALL = 32
+"""A cell whose messages fit the device's memory so many times is small: its data, its states and
+the compiler's memory are counted nowhere."""
 
 
 def check_grid(sweep: Mapping[str, Sequence[Any]], tune: Mapping[str, Sequence[Any]]) -> None:
@@ -58,6 +63,19 @@ def check_data(cell: Cell) -> None:
             f"data: {samples:,} samples of {features:,} features in {classes:,} classes need "
             f"{needed / 2**30:,.1f} GiB, more than the device's {available / 2**30:,.1f} GiB"
         )
+
+
+def small(cell: Cell, dataset: Dataset) -> bool:
+    """Whether such cells may be made ready beside one that runs: all they hold is little."""
+    available = memory_of_device(jax.local_devices()[0])
+    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
+    return available is not None and SMALL * _messages(cell, objective) <= available
+
+
+def _messages(cell: Cell, objective: Objective) -> int:
+    """Bytes of a round's messages, for all runs of a cell, and of two vectors beside them."""
+    cohort = cell.federation.participation.cohort(cell.clients)
+    return len(cell.runs) * (cohort + 2) * objective.dim * objective.dtype.itemsize
 
 
 def check_memory(cell: Cell, data: FederatedData) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from jaxfl.accounting import Meter, caveats, guarantee
 from jaxfl.aggregators import Mean
@@ -140,7 +139,9 @@ def half_interval(values: np.ndarray) -> float:
     n = len(values)
     if n < 2:
         return float("nan")
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    from scipy.special import stdtrit  # slow to import
+
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def lines_of(

@@ -4,6 +4,7 @@ All seeds and candidates of a cell are one program. After every block of rounds 
 appended to the log; a commit makes them permanent.
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,11 @@ import numpy as np
 from jaxfl.accounting import Meter, calibrate
 from jaxfl.data import Dataset, FederatedData
 from jaxfl.evaluation import Evaluation
+from jaxfl.experiments.ahead import Ahead
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.limits import Shapes, check_data, check_memory
+from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
 from jaxfl.experiments.results import (
     Result,
     add_end,
@@ -28,6 +30,7 @@ from jaxfl.experiments.results import (
 )
 from jaxfl.experiments.schema import Experiment
 from jaxfl.federation import Federation
+from jaxfl.programs import keeping
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
@@ -102,11 +105,47 @@ def run_experiment(
             datasets[key] = cell.load()
         return datasets[key]
 
+    def prepare(index: int) -> _Ready:
+        return _prepare(experiment.cells[index], load(experiment.cells[index]))
+
     reasons = _reasons(folder, load)
-    for index, cell in enumerate(experiment.cells):
+    with Ahead(_worth_preparing(folder, reasons, load), prepare) as ahead:
+        yield from _results(folder, reasons, ahead, prepare, watch, stop)
+
+
+def _worth_preparing(
+    folder: RunFolder, reasons: Sequence[str | None], load: Callable[[Cell], Dataset]
+) -> list[int]:
+    """The cells that may be made ready while others run: small ones on one device.
+
+    Only where programs are kept, since others cannot be compiled ahead.
+    """
+    return [
+        index
+        for index, cell in enumerate(folder.experiment.cells)
+        if keeping()
+        and reasons[index] is None
+        and index >= folder.progress.cell
+        and cell.placed is None
+        and small(cell, load(cell))
+    ]
+
+
+def _results(
+    folder: RunFolder,
+    reasons: Sequence[str | None],
+    ahead: "Ahead[_Ready]",
+    prepare: "Callable[[int], _Ready]",
+    watch: Callable[[int, Cell, int], Tick],
+    stop: Callable[[], bool],
+) -> Iterator[Result]:
+    """The result of every cell, run unless the log has it."""
+    for index, cell in enumerate(folder.experiment.cells):
         reason = reasons[index]
         if reason is None and index >= folder.progress.cell:
-            _run_cell(folder, index, load(cell), watch, stop)
+            started, ready = time.perf_counter(), ahead.take(index)
+            tick = watch(index, cell, folder.progress.round)
+            _run_cell(folder, index, ready or prepare(index), started, tick, watch, stop)
         elif reason is not None and index >= folder.progress.cell:
             folder.commit(index + 1, 0)
         if reason is not None:
@@ -171,26 +210,42 @@ def _simulation(
     )
 
 
-def _run_cell(
-    folder: RunFolder,
-    index: int,
-    dataset: Dataset,
-    watch: Callable[[int, Cell, int], Tick],
-    stop: Callable[[], bool],
-) -> None:
-    cell = folder.experiment.cells[index]
-    started, before = time.perf_counter(), folder.progress.seconds.get(str(index), 0.0)
-    done = folder.progress.round
-    tick = watch(index, cell, done)
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A cell that can run at once."""
+
+    simulation: Simulation
+    federations: list[Federation]
+    sizes: list[np.ndarray]
+    """Samples of every client, by run."""
+
+
+def _prepare(cell: Cell, dataset: Dataset) -> _Ready:
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
     sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
     federations = [
         calibrate(cell.federations[candidate], own, cell.rounds)
         for (candidate, _), own in zip(cell.runs, sizes, strict=True)
     ]
+    simulation = _simulation(cell, federations, parts)
+    simulation.prepare(min(cell.evaluate_every, cell.rounds))
+    return _Ready(simulation, federations, sizes)
+
+
+def _run_cell(
+    folder: RunFolder,
+    index: int,
+    ready: _Ready,
+    started: float,
+    tick: Tick,
+    watch: Callable[[int, Cell, int], Tick],
+    stop: Callable[[], bool],
+) -> None:
+    cell, before = folder.experiment.cells[index], folder.progress.seconds.get(str(index), 0.0)
+    done = folder.progress.round
+    simulation, federations, sizes = ready.simulation, ready.federations, ready.sizes
     private = cell.federation.private
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
-    simulation = _simulation(cell, federations, parts)
     if done:
         try:
             simulation.state = folder.restore(simulation.state)

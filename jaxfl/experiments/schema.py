@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib
 import itertools
+import math
 import sys
 import tomllib
 import unicodedata
@@ -51,6 +52,18 @@ def packaged() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
+def overview(name: str) -> tuple[str, int, int]:
+    """Title, cells and seeds of a packaged experiment, read from its table: no cell is built."""
+    table = read(_packaged_file(name))
+    sweep = dict(_grid(table, "sweep"))
+    seeds = len(sweep.pop("seed", [0]))
+    return table.get("title", name), math.prod(map(len, sweep.values())), seeds
+
+
+def _packaged_file(name: str) -> Path:
+    return Path(str(resources.files("jaxfl.experiments") / f"{name}.toml"))
+
+
 def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = False) -> Experiment:
     """The experiment of this name or file, after ``key.path=value`` overrides.
 
@@ -62,7 +75,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
     """
     path = Path(name_or_file)
     if name_or_file in packaged():
-        path = Path(str(resources.files("jaxfl.experiments") / f"{name_or_file}.toml"))
+        path = _packaged_file(name_or_file)
     elif path.is_dir():
         raise ValueError(f"{path} is a folder; an experiment is a TOML file")
     elif not path.is_file() and (path.suffix or len(path.parts) > 1):

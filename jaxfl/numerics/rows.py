@@ -55,8 +55,8 @@ def watching(mask: Bool[Array, " n"]) -> Watch:
     return watch
 
 
-def mean_of(rows: Rows, mask: Bool[Array, " n"]) -> Float[Array, " d"]:
-    """The mean of the rows under the mask, which are finite. A stream has watched this mask."""
+def watched_mean(rows: Rows, mask: Bool[Array, " n"]) -> Float[Array, " d"]:
+    """The mean of the rows under the mask, the finite ones that a stream was made to watch."""
     count = jnp.maximum(jnp.sum(mask), 1)
     if isinstance(rows, Stream):
         return (rows.kept.total / count).astype(rows.dtype)
@@ -218,7 +218,7 @@ def combine(
 
     Args:
       weights: one for each row and reference.
-      rows: the matrix.
+      rows: the updates.
       references: more rows, always finite.
       clean: whether all rows are known to be finite, which saves looking for those to leave out.
 

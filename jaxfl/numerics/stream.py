@@ -20,7 +20,7 @@ Watch = Callable[[Float[Array, "c d"], Int[Array, " c"], Bool[Array, " c"]], tup
 each row."""
 
 
-class NeedsMatrix(ValueError):  # noqa: N818 - says what is needed
+class NeedsMatrix(ValueError, AttributeError):  # noqa: N818 - says what is needed
     """More was asked of a streamed matrix than a pass over its rows can answer."""
 
 
@@ -39,7 +39,8 @@ class Stream:
     """An ``[n, d]`` matrix whose chunks are computed whenever it is read.
 
     Lives within one trace. Whatever reads it first also keeps what is watched, so that what every
-    round needs of the rows takes no pass of its own.
+    round needs of the rows takes no pass of its own; so the first pass must not be inside a branch
+    or a loop, whose values cannot be kept outside.
 
     Args:
       compute: rows by their numbers.
@@ -93,12 +94,14 @@ class Stream:
         count = rows.shape[0]
         if count == 0:
             return jnp.zeros((0, self.shape[1]), self.dtype)
+        chunk = min(self.chunk, count)
+        steps = -(-count // chunk)
 
-        def body(_: None, step: Array) -> tuple[None, Array]:
-            index, _inside = self._place(step, count)
-            return None, self.compute(jnp.minimum(rows[index], self.shape[0] - 1))[0]
+        def body(_: None, own: Array) -> tuple[None, Array]:
+            return None, self.compute(jnp.minimum(own, self.shape[0] - 1))[0]
 
-        _, taken = jax.lax.scan(body, None, jnp.arange(self._steps(count)))
+        padded = jnp.pad(rows, (0, steps * chunk - count), mode="edge")
+        _, taken = jax.lax.scan(body, None, padded.reshape(steps, chunk))
         return jax.lax.collapse(taken, 0, 2)[:count]
 
     def each(self, function: Callable[..., Array], *own: Array) -> "Stream":

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
-from jaxfl.component import Component, Scalar, capability, field
+from jaxfl.component import Component, Scalar, capability, depth_of, field
 from jaxfl.models.objective import Objective
 from jaxfl.models.per_example import check_per_example
 from jaxfl.numerics.noise import laplace, normal
@@ -99,9 +99,9 @@ class Privacy(Component):
         missing = [what for what in ("protects", "trusts") if not getattr(self, what)]
         if missing:
             raise ValueError(f"{name} does not declare {' and '.join(missing)}")
-        declared = _depth(type(self), "releases")
+        declared = depth_of(type(self), "releases")
         for hook in self.HOOKS:
-            if _depth(type(self), hook) < declared:
+            if depth_of(type(self), hook) < declared:
                 raise ValueError(
                     f"{name} changes {hook} and does not declare what it releases: define "
                     "releases in the same class"
@@ -122,6 +122,11 @@ class Privacy(Component):
     def check_model(self, objective: Objective) -> None:
         """Raises ValueError where the mechanism cannot cover the model."""
         check_per_example(objective)
+
+    @capability
+    def streams(self) -> bool:
+        """Whether ``bound`` takes updates that are never all held."""
+        return type(self).bound is Privacy.bound
 
     # What it does, from the client's data to the model; each the identity by default.
 
@@ -253,8 +258,3 @@ def draw(kind: str, key: Key[Array, ""], like: Float[Array, " d"]) -> Float[Arra
     """Noise of scale 1: standard deviation for a Gaussian, parameter b for a Laplacian."""
     sample = laplace if kind == LAPLACE else normal
     return sample(key, like.shape, like.dtype)
-
-
-def _depth(cls: type, name: str) -> int:
-    """How far up in the classes of ``cls`` the attribute is defined."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))

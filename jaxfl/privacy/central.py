@@ -110,6 +110,10 @@ class CentralPrivacy(Privacy):
     trusts = capability("trusts the server, which sees every update")
     hides_cohort = capability(True)
 
+    @capability
+    def streams(self) -> bool:
+        return type(self).bound is CentralPrivacy.bound
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.clip, QuantileClip) and self.correlated is not None:
@@ -152,14 +156,16 @@ class CentralPrivacy(Privacy):
         """Every row clipped (a row that is not finite is nothing), and the norms before."""
         norms = rows.safe_sqrt(rows.squared_norms(sent))
         clip = self.threshold(state).astype(norms.dtype)
-        usable = jnp.isfinite(norms)
-        factors = jnp.where(norms > clip, rows.safe_ratio(clip, norms), 1)
-        factors = jnp.where(usable, factors, 0).astype(sent.dtype)
 
-        def clip_row(row: Array, usable: Array, factor: Array) -> Array:
-            return jnp.where(usable, row, 0) * factor
+        def clip_row(row: Array) -> Array:
+            # From the row itself, not from ``norms``: those of a stream are of another computation
+            # of it, which on some devices need not be the same to the last bit.
+            norm = rows.safe_sqrt(rows.squared_norms(row))
+            factor = jnp.where(norm > clip, rows.safe_ratio(clip, norm), 1)
+            usable = jnp.isfinite(norm)
+            return jnp.where(usable, row, 0) * jnp.where(usable, factor, 0).astype(row.dtype)
 
-        return rows.each(clip_row, sent, usable, factors), norms
+        return rows.each(clip_row, sent), norms
 
     def release(
         self,

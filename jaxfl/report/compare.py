@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.difference import differences
@@ -108,6 +107,8 @@ def _difference(first: Result, other: Result, *, paired: bool) -> str:
         a, b = other.finals * 100, first.finals * 100
         half = np.nan
         if min(len(a), len(b)) > 1:
+            from scipy import stats  # slow to import
+
             interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
             half = (interval.high - interval.low) / 2
         return _signed(a.mean() - b.mean(), half)

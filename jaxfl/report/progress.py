@@ -1,5 +1,6 @@
 """A live view of a running grid; plain lines where there is no terminal."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ COMPILING = "/jax/core/compile/"
 class CompileClock:
     """Tells when JAX traces and compiles, and how long it has; use as a context manager.
 
+    What other threads compile ahead of its turn does not count: nobody waits for it.
+
     Args:
       changed: called with True when it begins, with False when it ends.
     """
@@ -29,6 +32,7 @@ class CompileClock:
         self.seconds = 0.0
         self._changed = changed
         self._under_way: list[str] = []
+        self._thread = threading.get_ident()
         self._started = 0.0
 
     def __enter__(self) -> "CompileClock":
@@ -41,7 +45,7 @@ class CompileClock:
         jax.monitoring.unregister_event_duration_listener(self._ends)
 
     def _begins(self, event: str, value: float | int, **_: Any) -> None:
-        if not event.startswith(COMPILING):
+        if not event.startswith(COMPILING) or threading.get_ident() != self._thread:
             return
         self._under_way.append(event)
         if len(self._under_way) == 1:
@@ -49,7 +53,7 @@ class CompileClock:
             self._changed(True)
 
     def _ends(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event not in self._under_way:
+        if event not in self._under_way or threading.get_ident() != self._thread:
             return
         self._under_way.remove(event)
         if not self._under_way:
