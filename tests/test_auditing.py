@@ -176,7 +176,8 @@ def test_a_released_aggregate_with_a_tenth_of_the_noise_is_refuted():
     assert refuted(found) >= 9
 
 
-@pytest.mark.parametrize("attacked", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attacked", [True, False])
 def test_examples_leak_what_they_may(attacked):
     parts: dict[str, Any] = UNDER_ATTACK | {"byzantine": 48} if attacked else {}
     privacy = ExamplePrivacy(clip=1.0, noise_multiplier=2.5)

@@ -64,7 +64,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
     [
         pytest.param("rules", marks=pytest.mark.default_compiler),
         pytest.param("noise", marks=pytest.mark.slow),
-        "private",
+        pytest.param("private", marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_give_what_one_gives(part):

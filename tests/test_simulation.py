@@ -451,6 +451,7 @@ def test_simulate_takes_several_seeds():
         jaxfl.simulate(model=Softmax(), data=SMALL, rounds=2, seed=1, seeds=[0, 1])
 
 
+@pytest.mark.slow
 def test_partitions_of_several_seeds_are_calibrated_one_by_one():
     data = [ragged(sizes=(9, 9, 9)), ragged(sizes=(25, 1, 1))]
     privacy = jaxfl.ExamplePrivacy(clip=1.0, epsilon=2.0, delta=1e-3)

@@ -50,6 +50,7 @@ def check(federation, **settings):
     assert np.all(np.isfinite(streamed.state.params))
 
 
+@pytest.mark.slow
 def test_every_rule_that_streams():
     known = "mean oracle centered_clipping sign_majority cge nbs tnbs norm_clipping fltrust"
     assert {*known.split(), "signguard"} <= set(RULES)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from jaxfl.accounting.guarantee import caveats
 from jaxfl.accounting.releases import PLD, RDP, deployment, worst
@@ -67,6 +66,8 @@ def _least(
 
     Epsilon falls about as a power of the multiplier: both are searched by their logarithms.
     """
+    from scipy.optimize import brentq
+
     while low > 1e-4 and epsilon(low) <= target:
         low, high = low / 2, low
 

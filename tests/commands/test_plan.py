@@ -62,12 +62,14 @@ def test_the_command_says_what_does_not_fit_and_what_would_help(ask, monkeypatch
     for where in ("jaxfl.memory", "jaxfl.commands.plan"):
         monkeypatch.setattr(f"{where}.memory_of_device", lambda _: 2**30)
     model = 'model={name = "mlp", hidden = [20000, 2000]}'
-    done = ask("--set", model, "--set", 'sweep.aggregator=["mean"]')
+    done = ask("--set", model, "--set", 'sweep.aggregator=["median"]')
     assert done.exit_code == 0, done.output
     assert "does not fit" in done.stdout
     assert "take: 1.0 GiB" in done.stdout
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("Mean: memory: 40,108,003 parameters need at least 1.6 GiB (updates of")
+    assert last.startswith(
+        "Median: memory: 40,108,003 parameters need at least 1.6 GiB (updates of"
+    )
     assert "fewer clients per round (participation)" in last
 
 

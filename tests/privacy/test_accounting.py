@@ -383,6 +383,7 @@ def test_bad_settings_are_refused(settings, message):
             kind(**settings)
 
 
+@pytest.mark.slow
 def test_a_finer_step_of_loss_distributions_is_tighter():
     federation, event = example(100, 1.0), sampled(0.1, 1.0)
     coarse, usual, fine = (
