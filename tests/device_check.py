@@ -20,7 +20,9 @@ from jaxfl import (
     FedSGD,
     GeometricMedian,
     Krum,
+    Mean,
     MessagePrivacy,
+    NormClipping,
     Pipeline,
     Poisson,
     Simulation,
@@ -122,6 +124,12 @@ def private() -> None:
     check("private", federation, data=two, seeds=(1, 2), client_accuracy=True)
 
 
+def stream() -> None:
+    """Updates that are never all held, by both ways."""
+    streaming = BASE.replace(aggregator=Every(rules=(Mean(), NormClipping())))
+    check("stream", streaming, storage="stream", client_chunk=2)
+
+
 def each() -> None:
     """Every rule in a simulation of its own."""
     for name, rule in every_rule(f=BYZANTINE).items():
@@ -161,5 +169,7 @@ if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
         # Compiling takes nearly all the time here; what is compiled for users is in ``each``.
-        jax.config.update("jax_disable_most_optimizations", part in ("rules", "noise", "private"))
+        jax.config.update(
+            "jax_disable_most_optimizations", part in ("rules", "noise", "private", "stream")
+        )
         globals()[part]()

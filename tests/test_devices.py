@@ -62,6 +62,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 @pytest.mark.parametrize(
     "part",
     [
+        "stream",
         pytest.param("rules", marks=pytest.mark.default_compiler),
         pytest.param("noise", marks=pytest.mark.slow),
         pytest.param("private", marks=pytest.mark.slow),
