@@ -74,11 +74,14 @@ def test_every_attack_that_streams(name):
     "settings",
     [
         {"privacy": jaxfl.CentralPrivacy(clip=jaxfl.QuantileClip(), noise_multiplier=0.1)},
-        {
-            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
-            "noise_order": "attack_then_noise",
-            "fairness": QFFL(q=1.0, lipschitz=10.0),
-        },
+        pytest.param(
+            {
+                "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+                "noise_order": "attack_then_noise",
+                "fairness": QFFL(q=1.0, lipschitz=10.0),
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {
                 "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
