@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from jaxfl import __version__
+from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
 from jaxfl.data import Partition, available
@@ -69,13 +70,8 @@ def common(
 
 @app.command()
 def run(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
-    ] = None,
+    name: Name,
+    settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
     devices: Annotated[
         str | None, typer.Option(help="How many devices share the clients, or all.")
@@ -87,9 +83,7 @@ def run(
         bool, typer.Option("--force", help="Overwrite the run in the folder, whatever it is.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
-    reduced: Annotated[
-        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
-    ] = False,
+    reduced: Reduced = False,
 ) -> None:
     """Run an experiment and show what survived.
 
@@ -146,11 +140,6 @@ def print_results(
         say(console, f"{what + ':':6} {path / name}")
 
 
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is: brackets in it are no markup, and it is not wrapped."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 @app.command("list")
 def list_experiments() -> None:
     """List the packaged experiments."""
@@ -162,16 +151,9 @@ def list_experiments() -> None:
 
 @app.command()
 def show(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
-    ] = None,
-    reduced: Annotated[
-        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
-    ] = False,
+    name: Name,
+    settings: Settings = None,
+    reduced: Reduced = False,
 ) -> None:
     """Show an experiment as TOML, with changes applied."""
     experiment = schema.load(name, settings or [], reduced=reduced)

@@ -117,9 +117,10 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
     """The storage of the updates that was asked for, or the best one."""
     check_storage(asked)
     reason = _not_streamed(federation)
+    bounded = type(federation.privacy).bound is not Privacy.bound
     if asked == STREAM and reason:
         raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
-    if asked == BFLOAT16 and type(federation.privacy).bound is not Privacy.bound:
+    if asked == BFLOAT16 and bounded:
         # An aggregate rounded before its noise moves by more than what one client sends.
         name = type(federation.privacy).__name__
         raise ValueError(f'storage = "bfloat16" breaks the guarantee of {name}; use "matrix"')
@@ -130,7 +131,6 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
     memory = memory_of_device(device)
     large = memory is not None and size > memory / 8
     attacked = federation.byzantine and federation.attack.crafts
-    bounded = type(federation.privacy).bound is not Privacy.bound
     once = federation.aggregator.reads_once and not (attacked or bounded or federation.fairness)
     worth = large or (once and size > WORTH_STREAMING)
     return STREAM if worth and reason is None else MATRIX

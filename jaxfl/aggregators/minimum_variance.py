@@ -2,15 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import WeightingRule, needs_more_than
-from jaxfl.aggregators.smea import left_out, searches_all
-from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import capability, field
-from jaxfl.numerics.gram import tame_gram
-from jaxfl.numerics.rows import safe_ratio, squared_distances
-from jaxfl.types import Context, Info, State
+from jaxfl.aggregators.subsets import BestSubset, left_out, of_all_sets
+from jaxfl.numerics.rows import squared_distances
 
 _ROUNDINGS = 64
 """Sums that differ by no more than so many roundings are equal."""
@@ -29,22 +24,16 @@ def least_variance(
     Cost: a product of the sets with the distances, O(C(n, f) n^2).
     """
     n = usable.shape[0]
-    table = jnp.asarray(left_out(n, f))
     known = jnp.where(usable[:, None] & usable[None, :], distances, 0)
-    count = len(table)
-    block = max(1, min(count, 2**20 // n))
-    blocks = jnp.pad(table, ((0, -count % block), (0, 0))).reshape(-1, block, f)
 
-    def total(rows: Int[Array, "b f"]) -> Float[Array, " b"]:
-        keep = ~jnp.any(rows[:, :, None] == jnp.arange(n)[None, None], axis=1)
+    def total(keep: Bool[Array, "b n"]) -> Float[Array, " b"]:
         shares = keep.astype(known.dtype)
-        within = jnp.sum(shares * jnp.matmul(shares, known, precision="highest"), axis=1)
-        return jnp.where(jnp.any(keep & ~usable[None], axis=1), jnp.inf, within)
+        return jnp.sum(shares * jnp.matmul(shares, known, precision="highest"), axis=1)
 
-    totals = jax.lax.map(total, blocks).reshape(-1)[:count]
+    totals = of_all_sets(total, usable, f)
     least = jnp.min(totals)
     first = jnp.argmax(totals <= least * (1 + _ROUNDINGS * jnp.finfo(known.dtype).eps))
-    return jnp.ones((n,), bool).at[table[first]].set(False)
+    return jnp.ones((n,), bool).at[jnp.asarray(left_out(n, f))[first]].set(False)
 
 
 def small_variance(
@@ -67,7 +56,7 @@ def small_variance(
     return jax.lax.fori_loop(0, f, drop, usable)
 
 
-class MinimumVariance(WeightingRule):
+class MinimumVariance(BestSubset):
     """The mean of the n - f updates of smallest variance.
 
     That is the set S of n - f clients with the smallest ``sum_{i, j in S} |x_i - x_j|^2``; among
@@ -85,28 +74,8 @@ class MinimumVariance(WeightingRule):
     Array([2., 2.], dtype=float32)
     """
 
-    f: int = field(at_least=0)
-    scale_equivariant = capability(True)
-    translation_equivariant = capability(True)
-    differentiable = capability(True)
-
-    def exact(self, n: int) -> bool:
-        """Whether the set chosen among n updates is sure to have the smallest variance."""
-        return searches_all(n, self.f)
-
-    def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
-
-    def weigh(
-        self, statistics: Statistics, state: State, context: Context
-    ) -> tuple[Float[Array, " n"], Info]:
-        assert statistics.gram is not None
-        m = statistics.usable.shape[0]
-        selected, dtype = statistics.usable, statistics.gram.dtype
-        if self.f > 0:
-            gram, usable = tame_gram(jax.lax.stop_gradient(statistics.gram), selected)
-            choose = least_variance if self.exact(m) else small_variance
-            selected = usable & choose(squared_distances(gram, usable), usable, self.f)
-        weights = selected.astype(dtype)
-        weights = safe_ratio(weights, jnp.sum(weights))
-        return weights, Info(selected=selected, weights=weights)
+    def choose(
+        self, gram: Float[Array, "n n"], usable: Bool[Array, " n"], *, exact: bool
+    ) -> Bool[Array, " n"]:
+        choose = least_variance if exact else small_variance
+        return choose(squared_distances(gram, usable), usable, self.f)

@@ -1,37 +1,14 @@
 """Smallest-maximum-eigenvalue averaging."""
 
-import functools
-import itertools
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import WeightingRule, needs_more_than
-from jaxfl.aggregators.statistics import Statistics
-from jaxfl.component import capability, field
+from jaxfl.aggregators.subsets import BestSubset, left_out, of_all_sets
 from jaxfl.numerics.eigen import top_eigenpair
-from jaxfl.numerics.gram import tame_gram, weighted_gram
-from jaxfl.numerics.rows import safe_ratio
-from jaxfl.types import Context, Info, State
+from jaxfl.numerics.gram import weighted_gram
 
-MOST_SUBSETS = 100_000
-"""Up to this many sets of n - f rows the best is searched for among all."""
 _POWER_STEPS = 24
-
-
-def searches_all(n: int, f: int) -> bool:
-    """Whether there are few enough sets of n - f rows to search all of them."""
-    return math.comb(n, f) <= MOST_SUBSETS
-
-
-@functools.cache
-def left_out(n: int, f: int) -> np.ndarray:
-    """All choices of f of n rows to leave out; those kept are in lexicographic order."""
-    subsets = list(itertools.combinations(range(n), f))
-    return np.asarray(subsets[::-1], np.int32).reshape(len(subsets), f)
 
 
 def smallest_spread(
@@ -48,7 +25,7 @@ def smallest_spread(
     """
     n = usable.shape[0]
     table = jnp.asarray(left_out(n, f))
-    bounds = _lower_bounds(gram, usable, table)
+    bounds = _lower_bounds(gram, usable, f)
     count = len(table)
     chunk, index = max(1, min(32, 2**16 // n**2, count)), jnp.arange(count)
 
@@ -79,18 +56,14 @@ def smallest_spread(
     return jnp.ones((n,), bool).at[table[leading(values, noise)[2]]].set(False)
 
 
-def _lower_bounds(gram: Array, usable: Array, table: Int[Array, "c f"]) -> Array:
+def _lower_bounds(gram: Array, usable: Array, f: int) -> Float[Array, " c"]:
     """Rayleigh quotients below the top eigenvalue of each subset; +inf with an unusable row."""
-    n, (count, f) = usable.shape[0], table.shape
-    block = max(1, min(count, 2**20 // n))
-    blocks = jnp.pad(table, ((0, -count % block), (0, 0))).reshape(-1, block, f)
+    n = usable.shape[0]
     start = jax.random.normal(jax.random.key(0), (n,), gram.dtype)
     scale = jnp.trace(gram)
     unit = gram / jnp.where(scale > 0, scale, 1)
 
-    def bound(rows: Int[Array, "b f"]) -> Array:
-        keep = ~jnp.any(rows[:, :, None] == jnp.arange(n)[None, None], axis=1)
-
+    def bound(keep: Bool[Array, "b n"]) -> Float[Array, " b"]:
         def project(v: Array) -> Array:
             mean = jnp.sum(jnp.where(keep, v, 0), axis=1, keepdims=True) / (n - f)
             v = jnp.where(keep, v - mean, 0)
@@ -101,10 +74,9 @@ def _lower_bounds(gram: Array, usable: Array, table: Int[Array, "c f"]) -> Array
             return project(jnp.matmul(v, unit, precision="highest"))
 
         v = jax.lax.fori_loop(0, _POWER_STEPS, step, project(jnp.broadcast_to(start, keep.shape)))
-        quotient = jnp.sum(v * jnp.matmul(v, unit, precision="highest"), axis=1)
-        return jnp.where(jnp.any(keep & ~usable[None], axis=1), jnp.inf, quotient)
+        return jnp.sum(v * jnp.matmul(v, unit, precision="highest"), axis=1)
 
-    bounds = jax.lax.map(bound, blocks).reshape(-1)[:count]
+    bounds = of_all_sets(bound, usable, f)
     return jnp.maximum(bounds, 0) * jnp.where(scale > 0, scale, 1)
 
 
@@ -140,7 +112,7 @@ def small_spread(gram: Float[Array, "n n"], usable: Bool[Array, " n"], f: int) -
     return jax.lax.fori_loop(0, f, drop, (usable, jnp.ones((n,), gram.dtype)))[0]
 
 
-class SMEA(WeightingRule):
+class SMEA(BestSubset):
     """The mean of the n - f updates whose covariance has the smallest top eigenvalue.
 
     Among equal ones the lexicographically first set of clients wins. Exact while there are at
@@ -157,29 +129,7 @@ class SMEA(WeightingRule):
     Array([2., 2.], dtype=float32)
     """
 
-    f: int = field(at_least=0)
-    accepts_absent = capability(False)
-    scale_equivariant = capability(True)
-    translation_equivariant = capability(True)
-    differentiable = capability(True)
-
-    def exact(self, n: int) -> bool:
-        """Whether the set chosen among n updates is sure to have the smallest top eigenvalue."""
-        return searches_all(n, self.f)
-
-    def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
-
-    def weigh(
-        self, statistics: Statistics, state: State, context: Context
-    ) -> tuple[Float[Array, " n"], Info]:
-        assert statistics.gram is not None
-        m = statistics.usable.shape[0]
-        selected, dtype = statistics.usable, statistics.gram.dtype
-        if self.f > 0:
-            gram, usable = tame_gram(jax.lax.stop_gradient(statistics.gram), selected)
-            choose = smallest_spread if self.exact(m) else small_spread
-            selected = usable & choose(gram, usable, self.f)
-        weights = selected.astype(dtype)
-        weights = safe_ratio(weights, jnp.sum(weights))
-        return weights, Info(selected=selected, weights=weights)
+    def choose(
+        self, gram: Float[Array, "n n"], usable: Bool[Array, " n"], *, exact: bool
+    ) -> Bool[Array, " n"]:
+        return (smallest_spread if exact else small_spread)(gram, usable, self.f)

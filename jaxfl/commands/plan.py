@@ -1,17 +1,17 @@
 """``jaxfl plan``: what an experiment would need, before it runs."""
 
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from jaxfl.data import Dataset, FederatedData
+from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.data import FederatedData
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments import schema
-from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.limits import Shapes, check_data, suited
 from jaxfl.experiments.runner import check, not_applicable
 from jaxfl.federation import Federation
@@ -22,16 +22,9 @@ COLUMNS = ("clients", "chunk", "data", "memories", "state", "updates", "work", "
 
 
 def plan(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
-    ] = None,
-    reduced: Annotated[
-        bool, typer.Option("--reduced", help="The smaller version that the file describes.")
-    ] = False,
+    name: Name,
+    settings: Settings = None,
+    reduced: Reduced = False,
 ) -> None:
     """Show how much memory each program of an experiment needs; compute nothing."""
     experiment = schema.load(name, settings or [], reduced=reduced)
@@ -48,23 +41,19 @@ def plan(
     left = "unknown" if available is None else amount(available)
     said = f"Memory that this process may take: {left}. Seeds and candidates run at once."
     for line in (said, *refused):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def programs(
     experiment: schema.Experiment,
 ) -> list[tuple[list[Cell], Federation, Plan, FederatedData]]:
     """The cells of each distinct program, its parts, its plan and the shapes of its data."""
-    datasets: dict[str, Dataset] = {}
-    shapes, found = Shapes(), {}
+    datasets, shapes, found = Datasets(), Shapes(), {}
     for cell in experiment.cells:
         if not_applicable(cell) is not None:
             continue
         check_data(cell)
-        key = repr((cell.data, cell.validation))
-        if key not in datasets:
-            datasets[key] = cell.load()
-        data = shapes.of(cell, datasets[key])
+        data = shapes.of(cell, datasets.of(cell))
         federation, plan_of_cell = suited(cell, data)
         sizes = tuple(jax.tree.map(lambda x: (x.shape, x.dtype), jax.tree.leaves(data)))
         program: Any = jax.tree.structure(federation), plan_of_cell, sizes, len(cell.runs)

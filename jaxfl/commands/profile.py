@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from jaxfl.accounting import calibrate
+from jaxfl.commands.common import Name, Settings, say
 from jaxfl.experiments import schema
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.runner import check, not_applicable
+from jaxfl.experiments.runner import check, not_applicable, prepared
 from jaxfl.files import write_aside
 from jaxfl.profiling import Profile, scaling
 from jaxfl.profiling import profile as measure
@@ -32,13 +31,8 @@ from jaxfl.simulation import Simulation
 
 
 def profile(
-    name: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
-    ] = None,
+    name: Name,
+    settings: Settings = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in the measured block.")] = ROUNDS,
     trace: Annotated[
         Path | None, typer.Option(help="Folder for a trace that Perfetto opens.")
@@ -63,7 +57,7 @@ def profile(
     console = Console(width=None if sys.stdout.isatty() else 120)
     cell = experiment.cells[place]
     if len(experiment.cells) > 1:
-        _say(console, _which(experiment, place))
+        say(console, _which(experiment, place))
     found = measure(_simulation(cell), rounds=rounds, trace=trace)
     if sizes:
         grown = scaling(lambda n: _simulation(larger[n]), sizes, rounds=rounds)
@@ -117,19 +111,8 @@ def _with_clients(name: str, settings: Sequence[str], place: int, n: int) -> Cel
 
 def _simulation(cell: Cell) -> Simulation:
     """The cell's first candidate on its first seed."""
-    cell = dataclasses.replace(cell, seeds=cell.seeds[:1])
-    (data,) = cell.divide(cell.load())
-    return Simulation(
-        calibrate(cell.federation, np.asarray(data.count), cell.rounds),
-        data,
-        cell.model,
-        seeds=cell.seeds,
-        evaluate_every=cell.evaluate_every,
-        client_accuracy=cell.client_accuracy,
-        client_chunk=cell.client_chunk,
-        devices=cell.placed,
-        way=cell.way,
-    )
+    first = dataclasses.replace(cell, seeds=cell.seeds[:1], federations=cell.federations[:1])
+    return prepared(first, first.load()).simulation
 
 
 def _write(path: Path, found: Profile) -> None:
@@ -143,17 +126,12 @@ def _write(path: Path, found: Profile) -> None:
 def _show(console: Console, path: Path, found: Profile, trace: Path | None) -> None:
     console.print(profile_table(found))
     for line in summary(found):
-        _say(console, line)
+        say(console, line)
     if found.scaling is not None:
         console.print(scaling_table(found.scaling))
     shown = {"Bar": "profile.png", "Roofline": "roofline.png", "Numbers": "profile.json"}
     shown |= {} if found.scaling is None else {"Clients": "scaling.png"}
     for what, file in shown.items():
-        _say(console, f"{what + ':':9} {path / file}")
+        say(console, f"{what + ':':9} {path / file}")
     if trace is not None:
-        _say(console, f"Trace:    {trace / NAME} (open it in ui.perfetto.dev)")
-
-
-def _say(console: Console, text: str) -> None:
-    """Prints a line as it is: brackets in it are no markup, and it is not wrapped."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"Trace:    {trace / NAME} (open it in ui.perfetto.dev)")

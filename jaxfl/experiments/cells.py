@@ -133,6 +133,20 @@ class Cell:
         ]
 
 
+class Datasets:
+    """The data sets of cells; each is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Dataset] = {}
+
+    def of(self, cell: Cell) -> Dataset:
+        """That of a cell, as ``Cell.load`` reads it."""
+        key = repr((cell.data, cell.validation))
+        if key not in self._known:
+            self._known[key] = cell.load()
+        return self._known[key]
+
+
 def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     """The cell that a table without ``sweep`` and ``tune`` describes.
 

@@ -15,7 +15,7 @@ from jaxfl.accounting import Meter, calibrate
 from jaxfl.data import Dataset, FederatedData
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.ahead import Ahead
-from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
@@ -97,16 +97,10 @@ def run_experiment(
     """
     experiment = folder.experiment
     check(experiment)
-    datasets: dict[str, Dataset] = {}
+    load = Datasets().of
 
-    def load(cell: Cell) -> Dataset:
-        key = repr((cell.data, cell.validation))
-        if key not in datasets:
-            datasets[key] = cell.load()
-        return datasets[key]
-
-    def prepare(index: int) -> _Ready:
-        return _prepare(experiment.cells[index], load(experiment.cells[index]))
+    def prepare(index: int) -> Ready:
+        return prepared(experiment.cells[index], load(experiment.cells[index]))
 
     reasons = _reasons(folder, load)
     with Ahead(_worth_preparing(folder, reasons, load), prepare) as ahead:
@@ -134,8 +128,8 @@ def _worth_preparing(
 def _results(
     folder: RunFolder,
     reasons: Sequence[str | None],
-    ahead: "Ahead[_Ready]",
-    prepare: "Callable[[int], _Ready]",
+    ahead: "Ahead[Ready]",
+    prepare: "Callable[[int], Ready]",
     watch: Callable[[int, Cell, int], Tick],
     stop: Callable[[], bool],
 ) -> Iterator[Result]:
@@ -184,6 +178,8 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
             cell.clients,
             len(cell.runs),
             cell.devices,
+            cell.client_chunk,
+            cell.storage,
         )
         if size not in checked:
             check_memory(cell, shapes.of(cell, data))
@@ -211,7 +207,7 @@ def _simulation(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ready:
+class Ready:
     """A cell that can run at once."""
 
     simulation: Simulation
@@ -220,7 +216,8 @@ class _Ready:
     """Samples of every client, by run."""
 
 
-def _prepare(cell: Cell, dataset: Dataset) -> _Ready:
+def prepared(cell: Cell, dataset: Dataset) -> Ready:
+    """All runs of a cell, its data divided, its noise found, its program ready where it is kept."""
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
     sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
     federations = [
@@ -229,13 +226,13 @@ def _prepare(cell: Cell, dataset: Dataset) -> _Ready:
     ]
     simulation = _simulation(cell, federations, parts)
     simulation.prepare(min(cell.evaluate_every, cell.rounds))
-    return _Ready(simulation, federations, sizes)
+    return Ready(simulation, federations, sizes)
 
 
 def _run_cell(
     folder: RunFolder,
     index: int,
-    ready: _Ready,
+    ready: Ready,
     started: float,
     tick: Tick,
     watch: Callable[[int, Cell, int], Tick],

@@ -58,6 +58,9 @@ class Privacy(Component):
     """Whether who takes part is part of the secret: the server's step then sees the expected
     share of clients, not the true one."""
 
+    streams = capability(True)
+    """``bound`` takes updates that are never all held; who overrides it declares it anew."""
+
     NOISING: ClassVar[tuple[str, ...]] = ("objective", "message", "release")
     HOOKS: ClassVar[tuple[str, ...]] = (
         "init",
@@ -122,11 +125,6 @@ class Privacy(Component):
     def check_model(self, objective: Objective) -> None:
         """Raises ValueError where the mechanism cannot cover the model."""
         check_per_example(objective)
-
-    @capability
-    def streams(self) -> bool:
-        """Whether ``bound`` takes updates that are never all held."""
-        return type(self).bound is Privacy.bound
 
     # What it does, from the client's data to the model; each the identity by default.
 

@@ -14,7 +14,7 @@ from inputs import both_types, close, draw, every_kind, inspect, random
 
 from jaxfl.aggregators import MDA, SMEA, MinimumVariance
 from jaxfl.aggregators.mda import small_diameter, smallest_diameter
-from jaxfl.aggregators.smea import left_out
+from jaxfl.aggregators.subsets import left_out
 
 
 def subsets(n, f):

@@ -7,6 +7,7 @@ import pytest
 
 from jaxfl import Mean, TrimmedMean, cli
 from jaxfl.commands import profile as command
+from jaxfl.experiments import schema
 from jaxfl.profiling import Peaks, Phase, Profile, Scaling
 from jaxfl.profiling.costs import OTHER, PHASES
 
@@ -149,3 +150,11 @@ def test_a_whole_profile(file, monkeypatch, capsys):
     assert written["phases"][1]["flops"] > 0
     assert (out / "trace.json.gz").is_file()
     assert "local work" in capsys.readouterr().out
+
+
+def test_what_is_profiled_is_what_would_run(file):
+    """The cell's own storage, chunk and first seed."""
+    changes = ['sweep.aggregator=["mean"]', "storage=stream", "client_chunk=3", "sweep.seed=[4, 5]"]
+    cell = schema.load(str(file), changes).cells[0]
+    simulation = command._simulation(cell)
+    assert (simulation.plan.storage, simulation.plan.chunk, simulation.seeds) == ("stream", 3, (4,))

@@ -1,0 +1,22 @@
+"""What commands share: the experiment and its changes as arguments, lines printed as they are."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Name = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a field; may be repeated."),
+]
+Reduced = Annotated[
+    bool, typer.Option("--reduced", help="The smaller version that the file describes.")
+]
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: brackets in it are no markup, and it is not wrapped."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
