@@ -1,5 +1,6 @@
 """Strict settings for the whole suite, its compiler, and which tests share a process."""
 
+import gc
 import os
 import tempfile
 import time
@@ -20,6 +21,8 @@ PERSISTENT_CACHE = {
     "min_entry_size_bytes": -1,
     "enable_xla_caches": "none",
 }
+# Tracing makes millions of small objects and hardly any circles: rare searches are cheaper.
+GARBAGE = (100_000, 20, 50)
 PROGRAMS = pytest.StashKey[ProgramCache]()
 # Few tests that take long: started first, so that no process is left alone with them at the end.
 LONG = ("documents", "auditing", "devices", "cli", "folder", "results", "findings")
@@ -38,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Where in Python an operation was written is looked up for each one that is lowered.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     cache = getattr(config, "cache", None)
     if not config.option.default_compiler:
         ask_for_it(cache)
@@ -74,6 +79,8 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
     """Tests that compile the same programs run in one process, the longest first."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(_group(item)))
