@@ -32,7 +32,7 @@ from jaxfl.blocks import run_block
 from jaxfl.data import Dirichlet, RootData, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
-from jaxfl.numerics import rows
+from jaxfl.numerics.gram import inner_products
 
 CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
 DIM = FEATURES * 10 + 10
@@ -159,7 +159,7 @@ def traffic() -> None:
     print("traffic:", len(results), "small all-gathers", flush=True)
     wide = jax.random.normal(jax.random.key(0), (6, 8 * 10_000))
     with jax.set_mesh(make_mesh(devices)):
-        products = jax.jit(rows.inner_products)(wide)
+        products = jax.jit(inner_products)(wide)
     exact = np.asarray(wide, np.float64) @ np.asarray(wide, np.float64).T
     np.testing.assert_allclose(products, exact, rtol=1e-4, atol=0.1)
     print("products of wide rows agree", flush=True)

@@ -32,10 +32,11 @@ OF_EACH_KIND = ("krum", "mea_med", "mean", "signguard", "signguard_dist", "arc+n
 
 
 def branches(jaxpr) -> int:
-    """How many ``cond`` there are, in loops and inner functions too."""
+    """How many ``cond`` are decided as it runs, in loops and inner functions too."""
     total = 0
     for equation in jaxpr.eqns:
-        total += equation.primitive.name == "cond"
+        # Those that choose a platform are decided when the program is compiled.
+        total += {"cond": 1, "platform_index": -1}.get(equation.primitive.name, 0)
         parameters = list(equation.params.values())
         for parameter in jax.tree.leaves(parameters, is_leaf=lambda p: hasattr(p, "eqns")):
             body = getattr(parameter, "jaxpr", parameter)

@@ -11,9 +11,10 @@ from jaxfl.aggregators.base import WeightingRule, needs_more_than
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
+from jaxfl.numerics.gram import inner_products
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.permutation import permute
-from jaxfl.numerics.rows import inner_products, safe_ratio
+from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context, Info, State
 
 

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
+from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct, present_mask
 
 
@@ -68,7 +69,9 @@ class FoolsGold(Aggregator):
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         usable, clean = _usable(updates, context)
         history = _add_rows(state, updates, usable, context)
-        gram = _gram(history[_places(context, state.shape[0])], usable)
+        nothing = jnp.zeros((0, updates.shape[1]), history.dtype)
+        own = history[_places(context, state.shape[0])]
+        gram = centred_gram(own, nothing, usable, None)
         squares = jnp.diagonal(gram)
         usable &= jnp.isfinite(squares)  # a sum of finite updates can overflow
         norms = rows.safe_sqrt(squares)
@@ -182,24 +185,14 @@ def _add_rows(
     return memory.at[context.client_ids].add(added, mode="drop")
 
 
-def _gram(matrix: Float[Array, "n d"], usable: Bool[Array, " n"]) -> Float[Array, "n n"]:
-    """Inner products about the origin, with a zero row as the centre."""
-    dim = matrix.shape[1]
-    zero = jnp.zeros((1, dim), matrix.dtype)
-    with_zero = jnp.concatenate([zero, matrix])
-    keep = jnp.concatenate([jnp.ones((1,), bool), usable])
-    none = jnp.zeros((0, dim), matrix.dtype)
-    return rows.centred_gram(with_zero, none, keep, jnp.zeros((), jnp.int32))[1:, 1:]
-
-
 def _within(
     matrix: Float[Array, "n d"], usable: Array, half: Array, allowed: Array
 ) -> Bool[Array, " n"]:
     """Rows within ``allowed`` of the row that has most others within ``half``, first of equals."""
     none = jnp.zeros((0, matrix.shape[1]), matrix.dtype)
     pilot = rows.median_row(rows.safe_sqrt(rows.squared_norms(matrix)), usable)
-    gram = rows.centred_gram(matrix, none, usable, pilot)
-    distances = rows.squared_distances(gram, usable)
+    gram = centred_gram(matrix, none, usable, pilot)
+    distances = squared_distances(gram, usable)
     neighbours = jnp.sum(distances <= jnp.square(half), axis=1, dtype=jnp.int32)
     centre = jnp.argmax(jnp.where(usable, neighbours, -1))
     return distances[centre] <= jnp.square(allowed)

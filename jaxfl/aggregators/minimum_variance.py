@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.subsets import BestSubset, left_out, of_all_sets
-from jaxfl.numerics.rows import squared_distances
+from jaxfl.numerics.gram import squared_distances
 
 _ROUNDINGS = 64
 """Sums that differ by no more than so many roundings are equal."""

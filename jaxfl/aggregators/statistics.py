@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.numerics import rows
+from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.numerics.runs import in_all_runs
 from jaxfl.types import Context, Struct, present_mask
 
@@ -41,7 +42,7 @@ class Statistics(Struct):
         """Between all m + r rows; +inf to and from a row that is not usable."""
         assert self.gram is not None
         references = self.gram.shape[0] - self.usable.shape[0]
-        return rows.squared_distances(self.gram, self.usable_rows(references))
+        return squared_distances(self.gram, self.usable_rows(references))
 
     def cosines(self) -> Float[Array, "k k"]:
         """Between all m + r rows, from -1 to 1; 0 with a row that is zero or not usable."""
@@ -91,7 +92,7 @@ def measure(
         pilot = rows.median_row(norms, usable) if centred else None
 
         def read() -> Array:
-            return rows.centred_gram(rows.held(updates), references, usable, pilot)
+            return centred_gram(rows.held(updates), references, usable, pilot)
 
         if gram_wanted is None:
             gram = read()
@@ -139,7 +140,7 @@ def mix(
     elif origin:
         assert gram is not None
         everything = jnp.ones((gram.shape[0],), bool)
-        distances = rows.squared_distances(gram, everything)[: matrix.shape[0], -1]
+        distances = squared_distances(gram, everything)[: matrix.shape[0], -1]
         norms = jnp.where(usable, rows.safe_sqrt(distances), jnp.inf)
     if statistics.products is not None:
         products = jnp.matmul(matrix, statistics.products, precision="highest")

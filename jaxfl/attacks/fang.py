@@ -8,6 +8,7 @@ from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
+from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.types import State
 
 HALVINGS = 40
@@ -84,10 +85,8 @@ class FangKrum(InformedAttack):
         squares = jnp.where(known, rows.squared_norms(jnp.where(known[:, None], updates, 0)), 0)
         along = jnp.where(known, rows.products(updates, sign[None])[:, 0], 0)
         pilot = rows.median_row(squares, known)
-        gram = rows.centred_gram(
-            updates, jnp.zeros_like(updates, shape=(0, len(sign))), known, pilot
-        )
-        near = _nearest(rows.squared_distances(gram, known))
+        gram = centred_gram(updates, jnp.zeros_like(updates, shape=(0, len(sign))), known, pilot)
+        near = _nearest(squared_distances(gram, known))
 
         size, m = rows.squared_norms(sign), view.count
 

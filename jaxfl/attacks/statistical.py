@@ -8,6 +8,7 @@ from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
+from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.numerics.stream import Stream
 from jaxfl.types import State
 
@@ -144,8 +145,8 @@ class MinMax(InformedAttack):
         squares, along = offsets(view.updates, known, mean, p)
         pilot = rows.median_row(squares, known)
         nothing = jnp.zeros((0, p.shape[0]), view.updates.dtype)
-        gram = rows.centred_gram(view.updates, nothing, known, pilot)
-        distances = rows.squared_distances(gram, known)
+        gram = centred_gram(view.updates, nothing, known, pilot)
+        distances = squared_distances(gram, known)
         reach = jnp.max(jnp.where(jnp.isfinite(distances), distances, 0))
         size = rows.squared_norms(p)
         # |mean + gamma p - g_i|^2 = squares + 2 gamma along + gamma^2 size, at most reach.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Integer
 
 AXIS = "shards"
 """Name of the one mesh axis, over which columns, or other independent parts, are split."""
@@ -80,7 +80,11 @@ def _in_blocks(function: Callable[..., Array], width: int, *arrays: Array) -> Ar
 
 
 def sum_columns(
-    function: Callable[..., Array], *arrays: Array, width: int, together: int = 1
+    function: Callable[..., Array],
+    *arrays: Array,
+    width: int,
+    together: int = 1,
+    run: Integer[Array, ""] | None = None,
 ) -> Array:
     """The sum of ``function`` over blocks of columns: Gram matrices, norms, products.
 
@@ -92,6 +96,7 @@ def sum_columns(
       together: blocks in one step of the loop. A CPU runs what does not depend on each other on
         all its cores once there are about ten such things; a small product alone keeps one busy.
         Fewer than 512 columns for each are one block.
+      run: which of several runs, where all arrays lead by an axis of runs; see ``runs.in_turn``.
     """
 
     def in_blocks(*arrays: Array) -> Array:
@@ -101,7 +106,7 @@ def sum_columns(
         stride = wide * together
 
         def block(start: Array | int) -> Array:
-            return function(*(_columns(a, start, wide) for a in arrays))
+            return function(*(_columns(a, start, wide, run) for a in arrays))
 
         def body(i: Array | int, total: Array) -> Array:
             blocks = [block(i * stride + k * wide) for k in range(together)]
@@ -109,19 +114,29 @@ def sum_columns(
                 return total + blocks[0]
             return total + jnp.sum(jnp.stack(blocks), axis=0)
 
-        rest = function(*(a[..., steps * stride :] for a in arrays))
+        rest = function(*(_columns(a, steps * stride, d - steps * stride, run) for a in arrays))
         return jax.lax.fori_loop(0, steps, body, rest)
+
+    def whole(*arrays: Array) -> Array:
+        return function(*(_columns(a, 0, a.shape[-1], run) for a in arrays))
 
     def local(*arrays: Array) -> Array:
         if arrays[0].shape[-1] <= (width if together == 1 else LEAST * together):
-            return function(*arrays)
-        return on_cpu_or_else(in_blocks, function, *arrays)
+            return whole(*arrays)
+        return on_cpu_or_else(in_blocks, whole, *arrays)
 
     return _over_devices(local, arrays, summed=True)
 
 
-def _columns(array: Array, start: Array | int, width: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(array, start, width, axis=-1)
+def _columns(
+    array: Array, start: Array | int, width: int, run: Integer[Array, ""] | None = None
+) -> Array:
+    """A block of columns, of one run where the array leads by an axis of runs."""
+    if run is None:
+        return jax.lax.dynamic_slice_in_dim(array, start, width, axis=-1)
+    inner = array.shape[1:-1]
+    starts = [jnp.asarray(at, run.dtype) for at in (run, *(0 for _ in inner), start)]
+    return jax.lax.dynamic_slice(array, starts, (1, *inner, width))[0]
 
 
 def _over_devices(local: Callable[..., Any], arrays: tuple[Array, ...], *, summed: bool) -> Any:

@@ -1,10 +1,9 @@
 """Statistics of the rows of a matrix that are sums over its columns, and their combinations.
 
-Everything a weighting rule needs of ``[n, d]`` updates fits in ``[n, n]``: this module makes
-that one pass, and the pass that combines the rows at the end.
+What a weighting rule needs of ``[n, d]`` updates is small: this module has the passes that make
+it, ``gram`` the one over all pairs, and the pass that combines the rows at the end.
 """
 
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -20,12 +19,6 @@ Rows = Float[Array, "n d"] | Stream
 
 WIDTH = 8192
 """Columns per block of combinations of rows, and of other passes that form a row or a few."""
-PRODUCT_WIDTH = 4096
-"""Columns per block of a product of all rows with all rows."""
-FEW_ROWS, TOGETHER = 64, 16
-"""Up to how many rows such a product keeps one core busy only, and so how many run together."""
-LEAST_ROWS, MOST_PARTS = 200, 5
-"""Rows of the least part whose products run at full rate, and the most parts they are cut into."""
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -103,81 +96,6 @@ def masked_median(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[
     count = jnp.sum(mask, dtype=jnp.int32)
     lower, upper = ordered[jnp.maximum(count - 1, 0) // 2], ordered[count // 2]
     return jnp.where(count > 0, lower / 2 + upper / 2, 0)
-
-
-def centred_gram(
-    rows: Float[Array, "n d"],
-    references: Float[Array, "r d"],
-    usable: Bool[Array, " n"],
-    pilot: Int[Array, ""] | None,
-) -> Float[Array, "m m"]:
-    """Inner products of all rows and reference rows, after subtracting the row ``pilot``.
-
-    Rows that are not usable count as equal to the pilot (their products are 0). Centring by a
-    row near the others keeps ``|x|^2 + |y|^2 - 2 x.y`` from cancelling; without a pilot the
-    products are about the origin, where the angles of short rows keep their precision.
-
-    Cost: one read of the matrix, ``n^2 d`` multiply-adds; from 1000 rows on 0.6 of them.
-    """
-    dtype = accumulator(rows.dtype)
-    keep = jnp.concatenate([usable, jnp.ones(references.shape[0], bool)])
-
-    def block_gram(block: Array, reference: Array) -> Array:
-        both = jnp.concatenate([block.astype(dtype), reference.astype(dtype)])
-        centre = None if pilot is None else jnp.take(block, pilot, axis=0).astype(dtype)[None]
-
-        def prepared(part: slice) -> Array:
-            shifted = both[part] if centre is None else both[part] - centre
-            return jnp.where(keep[part, None], shifted, 0)
-
-        return _products_of_all(prepared, both.shape[0])
-
-    return _sum_products(block_gram, rows, references)
-
-
-def inner_products(rows: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    """Of all rows with all rows, in float32 or better. Cost: as ``centred_gram``."""
-    n, dtype = rows.shape[0], accumulator(rows.dtype)
-
-    def block_products(block: Array) -> Array:
-        return _products_of_all(lambda part: block[part].astype(dtype), n)
-
-    return _sum_products(block_products, rows)
-
-
-def _sum_products(
-    block_products: Callable[..., Array], rows: Float[Array, "n d"], *more: Float[Array, "_ d"]
-) -> Float[Array, "m m"]:
-    together = TOGETHER if rows.shape[0] <= FEW_ROWS else 1
-    return sum_columns(block_products, rows, *more, width=PRODUCT_WIDTH, together=together)
-
-
-def _products_of_all(
-    take: Callable[[slice], Float[Array, "_ c"]], count: int
-) -> Float[Array, "m m"]:
-    """Inner products of so many rows, taken in parts; what is below the diagonal is copied."""
-    parts = max(1, min(MOST_PARTS, count // LEAST_ROWS))
-    edges = [count * i // parts for i in range(parts + 1)]
-    taken = [take(slice(a, b)) for a, b in itertools.pairwise(edges)]
-    products = {
-        (i, j): jnp.matmul(taken[i], taken[j].T, precision="highest")
-        for i in range(parts)
-        for j in range(i, parts)
-    }
-    return jnp.block(
-        [
-            [products[i, j] if i <= j else products[j, i].T for j in range(parts)]
-            for i in range(parts)
-        ]
-    )
-
-
-def squared_distances(gram: Float[Array, "m m"], usable: Bool[Array, " m"]) -> Float[Array, "m m"]:
-    """``|x_i - x_j|^2`` from inner products; +inf wherever a row is not usable, itself included."""
-    squares = jnp.diagonal(gram)
-    distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0)
-    distances = jnp.where(jnp.eye(gram.shape[0], dtype=bool), 0, distances)
-    return jnp.where(usable[:, None] & usable[None, :], distances, jnp.inf)
 
 
 def products(rows: Float[Array, "n d"], references: Float[Array, "r d"]) -> Float[Array, "n r"]:

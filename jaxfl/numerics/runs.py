@@ -1,8 +1,12 @@
-"""Branches that several runs in one program take together."""
+"""What several runs in one program, that is ``vmap``, decide together or compute in turn."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Integer
+
+from jaxfl.numerics.columns import on_cpu_or_else
 
 
 @jax.custom_batching.custom_vmap
@@ -27,3 +31,43 @@ def alongside(small: Array, large: Array) -> Array:
     another order first, and by a vector for each in place.
     """
     return jnp.where(large[(0,) * large.ndim] == 0, small, small)
+
+
+def in_turn(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of one run's arrays; under ``vmap`` on a CPU it computes run after run.
+
+    For what walks a matrix in blocks that stay in the cache: blocks of all runs at once do not.
+
+    Args:
+      function: of the number of a run and of arrays that all lead by an axis of runs, to that
+        run's answer. It reads what it needs of them; a run's whole matrix would be copied.
+    """
+
+    def alone(*arrays: Array) -> Array:
+        return function(jnp.int32(0), *(array[None] for array in arrays))
+
+    one = jax.custom_batching.custom_vmap(alone)
+
+    @one.def_vmap
+    def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        alike = [
+            array if own else jnp.broadcast_to(array, (size, *array.shape))
+            for array, own in zip(arrays, batched, strict=True)
+        ]
+
+        def run_after_run(*arrays: Array) -> Array:
+            def of(run: Integer[Array, ""]) -> Array:
+                return function(run, *arrays)
+
+            return jax.lax.map(of, jnp.arange(size, dtype=jnp.int32))
+
+        return on_cpu_or_else(run_after_run, jax.vmap(alone), *alike), True
+
+    # By itself a function with a rule for vmap has no reverse derivative.
+    differentiable = jax.custom_jvp(one)
+
+    @differentiable.defjvp
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+        return differentiable(*primals), jax.jvp(alone, primals, tangents)[1]
+
+    return differentiable

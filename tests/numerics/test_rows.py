@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxfl.numerics import rows
+from jaxfl.numerics.gram import centred_gram, inner_products, squared_distances
 
 
 @jax.jit
 def distances(x, usable, extra):
     pilot = rows.median_row(jnp.sqrt(rows.squared_norms(x)), usable)
-    gram = rows.centred_gram(x, extra, usable, pilot)
-    return rows.squared_distances(gram, jnp.concatenate([usable, jnp.ones(len(extra), bool)]))
+    gram = centred_gram(x, extra, usable, pilot)
+    return squared_distances(gram, jnp.concatenate([usable, jnp.ones(len(extra), bool)]))
 
 
 def draw(n=7, d=60, seed=0):
@@ -73,7 +74,7 @@ def test_distances(d):
 @pytest.mark.parametrize("n", [5, 64, 65, 300, 401, 1003])
 def test_gram_is_centred_at_the_pilot(n):
     x, extra, usable = draw(n), draw(2, seed=1), np.arange(n) != 4
-    gram = rows.centred_gram(jnp.asarray(x), jnp.asarray(extra), jnp.asarray(usable), jnp.int32(2))
+    gram = centred_gram(jnp.asarray(x), jnp.asarray(extra), jnp.asarray(usable), jnp.int32(2))
     centred = (np.concatenate([x, extra]) - x[2]).astype(np.float64)
     centred[4] = 0
     np.testing.assert_allclose(gram, centred @ centred.T, rtol=1e-4, atol=1e-4)
@@ -84,7 +85,7 @@ def test_gram_is_centred_at_the_pilot(n):
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 20_000), (64, 9_000), (601, 5_000)])
 def test_inner_products(n, d, dtype):
     x = jnp.asarray(draw(n, d), dtype)
-    got = jax.jit(rows.inner_products)(x)
+    got = jax.jit(inner_products)(x)
     exact = np.asarray(x, np.float64)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, exact @ exact.T, rtol=1e-4, atol=1e-5 * d)
@@ -94,7 +95,7 @@ def test_without_a_pilot_short_rows_keep_their_angles():
     x = draw()
     x[:3] /= 1000
     none, everyone = jnp.zeros((0, x.shape[1])), jnp.ones(len(x), bool)
-    gram = np.asarray(rows.centred_gram(jnp.asarray(x), none, everyone, None))
+    gram = np.asarray(centred_gram(jnp.asarray(x), none, everyone, None))
     exact = x.astype(np.float64)
     norms = np.linalg.norm(exact, axis=1)
     scale = norms[:, None] * norms
@@ -105,7 +106,7 @@ def test_gram_of_a_dropped_row_is_zero():
     x, usable = draw(5), np.arange(5) != 3
     x[3] = np.nan
     nothing = jnp.zeros((0, 60))
-    gram = rows.centred_gram(jnp.asarray(x), nothing, jnp.asarray(usable), jnp.int32(2))
+    gram = centred_gram(jnp.asarray(x), nothing, jnp.asarray(usable), jnp.int32(2))
     np.testing.assert_array_equal(gram[3], 0)
     np.testing.assert_array_equal(gram[:, 3], 0)
     assert np.isfinite(gram).all()
