@@ -13,6 +13,7 @@ from rich.console import Console
 
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments import schema
+from jaxfl.experiments.groups import Group
 from jaxfl.report import progress
 from jaxfl.report.progress import CompileClock, Watcher, duration
 
@@ -58,8 +59,8 @@ def shown():
 
 def followed(clock, console, **options):
     """What is said of a cell that compiles for 8 s, runs 10 rounds in 2 s and 10 more in 1 s."""
-    said = []
-    with Watcher(schema.parse("x", copy.deepcopy(TABLE)), console, **options) as watcher:
+    said, experiment = [], schema.parse("x", copy.deepcopy(TABLE))
+    with Watcher(experiment, console, **options) as watcher:
         update = watcher._progress.update
 
         def listen(task, **fields):
@@ -67,8 +68,8 @@ def followed(clock, console, **options):
             update(task, **fields)
 
         watcher._progress.update = listen
-        cells = watcher._experiment.cells
-        tick = watcher.watch(0, cells[0], 0)
+        groups = [Group((i,), (experiment.cells[i],)) for i in (0, 2)]
+        tick = watcher.watch(groups, 0, 0)
         event = f"{progress.COMPILING}backend_compile_duration"
         jax.monitoring.record_scalar(event, 0.0)
         clock.now += 8
@@ -77,10 +78,10 @@ def followed(clock, console, **options):
         tick(10, evaluated())
         clock.now += 1
         tick(20, evaluated())
-        tick = watcher.watch(2, cells[2], 0)
+        tick = watcher.watch(groups, 1, 0)
         clock.now += 4
         tick(20, evaluated())
-    return [text for text in said if text.startswith("round")]
+    return [text for text in said if text and text.startswith("round")]
 
 
 def test_plain_lines_have_the_speed_and_an_estimate(clock, shown):
@@ -89,7 +90,7 @@ def test_plain_lines_have_the_speed_and_an_estimate(clock, shown):
     lines = shown.getvalue().splitlines()
     # 20 rounds of 2 seeds in the 3 s that nothing compiled; the other cell compiles as long.
     assert lines == [
-        "2 cells, 2 runs each, in one program",
+        "2 cells in 2 programs, 2 runs a cell",
         "[1/3] Mean  accuracy 60.0%  13.3 rounds/s  11.0 s",
         "about 11 s for 1 more cell",
         "[3/3] Median  accuracy 60.0%  10 rounds/s  4.0 s",

@@ -11,9 +11,9 @@ class Progress:
     """How far a run is."""
 
     cell: int = 0
-    """The cell under way; those before it are done."""
+    """How many cells are done, in the order of ``groups``."""
     round: int = 0
-    """Rounds of that cell that are done."""
+    """Rounds that are done of the group under way."""
     log_bytes: int = 0
     """Length of ``rounds.jsonl`` up to there."""
     log_digest: str = hashlib.sha256().hexdigest()
@@ -24,6 +24,8 @@ class Progress:
     """SHA-256 of that state."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Time taken by each cell."""
+    groups: list[list[int]] = dataclasses.field(default_factory=list)
+    """Numbers of the cells that run together, in the order in which they run."""
 
 
 def read_progress(path: Path) -> Progress:
@@ -38,12 +40,21 @@ def read_progress(path: Path) -> Progress:
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     numbers = (progress.cell, progress.round, progress.log_bytes)
+    order = progress.groups
+    grid = [number for group in order for number in group] if _lists(order) else None
     texts = (progress.checkpoint, progress.digest, progress.log_digest)
     if not (
         all(type(number) is int and number >= 0 for number in numbers)
         and all(isinstance(text, str) for text in texts)
         and progress.checkpoint == Path(progress.checkpoint).name
         and isinstance(progress.seconds, dict)
+        and grid is not None
+        and all(type(number) is int for number in grid)
+        and sorted(grid) == list(range(len(grid)))
     ):
         raise ValueError(f"{path} is damaged: it has values that no run writes")
     return progress
+
+
+def _lists(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(inner, list) and inner for inner in value)

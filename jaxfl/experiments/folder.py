@@ -103,6 +103,28 @@ class RunFolder:
         """Whether every cell is done."""
         return self.progress.cell >= len(self.experiment.cells)
 
+    @property
+    def done(self) -> set[int]:
+        """Numbers of the cells that are done."""
+        order = [number for group in self.progress.groups for number in group]
+        return set((order or range(self.progress.cell))[: self.progress.cell])
+
+    def seconds(self, cells: Sequence[int]) -> float:
+        """Time taken by these cells."""
+        return sum(self.progress.seconds.get(str(cell), 0.0) for cell in cells)
+
+    def took(self, cells: Sequence[int], seconds: float) -> None:
+        """Notes the time taken by cells that ran together."""
+        self.progress.seconds |= {str(cell): seconds / len(cells) for cell in cells}
+
+    def arrange(self, groups: list[list[int]]) -> list[list[int]]:
+        """Keeps which cells run together; gives what is kept where the run goes on."""
+        if not self.progress.groups:
+            begun = self.progress.cell or self.progress.round
+            alone = [[index] for index in range(len(self.experiment.cells))]
+            self.progress.groups = alone if begun else groups
+        return self.progress.groups
+
     def append(self, cell: int, lines: Sequence[Line]) -> None:
         """Adds to the log; on disk for good with the next ``commit``."""
         with self._writing() as log:
@@ -112,9 +134,16 @@ class RunFolder:
             log.flush()
             self._sum.update(content)
 
-    def commit(self, cell: int, rounds: int, state: PyTree = None) -> None:
-        """Makes all that was appended permanent, with the state to go on from."""
+    def commit(self, ended: Sequence[int], rounds: int, state: PyTree = None) -> None:
+        """Makes all that was appended permanent, with the state to go on from.
+
+        Args:
+          ended: cells that are done now.
+          rounds: how many rounds are done of those that are not.
+          state: after these.
+        """
         old = self.progress
+        cell = old.cell + len(ended)
         name = digest = ""
         with self._writing() as log:
             os.fsync(log.fileno())
@@ -143,16 +172,19 @@ class RunFolder:
         path = self._checkpoints / self.progress.checkpoint
         return checkpoint.restore(path, like, self.progress.digest)
 
-    def redo(self) -> None:
-        """Forgets what is done of the cell under way: its checkpoint is damaged."""
-        path, cell = self.path / "rounds.jsonl", self.progress.cell
-        kept = path.read_bytes()[: length_before(path, cell)]
+    def redo(self, cells: Sequence[int]) -> None:
+        """Forgets what is done of the group under way: its checkpoint is damaged."""
+        path, old = self.path / "rounds.jsonl", self.progress
+        kept = path.read_bytes()[: length_before(path, cells)]
         digest = hashlib.sha256(kept).hexdigest()
         with self._writing() as log:
             log.close()
-            self.lines.pop(cell, None)
-            self.progress.seconds.pop(str(cell), None)
-            self.progress = Progress(cell, 0, len(kept), digest, seconds=self.progress.seconds)
+            for cell in cells:
+                self.lines.pop(cell, None)
+                old.seconds.pop(str(cell), None)
+            self.progress = Progress(
+                old.cell, 0, len(kept), digest, seconds=old.seconds, groups=old.groups
+            )
             self._write_progress()
             self._open_log(len(kept))
             self._tidy()
@@ -217,6 +249,9 @@ class RunFolder:
             known = read_progress(self.path / "progress.json")
             if not (known.cell or known.round):
                 return None
+            cells = [number for group in known.groups for number in group]
+            if cells and len(cells) != len(self.experiment.cells):
+                raise ValueError(f"{path.parent / 'progress.json'} is damaged; {WAYS_OUT}")
             try:
                 there = read(path)
             except (ValueError, OSError):

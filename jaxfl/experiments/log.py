@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ def read_log(path: Path, length: int, digest: str) -> dict[int, list[Line]]:
     return lines
 
 
-def length_before(path: Path, cell: int) -> int:
-    """Bytes of the lines of the cells before this one; they come first."""
+def length_before(path: Path, cells: Container[int]) -> int:
+    """Bytes of the lines before the first of one of these cells."""
     before = 0
     for text in path.read_bytes().splitlines(keepends=True):
-        if json.loads(text)["cell"] >= cell:
+        if json.loads(text)["cell"] in cells:
             break
         before += len(text)
     return before

@@ -1,6 +1,6 @@
-"""Runs the cells of an experiment one after another, into a folder, from wherever it stands.
+"""Runs the cells of an experiment, group after group, into a folder, from wherever it stands.
 
-All seeds and candidates of a cell are one program. After every block of rounds its lines are
+All seeds and candidates of a group are one program. After every block of rounds its lines are
 appended to the log; a commit makes them permanent.
 """
 
@@ -18,6 +18,7 @@ from jaxfl.experiments.ahead import Ahead
 from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.groups import Group, grouped
 from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
 from jaxfl.experiments.results import (
     Result,
@@ -35,6 +36,8 @@ from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
 """Called after every block with the number of rounds done and the evaluation."""
+Watch = Callable[[Sequence[Group], int, int], Tick]
+"""Called with all groups that run, the number of the one that does now, and its rounds done."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the user asked
@@ -78,15 +81,13 @@ def check(experiment: Experiment) -> None:
 
 
 def run_experiment(
-    folder: RunFolder,
-    watch: Callable[[int, Cell, int], Tick],
-    stop: Callable[[], bool] = lambda: False,
+    folder: RunFolder, watch: Watch, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Result]:
     """The result of every cell, run or taken from the folder's log.
 
     Args:
       folder: open; says what to run and what is done.
-      watch: told of each cell that runs (its index, itself, the rounds it starts from), gives
+      watch: told of the groups of cells, which of them runs now and from which round on; gives
         what follows its progress.
       stop: asked after every block; True saves a checkpoint and ends the run.
 
@@ -95,60 +96,46 @@ def run_experiment(
       OSError: the folder cannot be written any more.
       Interrupted: after ``stop``.
     """
-    experiment = folder.experiment
-    check(experiment)
+    cells = folder.experiment.cells
+    check(folder.experiment)
     load = Datasets().of
-
-    def prepare(index: int) -> Ready:
-        return prepared(experiment.cells[index], load(experiment.cells[index]))
-
     reasons = _reasons(folder, load)
-    with Ahead(_worth_preparing(folder, reasons, load), prepare) as ahead:
-        yield from _results(folder, reasons, ahead, prepare, watch, stop)
+    apply = {index for index, reason in enumerate(reasons) if reason is None}
+    order = folder.arrange(grouped(cells, apply, load))
+    groups = [Group(tuple(g), tuple(cells[i] for i in g)) for g in order if apply.issuperset(g)]
+
+    def prepare(at: int) -> Ready:
+        return prepared(groups[at].cell, load(groups[at].cell))
+
+    left = [at for at, group in enumerate(groups) if not folder.done.issuperset(group.indices)]
+    with Ahead(_worth_preparing(groups, left, load), prepare) as ahead:
+        for index, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
+            if reason is not None:
+                if index not in folder.done:
+                    folder.commit([index], 0)
+                yield not_run(cell, reason)
+                continue
+            while index not in folder.done:
+                at = left.pop(0)
+                started, ready = time.perf_counter(), ahead.take(at) or prepare(at)
+                _run_group(folder, groups, at, ready, started, watch, stop)
+            if index not in folder.lines:
+                raise ValueError(
+                    f"{folder.path} is damaged: cell {index + 1} is done, but not logged"
+                )
+            seconds = folder.progress.seconds.get(str(index), 0.0)
+            yield result_of(cell, folder.lines[index], seconds)
 
 
 def _worth_preparing(
-    folder: RunFolder, reasons: Sequence[str | None], load: Callable[[Cell], Dataset]
+    groups: Sequence[Group], left: Sequence[int], load: Callable[[Cell], Dataset]
 ) -> list[int]:
-    """The cells that may be made ready while others run: small ones on one device.
+    """The groups that may be made ready while others run: small ones on one device.
 
     Only where programs are kept, since others cannot be compiled ahead.
     """
-    return [
-        index
-        for index, cell in enumerate(folder.experiment.cells)
-        if keeping()
-        and reasons[index] is None
-        and index >= folder.progress.cell
-        and cell.placed is None
-        and small(cell, load(cell))
-    ]
-
-
-def _results(
-    folder: RunFolder,
-    reasons: Sequence[str | None],
-    ahead: "Ahead[Ready]",
-    prepare: "Callable[[int], Ready]",
-    watch: Callable[[int, Cell, int], Tick],
-    stop: Callable[[], bool],
-) -> Iterator[Result]:
-    """The result of every cell, run unless the log has it."""
-    for index, cell in enumerate(folder.experiment.cells):
-        reason = reasons[index]
-        if reason is None and index >= folder.progress.cell:
-            started, ready = time.perf_counter(), ahead.take(index)
-            tick = watch(index, cell, folder.progress.round)
-            _run_cell(folder, index, ready or prepare(index), started, tick, watch, stop)
-        elif reason is not None and index >= folder.progress.cell:
-            folder.commit(index + 1, 0)
-        if reason is not None:
-            yield not_run(cell, reason)
-        elif index not in folder.lines:
-            raise ValueError(f"{folder.path} is damaged: cell {index + 1} is done, but not logged")
-        else:
-            seconds = folder.progress.seconds.get(str(index), 0.0)
-            yield result_of(cell, folder.lines[index], seconds)
+    cells = {at: groups[at].cell for at in left if keeping()}
+    return [at for at, cell in cells.items() if cell.placed is None and small(cell, load(cell))]
 
 
 def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | None]:
@@ -158,7 +145,7 @@ def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | N
     left = [
         cell
         for index, cell in enumerate(cells)
-        if reasons[index] is None and index >= folder.progress.cell
+        if reasons[index] is None and index not in folder.done
     ]
     _check_sizes(left, load)
     return [reason or unreachable(cell, load) for reason, cell in zip(reasons, cells, strict=True)]
@@ -229,47 +216,50 @@ def prepared(cell: Cell, dataset: Dataset) -> Ready:
     return Ready(simulation, federations, sizes)
 
 
-def _run_cell(
+def _run_group(
     folder: RunFolder,
-    index: int,
+    groups: Sequence[Group],
+    at: int,
     ready: Ready,
     started: float,
-    tick: Tick,
-    watch: Callable[[int, Cell, int], Tick],
+    watch: Watch,
     stop: Callable[[], bool],
 ) -> None:
-    cell, before = folder.experiment.cells[index], folder.progress.seconds.get(str(index), 0.0)
-    done = folder.progress.round
+    group, cell = groups[at], groups[at].cell
     simulation, federations, sizes = ready.simulation, ready.federations, ready.sizes
     private = cell.federation.private
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
+    done, before = folder.progress.round, folder.seconds(group.indices)
     if done:
         try:
             simulation.state = folder.restore(simulation.state)
         except ValueError as damaged:
-            warnings.warn(f"{damaged}: cell {index + 1} is run again from round 0", stacklevel=2)
-            folder.redo()
+            warnings.warn(f"{damaged}: {group.name} is run again from round 0", stacklevel=2)
+            folder.redo(group.indices)
             done, before = 0, 0.0
-            tick = watch(index, cell, done)
-    saved = done
+    saved, tick = done, watch(groups, at, done)
     while done < cell.rounds:
         length = min(cell.evaluate_every, cell.rounds - done)
         record, evaluation = simulation.advance(length)
         last = done + length >= cell.rounds
-        lines = lines_of(index, cell, done, record, evaluation)
-        add_privacy(lines, meters)
-        if last:
-            add_end(lines, np.asarray(simulation.state.params))
-            add_guarantee(lines, federations, sizes)
-        folder.append(index, lines)
+        params = np.asarray(simulation.state.params) if last else None
+        for place, (index, one) in enumerate(zip(group.indices, group.cells, strict=True)):
+            own = slice(place * len(one.runs), (place + 1) * len(one.runs))
+            answer = group.runs_of(place, (record, evaluation))
+            lines = lines_of(index, one, done, *answer)
+            add_privacy(lines, meters[own])
+            if params is not None:
+                add_end(lines, group.runs_of(place, params))
+                add_guarantee(lines, federations[own], sizes[own])
+            folder.append(index, lines)
         done += length
         tick(done, evaluation)
-        folder.progress.seconds[str(index)] = before + time.perf_counter() - started
+        folder.took(group.indices, before + time.perf_counter() - started)
         stopping = stop()
         if last:
-            folder.commit(index + 1, 0)
+            folder.commit(group.indices, 0)
         elif stopping or done - saved >= cell.checkpoint_every:
-            folder.commit(index, done, simulation.state)
+            folder.commit((), done, simulation.state)
             saved = done
         if stopping and not folder.finished:
             raise Interrupted

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.monitoring
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxfl.evaluation import Evaluation
-from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.runner import Tick, not_applicable
+from jaxfl.experiments.groups import Group
+from jaxfl.experiments.runner import Tick
 from jaxfl.experiments.schema import Experiment
 
 COMPILING = "/jax/core/compile/"
@@ -68,7 +68,7 @@ class Watcher:
         self._console = console
         self._live = console.is_terminal and not quiet
         self._quiet = quiet
-        self._experiment = experiment
+        self._cells = len(experiment.cells)
         self._clock = CompileClock(self._compiles)
         self._announced = self._estimated = False
         self._shown = ("", "preparing")
@@ -83,9 +83,6 @@ class Watcher:
         )
         total = sum(cell.rounds for cell in experiment.cells)
         self._task = self._progress.add_task(experiment.name, total=total, speed="preparing")
-        self._starts = [0]
-        for cell in experiment.cells:
-            self._starts.append(self._starts[-1] + cell.rounds)
 
     def __enter__(self) -> "Watcher":
         self._clock.__enter__()
@@ -96,18 +93,20 @@ class Watcher:
         self._progress.stop()
         self._clock.__exit__(None, None, None)
 
-    def watch(self, index: int, cell: Cell, rounds: int) -> Tick:
-        """The function that follows one cell, from so many rounds on."""
-        name = " / ".join(cell.labels.values()) or "run"
-        head = f"[{index + 1}/{len(self._experiment.cells)}] {name}"
-        before = self._starts[index]
+    def watch(self, groups: Sequence[Group], at: int, rounds: int) -> Tick:
+        """The function that follows one group of cells, from so many rounds on."""
+        group, cell = groups[at], groups[at].cell
+        head = f"[{_numbers(group.indices)}/{self._cells}] {group.name}"
+        before = sum(earlier.rounds for earlier in groups[:at])
+        size = len(group.cells)
         if not self._announced:
-            self._announce(index)
+            self._announce(groups[at:])
+            self._progress.update(self._task, total=sum(group.rounds for group in groups))
         if self._live:
             self._shown = (f"round {rounds}/{cell.rounds}", "preparing")
             speed = " ".join(self._shown)
-            at = before + rounds
-            self._progress.update(self._task, completed=at, description=head, speed=speed)
+            done = before + size * rounds
+            self._progress.update(self._task, completed=done, description=head, speed=speed)
             self._shown = (self._shown[0], "running")
         start = last = (time.perf_counter(), self._clock.seconds, rounds)
 
@@ -129,14 +128,16 @@ class Watcher:
                     f" {_short(speed)} rounds/s  {_short(clients)} clients/s  {accuracy}",
                 )
                 text = " ".join(self._shown)
-                self._progress.update(self._task, completed=before + done, speed=text)
+                self._progress.update(self._task, completed=before + size * done, speed=text)
             last = now
             if done < cell.rounds:
                 return
             taken, compiled = now[0] - start[0], now[1] - start[1]
             speed = f"{_short(rate(start, now))} rounds/s"
             self._print(f"{head}  {accuracy}  {speed}  {taken:.1f} s")
-            self._estimate(index, (taken - compiled) / max(done - rounds, 1), compiled)
+            self._estimate(
+                groups[at + 1 :], (taken - compiled) / max(done - rounds, 1) / size, compiled
+            )
 
         return tick
 
@@ -147,25 +148,22 @@ class Watcher:
             shown = f"{place} compiling" if compiling else f"{place} {text}"
             self._progress.update(self._task, speed=shown.strip())
 
-    def _announce(self, index: int) -> None:
+    def _announce(self, left: Sequence[Group]) -> None:
         """How much there is to do, before the first cell runs."""
-        cells = self._left(index)
-        runs = len(cells[0].runs)
-        self._print(f"{_count(len(cells), 'cell')}, {_count(runs, 'run')} each, in one program")
+        cells = sum(len(group.cells) for group in left)
+        runs = len(left[0].cells[0].runs)
+        programs = _count(len(left), "program")
+        self._print(f"{_count(cells, 'cell')} in {programs}, {_count(runs, 'run')} a cell")
         self._announced = True
 
-    def _estimate(self, index: int, seconds_a_round: float, compiled: float) -> None:
-        """How long the rest will take if it is as the first cell was."""
-        left = self._left(index + 1)
+    def _estimate(self, left: Sequence[Group], seconds_a_round: float, compiled: float) -> None:
+        """How long the rest will take if it is as the first group was."""
         if self._estimated or not left:
             return
-        seconds = sum(cell.rounds * seconds_a_round + compiled for cell in left)
-        self._print(f"about {duration(seconds)} for {_count(len(left), 'more cell')}")
+        seconds = sum(group.rounds * seconds_a_round + compiled for group in left)
+        cells = sum(len(group.cells) for group in left)
+        self._print(f"about {duration(seconds)} for {_count(cells, 'more cell')}")
         self._estimated = True
-
-    def _left(self, index: int) -> list[Cell]:
-        """The cells from this one on that apply."""
-        return [c for c in self._experiment.cells[index:] if not_applicable(c) is None]
 
     def _print(self, text: str) -> None:
         if not (self._live or self._quiet):
@@ -177,6 +175,12 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _numbers(indices: Sequence[int]) -> str:
+    """Numbers of cells, from 1: ``4``, or ``4..9`` for several, which need not be all between."""
+    first, last = indices[0] + 1, indices[-1] + 1
+    return str(first) if first == last else f"{first}..{last}"
 
 
 def _count(number: int, what: str) -> str:

@@ -61,7 +61,7 @@ def test_a_grid_made_ready_ahead_writes_the_same_bytes(tmp_path):
             "classes": 2,
         },
         "attack": "sign_flip",
-        "sweep": {"optimizer.learning_rate": [0.1, 0.2, 0.3, 0.4]},
+        "sweep": {"checkpoint_every": [1, 2, 3, 4]},
     }
     logs = []
     for name, kept in (("plain", None), ("cold", tmp_path / "kept"), ("warm", tmp_path / "kept")):
@@ -70,7 +70,7 @@ def test_a_grid_made_ready_ahead_writes_the_same_bytes(tmp_path):
         told = []
         try:
             with RunFolder(tmp_path / name, parse("grid", table)) as folder:
-                watch = lambda index, cell, done: lambda *_: told.append(index)  # noqa: E731, B023
+                watch = lambda _, at, done: lambda *_: told.append(at)  # noqa: E731, B023
                 results = list(run_experiment(folder, watch))
         finally:
             keep_in(None)

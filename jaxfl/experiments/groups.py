@@ -1,0 +1,82 @@
+"""Which cells of a grid run together, as one program."""
+
+import dataclasses
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfl.data import Dataset
+from jaxfl.experiments.cells import Cell
+from jaxfl.experiments.limits import small
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Cells that differ in numbers of their federations only, as one cell of all their runs."""
+
+    indices: tuple[int, ...]
+    """Which cells of the grid."""
+    cells: tuple[Cell, ...]
+
+    @property
+    def cell(self) -> Cell:
+        """One cell whose candidates are those of all cells, in order."""
+        federations = tuple(f for cell in self.cells for f in cell.federations)
+        return dataclasses.replace(self.cells[0], federations=federations)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all cells together."""
+        return sum(cell.rounds for cell in self.cells)
+
+    @property
+    def name(self) -> str:
+        """What the cells are called in tables, shortened."""
+        names = [" / ".join(cell.labels.values()) or "run" for cell in self.cells]
+        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+    def runs_of(self, place: int, answer: Any) -> Any:
+        """What the group's program answered, for the runs of one of its cells."""
+        if len(self.cells) == 1:
+            return answer
+        length = len(self.cells[0].runs)
+        return jax.tree.map(lambda x: x[place * length : (place + 1) * length], answer)
+
+
+def grouped(
+    cells: Sequence[Cell], wanted: Container[int], load: Callable[[Cell], Dataset]
+) -> list[list[int]]:
+    """The cells of a grid in groups, each cell in one, in the order of their first cells.
+
+    Cells are together where one program serves all, on one device, as long as their messages are
+    small beside its memory: then a group costs about what its dearest cell does.
+
+    Args:
+      cells: of the grid.
+      wanted: numbers of the cells that run; each other is alone.
+      load: gives a cell's data set.
+    """
+    groups: list[list[int]] = []
+    latest: dict[Any, list[int]] = {}
+    for index, cell in enumerate(cells):
+        key = _program(cell) if index in wanted and cell.placed is None else None
+        group = latest.get(key) if key is not None else None
+        if group is not None:
+            together = Group((*group, index), tuple(cells[i] for i in (*group, index)))
+            if small(together.cell, load(cell)):
+                group.append(index)
+                continue
+        groups.append([index])
+        if key is not None:
+            latest[key] = groups[-1]
+    return groups
+
+
+def _program(cell: Cell) -> Any:
+    """Equal for cells whose program is the same."""
+    leaves, structure = jax.tree.flatten(cell.federation)
+    kinds = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
+    others = dataclasses.replace(cell, labels={}, federations=())
+    return repr(others), len(cell.federations), structure, kinds

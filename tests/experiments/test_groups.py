@@ -1,0 +1,129 @@
+"""Cells that differ in numbers only run as one program, and give what each gives alone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from jaxfl.experiments import groups, schema
+from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.runner import Interrupted, run_experiment
+
+TABLE = {
+    "rounds": 4,
+    "evaluate_every": 2,
+    "checkpoint_every": 2,
+    "byzantine": 1,
+    "model": "softmax",
+    "data": {"name": "synthetic", "clients": 5, "samples": 60, "features": 4, "classes": 2},
+    "attack": "sign_flip",
+    "optimizer": "sgd",
+    # Krum cannot tell 3 of 5: two cells that do not apply lie between the others.
+    "sweep": {
+        "optimizer.learning_rate": [0.1, 0.3],
+        "aggregator": ["mean", {"name": "krum", "f": 3}, {"name": "trimmed_mean", "f": 1}],
+        "seed": [0, 1],
+    },
+}
+TOGETHER = [[0, 3], [1], [2, 5], [4]]
+
+
+def grid(**changes):
+    return schema.parse("grid", copy.deepcopy(TABLE) | changes)
+
+
+def run(path, experiment, *, resume=False, stop=lambda: False):
+    told = []
+
+    def watch(groups, at, rounds):
+        told.append((groups[at].indices, rounds))
+        return lambda *_: None
+
+    with RunFolder(path, experiment, resume=resume) as folder:
+        return list(run_experiment(folder, watch, stop)), told
+
+
+def logged(path):
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    return {(line["cell"], line["seed"], line["round"]): line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("grouped")
+    results, told = run(path, grid())
+    return path, results, told
+
+
+def test_what_runs_together(whole):
+    path, results, told = whole
+    assert told == [((0, 3), 0), ((2, 5), 0)]
+    assert json.loads((path / "progress.json").read_text())["groups"] == TOGETHER
+    ran = [result.status == "done" for result in results]
+    assert ran == [True, False, True, True, False, True]
+
+
+def test_each_cell_gives_what_it_gives_alone(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(groups, "small", lambda *_: False)
+    _, told = run(tmp_path, grid())
+    assert told == [((i,), 0) for i in (0, 2, 3, 5)]
+    together, alone = logged(whole[0]), logged(tmp_path)
+    assert together.keys() == alone.keys()
+    assert len(alone) == 4 * 2 * 4
+    for place, line in alone.items():
+        mine = together[place]
+        assert mine.keys() == line.keys()
+        for name, value in line.items():
+            if name != "params_sha256":
+                number = isinstance(value, float)
+                assert mine[name] == (pytest.approx(value, rel=1e-4, abs=1e-6) if number else value)
+
+
+def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        run(tmp_path, grid(), stop=lambda: True)
+    # The groups are those that it was begun with, whatever would be chosen now.
+    monkeypatch.setattr(groups, "small", lambda *_: False)
+    _, told = run(tmp_path, grid(), resume=True)
+    assert told == [((0, 3), 2), ((2, 5), 0)]
+    assert (tmp_path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
+
+
+def test_results_are_read_back_in_the_order_of_the_grid(whole):
+    _, results = read_results(whole[0])
+    for mine, theirs in zip(results, whole[1], strict=True):
+        np.testing.assert_array_equal(mine.test, theirs.test)
+
+
+def test_a_run_begun_cell_by_cell_goes_on_cell_by_cell(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, grid(), stop=lambda: True)
+    path = tmp_path / "progress.json"
+    progress = json.loads(path.read_text())
+    begun = {**progress, "groups": []}
+    path.write_text(json.dumps(begun))
+    with RunFolder(tmp_path, grid(), resume=True) as folder:
+        assert folder.arrange(TOGETHER) == [[i] for i in range(6)]
+
+
+@pytest.mark.parametrize("order", [[[0, 3], [1]], [[0, 0]], "all", [[]], [[0.5]]])
+def test_groups_that_no_run_writes_are_refused(tmp_path, order):
+    with pytest.raises(Interrupted):
+        run(tmp_path, grid(), stop=lambda: True)
+    path = tmp_path / "progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "groups": order}))
+    with pytest.raises(ValueError, match="progress.*damaged"):
+        run(tmp_path, grid(), resume=True)
+
+
+def test_other_data_models_and_parts_are_programs_of_their_own():
+    table = {
+        "sweep": {
+            "model": ["softmax", {"name": "mlp", "hidden": [4]}],
+            "attack": ["sign_flip", {"name": "ipm", "scale": 2.0}, {"name": "ipm", "scale": 3.0}],
+        }
+    }
+    experiment = grid(**table)
+    together = groups.grouped(experiment.cells, range(6), lambda cell: cell.load())
+    assert together == [[0], [1, 2], [3], [4, 5]]
