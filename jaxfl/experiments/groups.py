@@ -9,7 +9,11 @@ import numpy as np
 
 from jaxfl.data import Dataset
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.limits import small
+from jaxfl.experiments.limits import messages_of
+
+MOST_BYTES = 2**24
+"""Of a round's messages of all cells of a group. Together, small cells share what a step of any
+program costs; larger ones push each other out of the processor's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,7 @@ def grouped(
 ) -> list[list[int]]:
     """The cells of a grid in groups, each cell in one, in the order of their first cells.
 
-    Cells are together where one program serves all, on one device, as long as their messages are
-    small beside its memory: then a group costs about what its dearest cell does.
+    Cells are together where one program serves all, on one device, up to ``MOST_BYTES``.
 
     Args:
       cells: of the grid.
@@ -65,7 +68,7 @@ def grouped(
         group = latest.get(key) if key is not None else None
         if group is not None:
             together = Group((*group, index), tuple(cells[i] for i in (*group, index)))
-            if small(together.cell, load(cell)):
+            if messages_of(together.cell, load(cell)) <= MOST_BYTES:
                 group.append(index)
                 continue
         groups.append([index])

@@ -68,12 +68,12 @@ def check_data(cell: Cell) -> None:
 def small(cell: Cell, dataset: Dataset) -> bool:
     """Whether such cells may be made ready beside one that runs: all they hold is little."""
     available = memory_of_device(jax.local_devices()[0])
-    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
-    return available is not None and SMALL * _messages(cell, objective) <= available
+    return available is not None and SMALL * messages_of(cell, dataset) <= available
 
 
-def _messages(cell: Cell, objective: Objective) -> int:
+def messages_of(cell: Cell, dataset: Dataset) -> int:
     """Bytes of a round's messages, for all runs of a cell, and of two vectors beside them."""
+    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
     cohort = cell.federation.participation.cohort(cell.clients)
     return len(cell.runs) * (cohort + 2) * objective.dim * objective.dtype.itemsize
 

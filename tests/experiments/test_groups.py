@@ -65,7 +65,7 @@ def test_what_runs_together(whole):
 
 
 def test_each_cell_gives_what_it_gives_alone(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(groups, "small", lambda *_: False)
+    monkeypatch.setattr(groups, "MOST_BYTES", 0)
     _, told = run(tmp_path, grid())
     assert told == [((i,), 0) for i in (0, 2, 3, 5)]
     together, alone = logged(whole[0]), logged(tmp_path)
@@ -84,7 +84,7 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(whole, tmp_path, mon
     with pytest.raises(Interrupted):
         run(tmp_path, grid(), stop=lambda: True)
     # The groups are those that it was begun with, whatever would be chosen now.
-    monkeypatch.setattr(groups, "small", lambda *_: False)
+    monkeypatch.setattr(groups, "MOST_BYTES", 0)
     _, told = run(tmp_path, grid(), resume=True)
     assert told == [((0, 3), 2), ((2, 5), 0)]
     assert (tmp_path / "rounds.jsonl").read_bytes() == (whole[0] / "rounds.jsonl").read_bytes()
@@ -113,7 +113,7 @@ def test_groups_that_no_run_writes_are_refused(tmp_path, order):
         run(tmp_path, grid(), stop=lambda: True)
     path = tmp_path / "progress.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "groups": order}))
-    with pytest.raises(ValueError, match="progress.*damaged"):
+    with pytest.raises(ValueError, match=r"progress.*damaged"):
         run(tmp_path, grid(), resume=True)
 
 
