@@ -1,9 +1,10 @@
-"""The command ``jaxfl``: starts once more with a malloc that suits large arrays.
+"""The command ``jaxfl``: a device per core, and a malloc that suits large arrays.
 
 A round writes hundreds of megabytes of updates. By default glibc hands memory of that size back to
 the system as soon as it is freed, and asks for it anew in pages of 4 KiB each of which faults: on a
 CPU that takes longer than the arithmetic. glibc reads its settings when a process starts, so the
-command replaces itself once by the same command with them set.
+command replaces itself once by the same command with them set. XLA reads how many devices a CPU is
+shown as when JAX starts, too.
 
 A module of its own, outside the package: to import ``jaxfl`` first would import JAX twice. What
 calls ``jaxfl.cli`` (tests, notebooks, ``python -m jaxfl.cli``) is left alone.
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 SWITCH = "JAXFL_MALLOC"
 """Environment variable: ``system`` leaves malloc as it is."""
 SETTINGS = "GLIBC_TUNABLES"
+FLAGS, CORES = "XLA_FLAGS", "--xla_force_host_platform_device_count"
 TUNABLES = ":".join(
     (
         "glibc.malloc.hugetlb=1",  # large blocks in huge pages, where the kernel allows them
@@ -40,6 +42,17 @@ def improved(environment: Mapping[str, str], *, glibc: bool) -> dict[str, str] |
     return {**environment, SETTINGS: TUNABLES}
 
 
+def a_device_per_core(environment: Mapping[str, str]) -> str:
+    """XLA's flags, by which JAX shows every core that the process may use as a device.
+
+    One that is not asked for costs nothing; ``devices`` of an experiment says how many are.
+    """
+    flags = environment.get(FLAGS, "")
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return flags if CORES in flags else f"{flags} {CORES}={cores}".strip()
+
+
 def has_glibc() -> bool:
     """Whether this process's C library is glibc."""
     try:
@@ -58,6 +71,7 @@ def main() -> None:
     if environment is not None and sys.executable:
         with contextlib.suppress(OSError):  # where it is not allowed: slower, but right
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    os.environ[FLAGS] = a_device_per_core(os.environ)
     from jaxfl.cli import main as run
 
     run()

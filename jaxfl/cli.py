@@ -74,7 +74,7 @@ def run(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
     devices: Annotated[
-        str | None, typer.Option(help="How many devices share the clients, or all.")
+        str | None, typer.Option(help="How many devices share the clients; all; auto.")
     ] = None,
     way: Annotated[str | None, typer.Option(help="How: shard_map or pmap.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,

@@ -11,7 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 import jaxfl_launch
-from jaxfl_launch import SETTINGS, SWITCH, TUNABLES, has_glibc, improved
+from jaxfl_launch import (
+    CORES,
+    FLAGS,
+    SETTINGS,
+    SWITCH,
+    TUNABLES,
+    a_device_per_core,
+    has_glibc,
+    improved,
+)
 
 STUB = """
 import json, os, sys
@@ -67,6 +76,13 @@ def test_an_unknown_switch_is_one_line(launched):
     _, done = launched("list", **{SWITCH: "fast"})
     assert done.returncode == 2
     assert done.stderr == "jaxfl: error: JAXFL_MALLOC must be system or not set; got 'fast'\n"
+
+
+def test_every_core_is_a_device_unless_the_user_says_how_many():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert a_device_per_core({}) == f"{CORES}={cores}"
+    assert a_device_per_core({FLAGS: "--xla_a=b"}) == f"--xla_a=b {CORES}={cores}"
+    assert a_device_per_core({FLAGS: f"{CORES}=8"}) == f"{CORES}=8"
 
 
 def test_it_starts_again_once_and_only_with_glibc():

@@ -82,8 +82,8 @@ class Cell:
     """Share of the training samples held out for choosing."""
     seeds: tuple[int, ...]
     client_chunk: int | None
-    devices: int | None
-    """How many devices the clients are mapped over; None: all."""
+    devices: int | str
+    """How many devices the clients are mapped over; ``all``; ``auto``: see ``placed``."""
     way: str
     """How: see ``jaxfl.devices``."""
     storage: str
@@ -106,11 +106,20 @@ class Cell:
     def placed(self) -> list[Device] | None:
         """The devices; None for the first alone, where nothing needs to be placed.
 
+        ``auto`` is one, or for a model that convolves and a CPU as many as there are: on a core
+        of its own each client's arithmetic pays for taking messages apart and together again.
+
         Raises:
           ValueError: there are not as many.
         """
         there = jax.devices()
-        wanted = len(there) if self.devices is None else self.devices
+        wanted = self.devices
+        if wanted == AUTOMATIC:
+            alone = not self.model.convolves or there[0].platform != "cpu"
+            cohort = self.federation.participation.cohort(self.clients)
+            wanted = 1 if alone else min(len(there), cohort)
+        if isinstance(wanted, str):
+            wanted = len(there)
         if wanted > len(there):
             raise ValueError(
                 f"devices must be at most {len(there)}, as many as JAX has; got {wanted}"
@@ -178,7 +187,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         client_test=_share(data.get("client_test", 0), "data.client_test"),
         validation=_share(table.get("validation", 0), "validation"),
         seeds=seeds,
-        devices=_devices(table.get("devices", 1)),
+        devices=_devices(table.get("devices", AUTOMATIC)),
         way=_way(table.get("way", WAYS[0])),
         storage=_storage(table.get("storage", AUTOMATIC)),
         client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
@@ -236,10 +245,10 @@ def check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
             raise ValueError(f"{where}{key}: {unknown(key, known)}")
 
 
-def _devices(value: Any) -> int | None:
-    if isinstance(value, str) and value != "all":
-        raise ValueError(f'devices must be an integer or "all"; got {value!r}')
-    return None if value == "all" else integer(value, "devices", 1)
+def _devices(value: Any) -> int | str:
+    if isinstance(value, str) and value not in ("all", AUTOMATIC):
+        raise ValueError(f'devices must be an integer, "all" or "auto"; got {value!r}')
+    return value if isinstance(value, str) else integer(value, "devices", 1)
 
 
 def _way(value: Any) -> str:

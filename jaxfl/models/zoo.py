@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxfl.component import Component, field
+from jaxfl.component import Component, capability, field
 from jaxfl.models.convolution import max_pool, patches_convolution
 
 
@@ -20,6 +20,9 @@ class Model(Component):
     Configurations compare by value, so equal ones share compiled programs. Wherever one is taken,
     an NNX module or a function from ``nnx.Rngs`` to one is taken too.
     """
+
+    convolves = capability(False)
+    """Whether a weight meets many values of a sample, so that arithmetic outweighs messages."""
 
     @abc.abstractmethod
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -65,6 +68,7 @@ class SignGuardCNN(Model):
     """
 
     name = "signguard_cnn"
+    convolves = capability(True)
 
     dropout: float = field(default=0.5, at_least=0, below=1)
 
@@ -85,6 +89,7 @@ class CNN(Model):
     """
 
     channels: tuple[int, ...] = field(default=(32, 32, 64, 64), at_least=1)
+    convolves = capability(True)
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         least = 2 ** len(self.channels)

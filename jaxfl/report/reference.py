@@ -54,8 +54,9 @@ TOP: dict[str, tuple[str, str, str, str]] = {
         "How many clients are vmapped at once.",
     ),
     "devices": (
-        *('integer or `"all"`', "1", "at least 1"),
-        "How many devices the clients are mapped over. Results are equal to rounding.",
+        *('integer, `"all"` or `"auto"`', AUTOMATIC, "at least 1"),
+        "How many devices the clients are mapped over; auto: every core of a CPU for models that "
+        "convolve, else one. Results are equal to rounding.",
     ),
     "way": (
         *("string", "shard_map", ", ".join(WAYS)),

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -99,7 +100,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"seed": 2**32}, "seed must be an integer, at least 0 and at most 4294967295; got 42949"),
         ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
         ({"devices": 1000}, "as many as JAX has; got 1000"),
-        ({"devices": "some"}, "devices must be an integer or \"all\"; got 'some'"),
+        ({"devices": "some"}, 'devices must be an integer, "all" or "auto"; got \'some\''),
         ({"way": "xmap"}, "way must be one of shard_map, pmap; got 'xmap'"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
@@ -243,6 +244,22 @@ def test_devices_and_way_reach_the_simulation(tmp_path, monkeypatch, devices, gi
         next(run_experiment(folder, lambda *_: lambda *_: None))
     assert seen["devices"] == given
     assert seen["way"] == "pmap"
+
+
+@pytest.mark.parametrize(
+    ("platform", "there", "model", "taken"),
+    [
+        ("cpu", 4, "cnn", 4),
+        ("cpu", 50, "cnn", 10),
+        ("cpu", 4, "mlp", 0),
+        ("gpu", 4, "cnn", None),
+    ],
+)
+def test_a_model_that_convolves_takes_every_core(monkeypatch, platform, there, model, taken):
+    cell = schema.parse("x", small(model=model)).cells[0]
+    devices = [SimpleNamespace(platform=platform, id=i) for i in range(there)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert cell.placed == (devices[:taken] if taken else None)
 
 
 def test_a_cell_that_does_not_apply_is_marked_and_the_rest_runs(tmp_path):
