@@ -24,7 +24,8 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.results import Result, conclude
-from jaxfl.experiments.runner import Interrupted, check, run_experiment
+from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
+from jaxfl.experiments.running import Interrupted
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import build, unknown
@@ -83,6 +84,9 @@ def run(
         bool, typer.Option("--force", help="Overwrite the run in the folder, whatever it is.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
+    launcher: Annotated[
+        str, typer.Option(help="Where cells run: local, or ray, on a cluster's workers.")
+    ] = LOCAL,
     reduced: Reduced = False,
 ) -> None:
     """Run an experiment and show what survived.
@@ -91,6 +95,8 @@ def run(
     """
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"--launcher: {unknown(launcher, LAUNCHERS)}")
     chosen = {"devices": devices, "way": way}
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
@@ -106,17 +112,19 @@ def run(
         StopSignals() as signals,
         Watcher(experiment, console, quiet=quiet) as watcher,
     ):
-        results = conclude(run_cells(folder, signals, watcher))
+        results = conclude(run_cells(folder, signals, watcher, launcher))
         write_tables(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
     print_results(console, path, experiment, results, swept=swept)
 
 
-def run_cells(folder: RunFolder, signals: StopSignals, watcher: Watcher) -> list[Result]:
+def run_cells(
+    folder: RunFolder, signals: StopSignals, watcher: Watcher, launcher: str
+) -> list[Result]:
     """The results of all cells; raises ``Interrupted``, with the place, where a signal came."""
     try:
-        return list(run_experiment(folder, watcher.watch, lambda: signals.asked))
+        return list(run_experiment(folder, watcher.watch, lambda: signals.asked, launcher))
     except Interrupted:
         done, cells = folder.progress, folder.experiment.cells
         place = f"round {done.round} of cell {done.cell + 1} of {len(cells)}"

@@ -13,7 +13,8 @@ from rich.console import Console
 from jaxfl.commands.common import Name, Settings, say
 from jaxfl.experiments import schema
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.runner import check, not_applicable, prepared
+from jaxfl.experiments.runner import check, not_applicable
+from jaxfl.experiments.running import prepared
 from jaxfl.files import write_aside
 from jaxfl.profiling import Profile, scaling
 from jaxfl.profiling import profile as measure

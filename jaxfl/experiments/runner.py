@@ -1,47 +1,39 @@
-"""Runs the cells of an experiment, group after group, into a folder, from wherever it stands.
+"""Runs the cells of an experiment, group after group, into a folder, from wherever it stands."""
 
-All seeds and candidates of a group are one program. After every block of rounds its lines are
-appended to the log; a commit makes them permanent.
-"""
-
-import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
-from jaxfl.accounting import Meter, calibrate
-from jaxfl.data import Dataset, FederatedData
-from jaxfl.evaluation import Evaluation
+from jaxfl.accounting import calibrate
+from jaxfl.data import Dataset
 from jaxfl.experiments.ahead import Ahead
 from jaxfl.experiments.cells import Cell, Datasets
+from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.groups import Group, grouped
 from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
 from jaxfl.experiments.results import (
     Result,
-    add_end,
-    add_guarantee,
-    add_privacy,
-    lines_of,
     not_run,
     result_of,
 )
+from jaxfl.experiments.running import (
+    Job,
+    Ready,
+    Watch,
+    gather,
+    prepared,
+    run_group,
+    run_job,
+)
 from jaxfl.experiments.schema import Experiment
-from jaxfl.federation import Federation
 from jaxfl.programs import keeping
-from jaxfl.simulation import Simulation
 
-Tick = Callable[[int, Evaluation], None]
-"""Called after every block with the number of rounds done and the evaluation."""
-Watch = Callable[[Sequence[Group], int, int], Tick]
-"""Called with all groups that run, the number of the one that does now, and its rounds done."""
-
-
-class Interrupted(Exception):  # noqa: N818 - no error: the user asked
-    """The run was asked to stop, and has saved where it stands."""
+LOCAL, RAY = LAUNCHERS = ("local", "ray")
+"""Where groups of cells run: here, one after the other, or on a Ray cluster's workers."""
 
 
 def not_applicable(cell: Cell) -> str | None:
@@ -81,7 +73,10 @@ def check(experiment: Experiment) -> None:
 
 
 def run_experiment(
-    folder: RunFolder, watch: Watch, stop: Callable[[], bool] = lambda: False
+    folder: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool] = lambda: False,
+    launcher: str = LOCAL,
 ) -> Iterator[Result]:
     """The result of every cell, run or taken from the folder's log.
 
@@ -90,6 +85,8 @@ def run_experiment(
       watch: told of the groups of cells, which of them runs now and from which round on; gives
         what follows its progress.
       stop: asked after every block; True saves a checkpoint and ends the run.
+      launcher: ``local``, or ``ray``: groups run on a cluster's workers, and are taken into the
+        folder whole, in their order. What is under way when it stops is lost.
 
     Raises:
       ValueError: data are missing or damaged, or parts do not fit together.
@@ -108,7 +105,11 @@ def run_experiment(
         return prepared(groups[at].cell, load(groups[at].cell))
 
     left = [at for at, group in enumerate(groups) if not folder.done.issuperset(group.indices)]
-    with Ahead(_worth_preparing(groups, left, load), prepare) as ahead:
+    # A group that is under way goes on here, from its checkpoint.
+    away = left[1 if folder.progress.round else 0 :] if launcher == RAY else []
+    jobs = {at: Job(folder.experiment, groups[at].indices) for at in away}
+    early = [] if away else _worth_preparing(groups, left, load)
+    with Ahead(early, prepare) as ahead, Cluster(run_job, jobs) if jobs else nullcontext() as far:
         for index, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
             if reason is not None:
                 if index not in folder.done:
@@ -117,8 +118,12 @@ def run_experiment(
                 continue
             while index not in folder.done:
                 at = left.pop(0)
-                started, ready = time.perf_counter(), ahead.take(at) or prepare(at)
-                _run_group(folder, groups, at, ready, started, watch, stop)
+                started = time.perf_counter()
+                if far is not None and at in jobs:
+                    gather(folder, groups, at, far, watch, stop)
+                else:
+                    ready = ahead.take(at) or prepare(at)
+                    run_group(folder, groups, at, ready, started, watch, stop)
             if index not in folder.lines:
                 raise ValueError(
                     f"{folder.path} is damaged: cell {index + 1} is done, but not logged"
@@ -173,93 +178,3 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
             checked.add(size)
         if cell.federation.attack.backdoor is not None:
             cell.federation.attack.check(data.inputs.shape[1:], data.classes)
-
-
-def _simulation(
-    cell: Cell, federations: list[Federation], parts: dict[int, FederatedData]
-) -> Simulation:
-    """All runs of a cell: a federation for each of them, and the data divided for each seed."""
-    return Simulation(
-        federations,
-        [parts[seed] for _, seed in cell.runs],
-        cell.model,
-        seeds=[seed for _, seed in cell.runs],
-        evaluate_every=cell.evaluate_every,
-        client_chunk=cell.client_chunk,
-        client_accuracy=cell.client_accuracy,
-        devices=cell.placed,
-        way=cell.way,
-        storage=cell.storage,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Ready:
-    """A cell that can run at once."""
-
-    simulation: Simulation
-    federations: list[Federation]
-    sizes: list[np.ndarray]
-    """Samples of every client, by run."""
-
-
-def prepared(cell: Cell, dataset: Dataset) -> Ready:
-    """All runs of a cell, its data divided, its noise found, its program ready where it is kept."""
-    parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
-    sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
-    federations = [
-        calibrate(cell.federations[candidate], own, cell.rounds)
-        for (candidate, _), own in zip(cell.runs, sizes, strict=True)
-    ]
-    simulation = _simulation(cell, federations, parts)
-    simulation.prepare(min(cell.evaluate_every, cell.rounds))
-    return Ready(simulation, federations, sizes)
-
-
-def _run_group(
-    folder: RunFolder,
-    groups: Sequence[Group],
-    at: int,
-    ready: Ready,
-    started: float,
-    watch: Watch,
-    stop: Callable[[], bool],
-) -> None:
-    group, cell = groups[at], groups[at].cell
-    simulation, federations, sizes = ready.simulation, ready.federations, ready.sizes
-    private = cell.federation.private
-    meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
-    done, before = folder.progress.round, folder.seconds(group.indices)
-    if done:
-        try:
-            simulation.state = folder.restore(simulation.state)
-        except ValueError as damaged:
-            warnings.warn(f"{damaged}: {group.name} is run again from round 0", stacklevel=2)
-            folder.redo(group.indices)
-            done, before = 0, 0.0
-    saved, tick = done, watch(groups, at, done)
-    while done < cell.rounds:
-        length = min(cell.evaluate_every, cell.rounds - done)
-        record, evaluation = simulation.advance(length)
-        last = done + length >= cell.rounds
-        params = np.asarray(simulation.state.params) if last else None
-        for place, (index, one) in enumerate(zip(group.indices, group.cells, strict=True)):
-            own = slice(place * len(one.runs), (place + 1) * len(one.runs))
-            answer = group.runs_of(place, (record, evaluation))
-            lines = lines_of(index, one, done, *answer)
-            add_privacy(lines, meters[own])
-            if params is not None:
-                add_end(lines, group.runs_of(place, params))
-                add_guarantee(lines, federations[own], sizes[own])
-            folder.append(index, lines)
-        done += length
-        tick(done, evaluation)
-        folder.took(group.indices, before + time.perf_counter() - started)
-        stopping = stop()
-        if last:
-            folder.commit(group.indices, 0)
-        elif stopping or done - saved >= cell.checkpoint_every:
-            folder.commit((), done, simulation.state)
-            saved = done
-        if stopping and not folder.finished:
-            raise Interrupted

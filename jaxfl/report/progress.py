@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.groups import Group
-from jaxfl.experiments.runner import Tick
+from jaxfl.experiments.running import Tick
 from jaxfl.experiments.schema import Experiment
 
 COMPILING = "/jax/core/compile/"

@@ -15,7 +15,8 @@ import pytest
 
 from jaxfl.experiments import schema
 from jaxfl.experiments.folder import RunFolder, read_results
-from jaxfl.experiments.runner import Interrupted, run_experiment
+from jaxfl.experiments.runner import run_experiment
+from jaxfl.experiments.running import Interrupted
 
 TABLE = {
     "rounds": 5,

@@ -10,7 +10,7 @@ import tomli_w
 
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
-from jaxfl.experiments import runner, schema
+from jaxfl.experiments import running, schema
 from jaxfl.experiments.folder import RunFolder, read_results
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
@@ -237,7 +237,7 @@ def test_devices_and_way_reach_the_simulation(tmp_path, monkeypatch, devices, gi
         seen.update(settings)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(runner, "Simulation", simulation)
+    monkeypatch.setattr(running, "Simulation", simulation)
     experiment = schema.parse("x", small(devices=devices, way="pmap"))
     monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c"])
     with RunFolder(tmp_path, experiment) as folder, pytest.raises(RuntimeError, match="seen"):

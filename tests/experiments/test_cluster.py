@@ -1,0 +1,107 @@
+"""Groups of cells on the workers of a Ray cluster: the same bytes, also where one is lost."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from jaxfl.experiments.cluster import Cluster
+from jaxfl.experiments.folder import read_results
+
+TABLE = {
+    "rounds": 4,
+    "evaluate_every": 2,
+    "byzantine": 1,
+    "model": "softmax",
+    "optimizer": "sgd",
+    "data": {"name": "synthetic", "clients": 5, "samples": 60, "features": 4, "classes": 2},
+    "sweep": {
+        "aggregator": ["mean", {"name": "krum", "f": 3}, "median"],
+        "optimizer.learning_rate": [0.1, 0.3],
+        "seed": [0, 1],
+    },
+}
+WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
+
+
+def run(folder, *words):
+    (folder / "grid.toml").write_text(tomli_w.dumps(TABLE))
+    return subprocess.run(
+        [sys.executable, "-m", "jaxfl.cli", "run", "grid.toml", "--quiet", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@WITH_RAY
+@pytest.mark.slow
+def test_a_grid_on_two_workers_writes_the_bytes_of_one_run_here(tmp_path):
+    here = run(tmp_path, "--out", "here")
+    away = run(tmp_path, "--out", "away", "--launcher", "ray")
+    assert (here.returncode, away.returncode) == (0, 0), away.stderr
+    one, other = (tmp_path / out / "rounds.jsonl" for out in ("here", "away"))
+    assert one.read_bytes() == other.read_bytes()
+    assert [r.status == "done" for r in read_results(tmp_path / "away")[1]] == [
+        *(True, True, False, False, True, True)
+    ]
+
+
+def answer(job):
+    """Of a worker: what the job asks for, or its own death the first time that it is run."""
+    if job == "bad":
+        raise ValueError("rounds must be at least 1; got 0")
+    if job == "worse":
+        raise KeyError(job)
+    if job == "long":
+        time.sleep(600)
+    begun = Path(job)
+    first = not begun.exists()
+    with begun.open("a") as file:
+        file.write("begun\n")
+    if first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+@WITH_RAY
+@pytest.mark.slow
+def test_lost_workers_errors_and_the_wish_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the workers
+    path = tmp_path / "job"
+    with Cluster(answer, dict(enumerate([str(path), "bad", "worse", "long"]))) as workers:
+        assert isinstance(workers.take(0, lambda: False), int)
+        assert path.read_text() == "begun\n" * 2
+        with pytest.raises(ValueError, match="rounds must be at least 1"):
+            workers.take(1, lambda: False)
+        with pytest.raises(RuntimeError, match="job 3: KeyError"):
+            workers.take(2, lambda: False)
+        assert workers.take(3, lambda: True) is None
+
+
+def test_one_line_where_ray_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        ValueError, match=r"launcher ray is not installed; pip install 'jaxfl\[ray\]'"
+    ):
+        Cluster(answer, {0: "bad"}).__enter__()
+
+
+def test_one_line_where_no_cluster_answers(monkeypatch):
+    class Nobody:
+        @staticmethod
+        def init(**_):
+            raise ConnectionError("no GCS")
+
+    monkeypatch.setitem(sys.modules, "ray", Nobody)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"):
+        Cluster(answer, {0: "bad"}).__enter__()
