@@ -23,7 +23,8 @@ def calibrate(
 ) -> Federation:
     """The federation with the least noise that keeps ``rounds`` rounds within its ``epsilon``.
 
-    Itself where the noise is already given. To a thousandth of the noise multiplier.
+    Itself where the noise is already given. To a thousandth of the noise multiplier, by loss
+    distributions of the step that the mechanism's ``discretisation`` says.
 
     Raises:
       ValueError: no noise reaches that epsilon, or what it takes does not go with the clip.
@@ -42,7 +43,7 @@ def calibrate(
     def epsilon(multiplier: float, kind: str) -> float:
         noisy = with_noise(multiplier)
         found = noisy.privacy.releases(deployment(noisy, rounds, sizes))
-        return worst(found, privacy.delta, kind)
+        return worst(found, privacy.delta, kind, privacy.discretisation)
 
     if epsilon(MOST, RDP) > target and epsilon(MOST, accountant) > target:
         because = "; ".join(caveats(federation, rounds))

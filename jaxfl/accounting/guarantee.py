@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxfl.accounting.releases import PLD, RDP, STEP, deployment, exact, worst
+from jaxfl.accounting.releases import PLD, RDP, deployment, exact, worst
 from jaxfl.component import integer
 from jaxfl.federation import Federation
 from jaxfl.privacy.base import Privacy
-from jaxfl.privacy.deployment import Deployment, Release
+from jaxfl.privacy.deployment import STEP, Deployment, Release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,6 @@ def guarantee(
     *,
     participations: int | None = None,
     accountant: str = PLD,
-    discretisation: float = STEP,
 ) -> Guarantee | None:
     """What ``rounds`` rounds of the federation guarantee; None without a mechanism.
 
@@ -61,16 +60,13 @@ def guarantee(
         participation allows unless given.
       accountant: ``"pld"`` (tight; privacy loss distributions, or the exact formula for Gaussian
         noise without sampling) or ``"rdp"`` (Renyi, fast). Above an epsilon of 30 always Renyi.
-      discretisation: step of the privacy loss distributions, always rounded up: a smaller one is
-        tighter and takes longer.
+        The step of the loss distributions is the mechanism's ``discretisation``.
 
     Raises:
-      ValueError: an unknown accountant, a step that is none, noise that is still to be
-        calibrated, or a mechanism that does not declare what it releases.
+      ValueError: an unknown accountant, noise that is still to be calibrated, or a mechanism
+        that does not declare what it releases.
     """
     _check_accountant(accountant)
-    if not 0 < discretisation < 1:
-        raise ValueError(f"discretisation must be above 0 and below 1; got {discretisation!r}")
     if not federation.private:
         return None
     privacy = federation.privacy
@@ -78,7 +74,7 @@ def guarantee(
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
     run = deployment(federation, rounds, sizes, participations)
-    epsilon = worst(privacy.releases(run), privacy.delta, accountant, discretisation)
+    epsilon = worst(privacy.releases(run), privacy.delta, accountant, privacy.discretisation)
     found = _caveats(privacy, run)
     if math.isinf(epsilon) and not found:
         found = (f"truncated samples have used up delta = {privacy.delta:g}",)
@@ -100,6 +96,7 @@ def gaussian_epsilon(
     delta: float,
     rate: float = 1.0,
     accountant: str = PLD,
+    discretisation: float = STEP,
 ) -> float:
     """Epsilon of so many releases with Gaussian noise, for planning: no federation is needed.
 
@@ -109,6 +106,7 @@ def gaussian_epsilon(
       delta: above 0 and below 1.
       rate: probability that the protected one is in a release (Poisson sampling), up to 1.
       accountant: as for ``guarantee``.
+      discretisation: step of the privacy loss distributions, as of a mechanism.
 
     Raises:
       ValueError: a number out of its range, an unknown accountant.
@@ -120,12 +118,14 @@ def gaussian_epsilon(
     for name, value, within, wanted in (
         ("noise_multiplier", noise_multiplier, noise_multiplier < math.inf, "finite"),
         ("delta", delta, delta < 1, "below 1"),
+        ("discretisation", discretisation, discretisation < 1, "below 1"),
         ("rate", rate, rate <= 1, "at most 1"),
     ):
         if not (value > 0 and within):
             raise ValueError(f"{name} must be above 0 and {wanted}; got {value!r}")
     _check_accountant(accountant)
-    return worst([Release(float(noise_multiplier), steps, float(rate))], delta, accountant)
+    release = Release(float(noise_multiplier), steps, float(rate))
+    return worst([release], delta, accountant, discretisation)
 
 
 def _check_accountant(accountant: str) -> None:

@@ -10,11 +10,9 @@ import numpy as np
 from jaxfl.aggregators.mean import Mean
 from jaxfl.attacks.base import ALL
 from jaxfl.federation import Federation
-from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, Deployment, Release
+from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, STEP, Deployment, Release
 
 RDP, PLD = "rdp", "pld"
-STEP = 1e-4
-"""Step at which privacy loss distributions are discretised: errors add up over releases."""
 LARGE = 30.0
 """Beyond this epsilon, which protects nobody, privacy loss distributions are not computed."""
 
@@ -114,7 +112,8 @@ def _epsilon(release: Release, delta: float, accountant: str, step: float = STEP
     if accountant == RDP or renyi > LARGE:
         return float(renyi)
     losses = pld.PLDAccountant(value_discretization_interval=step)
-    return float(losses.compose(event, release.count).get_epsilon(delta))
+    tight = losses.compose(event, release.count).get_epsilon(delta)
+    return float(min(tight, renyi))  # both are bounds, and a coarse step can be the worse one
 
 
 def _event(release: Release) -> Any:

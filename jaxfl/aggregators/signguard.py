@@ -51,6 +51,8 @@ class _SignGuard(WeightingRule):
       fraction: share of coordinates whose signs are looked at.
       window: look at one random run of coordinates, as the authors' code does, instead of a
         random one in each of as many stretches.
+      start: where that run begins; at random unless given. For comparisons: attackers who know
+        where a rule looks can hide from it.
       filter_norms: the first component, the norm filter.
       cluster_signs: the second, the clustering of sign statistics.
       clip: the third, clipping those selected to the median norm.
@@ -61,6 +63,7 @@ class _SignGuard(WeightingRule):
     high: Scalar = field(default=3.0, at_least=1)
     fraction: float = field(default=0.1, above=0, at_most=1)
     window: bool = False
+    start: int | None = field(default=None, at_least=0)
     filter_norms: bool = True
     cluster_signs: bool = True
     clip: bool = True
@@ -68,6 +71,11 @@ class _SignGuard(WeightingRule):
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start is not None and not self.window:
+            raise ValueError(f"{type(self).__name__}: start needs window = True")
 
     @classmethod
     def example(cls, f: int = 2) -> "_SignGuard":
@@ -80,11 +88,17 @@ class _SignGuard(WeightingRule):
         """One more feature for the clustering, as a column, and the scores it comes from."""
 
     def columns(self, dim: int, context: Context) -> Int[Array, " s"] | None:
+        """Indices of the coordinates whose signs are looked at: ``context.key`` decides."""
         if not self.cluster_signs:
             return None
         key = jax.random.fold_in(context.key, 0)
         size = max(1, math.floor(Fraction(str(self.fraction)) * dim))
         index = jnp.arange(size, dtype=jnp.int32)
+        if self.start is not None:
+            if self.start + size > dim:
+                must = f"a window of {size} of {dim} coordinates must start by {dim - size}"
+                raise ValueError(f"{type(self).__name__}: {must}; got start = {self.start}")
+            return index + self.start
         if self.window:
             return index + jax.random.randint(key, (), 0, dim - size + 1, jnp.int32)
         # The first dim % size stretches are longer by one, so that no coordinate is left out.
@@ -135,6 +149,9 @@ class SignGuard(_SignGuard):
     Mean-Shift; the largest cluster passes. 3. Those that pass both are clipped to the median
     norm and averaged. The three components can be switched off one by one.
 
+    Which coordinates is up to ``context.key``: a call takes ``context=Context.of(n, key=...)``, and
+    ``columns`` tells them. With ``window`` they are a run, whose ``start`` can be given.
+
     Where nobody passes both, those of ordinary norm are averaged; where there are none, the
     client of median norm is the answer. Where at least half the statistics are equal the
     bandwidth is 0 and the largest group of equal ones passes.
@@ -147,6 +164,11 @@ class SignGuard(_SignGuard):
     >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
     >>> SignGuard(fraction=1.0).inspect(updates).info.selected.tolist()
     [True, True, True, True, True, True, False]
+    >>> context = jaxfl.types.Context.of(7, key=jax.random.key(5))
+    >>> for start in (None, 2):
+    ...     print(SignGuard(fraction=0.5, window=True, start=start).columns(8, context))
+    [3 4 5 6]
+    [2 3 4 5]
     """
 
     name = "signguard"

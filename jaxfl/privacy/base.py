@@ -25,6 +25,7 @@ from jaxfl.privacy.deployment import (
     NOTHING,
     OVERHEARD,
     SAID_OPENLY,
+    STEP,
     Deployment,
     Release,
     Turn,
@@ -49,6 +50,9 @@ class Privacy(Component):
     epsilon: float | None = field(default=None, above=0)
     """Target; only without ``noise_multiplier``."""
     delta: float = field(default=1e-5, above=0, below=1)
+    discretisation: float = field(default=STEP, above=0, below=1)
+    """Step of the privacy loss distributions by which epsilon is computed, and noise found for
+    one; always rounded up: a smaller one is tighter and takes longer."""
 
     protects = capability("")
     """Whose data: ``EXAMPLE``, ``MESSAGE``, ``CLIENT``, or what it is in words."""

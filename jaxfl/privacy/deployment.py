@@ -11,6 +11,8 @@ from jaxfl.participation import Participation
 from jaxfl.types import Struct
 
 GAUSSIAN, LAPLACE = "gaussian", "laplace"
+STEP = 1e-4
+"""Step at which privacy loss distributions are discretised: errors add up over releases."""
 NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
 
 NOTHING = "nothing"

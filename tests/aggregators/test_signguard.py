@@ -196,6 +196,16 @@ def test_a_window_is_one_run():
     np.testing.assert_array_equal(np.unique(drawn), np.arange(30))
 
 
+def test_the_beginning_of_a_window_can_be_given():
+    rule = SignGuard(window=True, start=27)
+    np.testing.assert_array_equal(rule.columns(30, Context.of(3)), [27, 28, 29])
+    x = jnp.ones((7, 4)).at[5:, 3].set(-1.0)  # the last column alone tells the rows apart
+    seen = [SignGuard(fraction=0.5, window=True, start=i).inspect(x).info.selected for i in (1, 2)]
+    assert [int(jnp.sum(selected)) for selected in seen] == [7, 5]
+    with pytest.raises(ValueError, match="window of 3 of 30 coordinates must start by 27; got"):
+        SignGuard(window=True, start=28).inspect(jnp.ones((3, 30)))
+
+
 def test_without_a_client_in_both_sets_those_of_ordinary_norm_are_averaged():
     x = np.abs(draw_rounds()[0].astype(np.float32))
     x[:7] /= np.linalg.norm(x[:7], axis=1, keepdims=True)
@@ -274,6 +284,8 @@ def test_scan_equals_a_loop(rule):
         ({"fraction": 0.0}, "SignGuard: fraction must be above 0"),
         ({"fraction": 1.5}, "SignGuard: fraction must be above 0 and at most 1"),
         ({"window": 3}, "SignGuard: window must be true or false"),
+        ({"start": 3}, "SignGuard: start needs window = True"),
+        ({"start": -1, "window": True}, "SignGuard: start must be at least 0; got -1"),
     ],
 )
 def test_bad_fields(fields, message):

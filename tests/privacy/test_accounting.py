@@ -27,6 +27,7 @@ from jaxfl import (
 )
 from jaxfl.accounting import Meter, calibrate, gaussian_epsilon, guarantee
 from jaxfl.clients import SCAFFOLD
+from jaxfl.experiments import schema
 from jaxfl.fairness import QFFL
 from jaxfl.participation import Cyclic
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, QuantileClip
@@ -373,6 +374,7 @@ def test_targets_that_no_noise_reaches(privacy, message):
         ({"clip": 0.0}, "clip must be above 0"),
         ({"clip": math.inf}, "clip must be finite"),
         ({"delta": 1.0}, "delta must be above 0 and below 1"),
+        ({"discretisation": 0.0}, "discretisation must be above 0 and below 1"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),
         ({"epsilon": 1.0, "noise_multiplier": 1.0}, "not both"),
     ],
@@ -385,16 +387,32 @@ def test_bad_settings_are_refused(settings, message):
 
 @pytest.mark.slow
 def test_a_finer_step_of_loss_distributions_is_tighter():
-    federation, event = example(100, 1.0), sampled(0.1, 1.0)
+    event = sampled(0.1, 1.0)
     coarse, usual, fine = (
-        epsilon(federation, EQUAL, 20, discretisation=step) for step in (1e-2, 1e-4, 1e-5)
+        epsilon(example(100, 1.0, discretisation=step), EQUAL, 20) for step in (1e-2, 1e-4, 1e-5)
     )
     losses = pld.PLDAccountant(value_discretization_interval=1e-2)
     assert coarse == pytest.approx(losses.compose(event, 20).get_epsilon(DELTA), rel=1e-9)
-    assert usual == epsilon(federation, EQUAL, 20)
+    assert usual == epsilon(example(100, 1.0), EQUAL, 20)
     assert coarse > usual >= fine > 0.99 * usual
-    with pytest.raises(ValueError, match="discretisation must be above 0 and below 1"):
-        guarantee(federation, EQUAL, 20, discretisation=0.0)
+
+
+def test_noise_is_found_by_loss_distributions_of_the_chosen_step():
+    privacy = CentralPrivacy(clip=1.0, epsilon=2.0, discretisation=0.5)
+    federation = Federation(
+        privacy=privacy, participation=Poisson(rate=0.1), aggregator=Mean(weighted=False)
+    )
+    noisy = calibrate(federation, EQUAL, 10)
+    assert 1.98 < epsilon(noisy, EQUAL, 10) <= 2.0
+    finer = noisy.replace(privacy=noisy.privacy.replace(discretisation=1e-2))
+    assert epsilon(finer, EQUAL, 10) < 1.9
+    # Read from a file it is the same field, so that the log's guarantee is of the same step.
+    table = {"name": "central", "clip": 1.0, "epsilon": 2.0, "discretisation": 0.5}
+    data = {"name": "synthetic", "clients": 4, "samples": 40, "features": 2, "classes": 2}
+    file = {"rounds": 10, "model": "softmax", "data": data, "privacy": table}
+    assert schema.parse("x", file).cells[0].federation.privacy == privacy
+    asked = {"noise_multiplier": 1.0, "rate": 0.1, "steps": 10, "delta": 1e-5}
+    assert gaussian_epsilon(**asked, discretisation=0.5) > 1.02 * gaussian_epsilon(**asked)
 
 
 def test_an_accountant_must_be_known_and_noise_calibrated():
@@ -461,6 +479,7 @@ def test_epsilon_of_gaussian_noise_needs_no_federation():
         ({"rate": 1.5}, "rate must be above 0 and at most 1; got 1.5"),
         ({"delta": 1.0}, "delta must be above 0 and below 1; got 1.0"),
         ({"steps": 0}, "steps must be an integer, at least 1; got 0"),
+        ({"discretisation": 0.0}, "discretisation must be above 0 and below 1; got 0.0"),
         ({"accountant": "zcdp"}, "accountant must be pld or rdp; got 'zcdp'"),
     ],
 )
