@@ -149,7 +149,8 @@ class Simulation:
         rounds = integer(rounds, "rounds", 1)
         records, evaluations = [], []
         done = 0
-        with StopSignals(signal.SIGINT) as signals, follow(progress, rounds) as told:
+        bar = follow(progress, rounds, len(self.seeds), self.plan.spec.cohort)
+        with StopSignals(signal.SIGINT) as signals, bar as told:
             while done < rounds and not signals.asked:
                 length = min(self.evaluate_every, rounds - done)
                 record, evaluation = self.advance(length)

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.progress import Progress as Bar
 
+from jaxfl import progress
 from jaxfl.evaluation import Evaluation
 from jaxfl.experiments import schema
 from jaxfl.experiments.groups import Group
-from jaxfl.report import progress
-from jaxfl.report.progress import CompileClock, Watcher, duration
+from jaxfl.progress import CompileClock, follow
+from jaxfl.record import RoundRecord
+from jaxfl.report.progress import Watcher, duration
 
 TABLE = {
     "rounds": 20,
@@ -57,6 +60,14 @@ def shown():
     return io.StringIO()
 
 
+def compile_for(seconds, clock):
+    """What JAX says where it compiles so long."""
+    event = f"{progress.COMPILING}backend_compile_duration"
+    jax.monitoring.record_scalar(event, 0.0)
+    clock.now += seconds
+    jax.monitoring.record_event_duration_secs(event, seconds)
+
+
 def followed(clock, console, **options):
     """What is said of a cell that compiles for 8 s, runs 10 rounds in 2 s and 10 more in 1 s."""
     said, experiment = [], schema.parse("x", copy.deepcopy(TABLE))
@@ -70,10 +81,7 @@ def followed(clock, console, **options):
         watcher._progress.update = listen
         groups = [Group((i,), (experiment.cells[i],)) for i in (0, 2)]
         tick = watcher.watch(groups, 0, 0)
-        event = f"{progress.COMPILING}backend_compile_duration"
-        jax.monitoring.record_scalar(event, 0.0)
-        clock.now += 8
-        jax.monitoring.record_event_duration_secs(event, 8.0)
+        compile_for(8.0, clock)
         clock.now += 2
         tick(10, evaluated())
         clock.now += 1
@@ -103,6 +111,23 @@ def test_the_bar_says_compiling_while_it_compiles_and_does_not_count_it(clock, s
     # 10 rounds x 2 seeds / 2 s; 5 of 10 clients take part in each.
     assert said[3] == "round 10/20  10 rounds/s  50 clients/s  accuracy 60.0%"
     assert said[4] == "round 20/20  20 rounds/s  100 clients/s  accuracy 60.0%"
+
+
+def test_the_bar_of_a_run_in_python_is_of_the_same_clock(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr(Bar, "update", lambda bar, task, **new: said.append(new))
+    record = object.__new__(RoundRecord)
+    object.__setattr__(record, "loss", np.zeros((2, 10)))
+    with follow(True, rounds=20, runs=2, cohort=5) as tell:
+        compile_for(8.0, clock)
+        clock.now += 2
+        tell(evaluated(), record)
+    # 10 rounds x 2 seeds / 2 s; 5 clients take part in each.
+    assert [new["description"] for new in said if "description" in new] == [
+        "round 0/20  compiling",
+        "round 0/20  running",
+        "round 10/20  10 rounds/s  50 clients/s  test accuracy 60.0%",
+    ]
 
 
 def test_quiet_says_nothing(clock, shown):

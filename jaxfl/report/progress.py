@@ -1,11 +1,7 @@
 """A live view of a running grid; plain lines where there is no terminal."""
 
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax.monitoring
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,51 +10,7 @@ from jaxfl.evaluation import Evaluation
 from jaxfl.experiments.groups import Group
 from jaxfl.experiments.running import Tick
 from jaxfl.experiments.schema import Experiment
-
-COMPILING = "/jax/core/compile/"
-"""What JAX's events of tracing, lowering and compiling are called; they nest."""
-
-
-class CompileClock:
-    """Tells when JAX traces and compiles, and how long it has; use as a context manager.
-
-    What other threads compile ahead of its turn does not count: nobody waits for it.
-
-    Args:
-      changed: called with True when it begins, with False when it ends.
-    """
-
-    def __init__(self, changed: Callable[[bool], None] = lambda _: None) -> None:
-        self.seconds = 0.0
-        self._changed = changed
-        self._under_way: list[str] = []
-        self._thread = threading.get_ident()
-        self._started = 0.0
-
-    def __enter__(self) -> "CompileClock":
-        jax.monitoring.register_scalar_listener(self._begins)
-        jax.monitoring.register_event_duration_secs_listener(self._ends)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_scalar_listener(self._begins)
-        jax.monitoring.unregister_event_duration_listener(self._ends)
-
-    def _begins(self, event: str, value: float | int, **_: Any) -> None:
-        if not event.startswith(COMPILING) or threading.get_ident() != self._thread:
-            return
-        self._under_way.append(event)
-        if len(self._under_way) == 1:
-            self._started = time.perf_counter()
-            self._changed(True)
-
-    def _ends(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event not in self._under_way or threading.get_ident() != self._thread:
-            return
-        self._under_way.remove(event)
-        if not self._under_way:
-            self.seconds += time.perf_counter() - self._started
-            self._changed(False)
+from jaxfl.progress import CompileClock, Pace
 
 
 class Watcher:
@@ -108,36 +60,21 @@ class Watcher:
             done = before + size * rounds
             self._progress.update(self._task, completed=done, description=head, speed=speed)
             self._shown = (self._shown[0], "running")
-        start = last = (time.perf_counter(), self._clock.seconds, rounds)
-
-        def rate(since: tuple[float, float, int], now: tuple[float, float, int]) -> float:
-            """Rounds of all runs per second, in the time that nothing compiled."""
-            ran = (now[0] - since[0]) - (now[1] - since[1])
-            return (now[2] - since[2]) * len(cell.runs) / max(ran, 1e-9)
+        cohort = cell.federation.participation.cohort(cell.clients)
+        pace = Pace(self._clock, rounds, len(cell.runs), cohort)
 
         def tick(done: int, evaluation: Evaluation) -> None:
-            nonlocal last
-            now = (time.perf_counter(), self._clock.seconds, done)
+            speed = pace.tick(done)
             accuracy = f"accuracy {float(np.mean(evaluation.accuracy)):.1%}"
             if self._live:
-                speed = rate(last, now)
-                clients = speed * cell.federation.participation.cohort(cell.clients)
-                place = f"round {done}/{cell.rounds}"
-                self._shown = (
-                    place,
-                    f" {_short(speed)} rounds/s  {_short(clients)} clients/s  {accuracy}",
-                )
+                self._shown = (f"round {done}/{cell.rounds}", f" {speed}  {accuracy}")
                 text = " ".join(self._shown)
                 self._progress.update(self._task, completed=before + size * done, speed=text)
-            last = now
             if done < cell.rounds:
                 return
-            taken, compiled = now[0] - start[0], now[1] - start[1]
-            speed = f"{_short(rate(start, now))} rounds/s"
-            self._print(f"{head}  {accuracy}  {speed}  {taken:.1f} s")
-            self._estimate(
-                groups[at + 1 :], (taken - compiled) / max(done - rounds, 1) / size, compiled
-            )
+            speed, ran, compiled = pace.whole()
+            self._print(f"{head}  {accuracy}  {speed}  {ran + compiled:.1f} s")
+            self._estimate(groups[at + 1 :], ran / max(done - rounds, 1) / size, compiled)
 
         return tick
 
@@ -185,10 +122,3 @@ def _numbers(indices: Sequence[int]) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _short(number: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
