@@ -83,7 +83,7 @@ class Canaries(ClientAlgorithm):
         sign = jnp.where(self.coins[slot], 1.0, self.absent)
         what = sign * self.what[slot]
         if self.labels is None:
-            message, state = self.inner.step(objective, broadcast, samples, state, key)
+            message, state = self.inner.checked_step(objective, broadcast, samples, state, key)
             update = jnp.where(canary, what.astype(message.update.dtype), message.update)
             return message.replace(update=update), state
         label = self.labels[slot]
@@ -94,7 +94,8 @@ class Canaries(ClientAlgorithm):
             labels, gone = jnp.where(here, label, batch.labels), here & (sign == 0)
             return Batch(inputs=inputs, labels=labels, mask=batch.mask & ~gone)
 
-        return self.inner.step(objective, broadcast, samples.replace(load=load), state, key)
+        planted = samples.replace(load=load)
+        return self.inner.checked_step(objective, broadcast, planted, state, key)
 
     def uses(self, per_pass: int) -> tuple[int, int]:
         return self.inner.uses(per_pass)
@@ -107,7 +108,7 @@ class Canaries(ClientAlgorithm):
         context: Context,
         share: Array,
     ) -> tuple[Array, State]:
-        change, inner = self.inner.finish(server[0], aggregate, messages, context, share)
+        change, inner = self.inner.checked_finish(server[0], aggregate, messages, context, share)
         return change, (inner, aggregate)
 
 

@@ -44,13 +44,21 @@ def _is_ours(part: Any) -> bool:
     return f"{getattr(part, '__module__', '')}.".startswith("jaxfl.")
 
 
+def started(part: Any, method: str, size: Any) -> Any:
+    """A part's memory at the start of a run: what the method makes of a size, as arrays."""
+    with own_code(part, f".{method}"):
+        return jax.tree.map(jnp.asarray, getattr(part, method)(size))
+
+
 def expect(what: str, got: Any, shape: tuple[int, ...], why: str) -> None:
-    """Raises ValueError unless ``got`` is such an array of floats.
+    """Raises ValueError unless ``got`` is such an array of floats, or a number where it is ().
 
     >>> expect("Half.aggregate returned", jnp.zeros((3, 2)), (2,), "one number per parameter")
     Traceback (most recent call last):
     ValueError: Half.aggregate returned (3, 2); needs (2,), one number per parameter
     """
+    if shape == () and isinstance(got, int | float):
+        return
     found = getattr(got, "shape", type(got).__name__)
     if found == shape and not jnp.issubdtype(got.dtype, jnp.floating):
         found = str(got.dtype)
@@ -60,11 +68,11 @@ def expect(what: str, got: Any, shape: tuple[int, ...], why: str) -> None:
 
 def expect_like(what: str, got: Any, like: Any) -> None:
     """Raises ValueError where a pytree is not of the structure, shapes and types of another."""
-    if _sketch(got) != _sketch(like):
-        raise ValueError(f"{what} {_sketch(got)}; needs, as before, {_sketch(like)}")
+    if sketch(got) != sketch(like):
+        raise ValueError(f"{what} {sketch(got)}; needs, as before, {sketch(like)}")
 
 
-def _sketch(tree: Any) -> str:
+def sketch(tree: Any) -> str:
     """A pytree with ``float32[3]`` for an array; what is no array by its type's name."""
 
     def one(leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """Fairness between clients: weights by their losses."""
 
 import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.component import Component, Scalar, field
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.numerics import rows
 from jaxfl.types import Context, Spec, State, Struct, present_mask
 
@@ -57,7 +59,29 @@ class Fairness(Component):
           state: what ``init`` or the last round returned.
           context: who is present.
         """
-        raise NotImplementedError
+
+    def checked(
+        self,
+        losses: Float[Array, " n"],
+        squared_norms: Float[Array, " n"],
+        gradients: bool,
+        state: State,
+        context: Context,
+    ) -> Weighed:
+        """``weigh``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        with own_code(self, ".weigh"):
+            weighed: Any = self.weigh(losses, squared_norms, gradients, state, context)
+        name = f"{name_of(self)}.weigh returned"
+        if not isinstance(weighed, Weighed):
+            raise ValueError(f"{name} {type(weighed).__name__}; needs Weighed")
+        expect(f"{name} factors", weighed.factors, losses.shape, "one per client")
+        expect(f"{name} a scale", weighed.scale, (), "one for the aggregate")
+        expect_like(f"{name} the memory", weighed.state, state)
+        return weighed
 
 
 class QFFL(Fairness):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.attacks.base import ClientView
 from jaxfl.clients import Broadcast, Message, Samples
-from jaxfl.contracts import expect_like, name_of, own_code
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
@@ -153,24 +153,28 @@ def train(
 ) -> tuple[Message, State]:
     """One client's algorithm, which sees its samples as the mechanism of privacy shows them."""
     algorithm, privacy = federation.algorithm, federation.privacy
-    objective = privacy.objective(objective, samples.count, algorithm.batch_size)
-    return algorithm.step(objective, received, privacy.samples(samples), memory, key)
+    objective = privacy.checked("objective", objective, samples.count, algorithm.batch_size)
+    samples = privacy.checked("samples", samples)
+    return algorithm.checked_step(objective, received, samples, memory, key)
 
 
 def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " m"], Told]:
     """One client's update, and what else is known of its work."""
     federation, received, view = shared.federation, shared.broadcast, own.view
+    algorithm = federation.algorithm
     key = jax.random.fold_in(shared.client_key, view.id)
     samples = _samples(plan, shared, own)
     message, memory = train(federation, plan.objective, received, samples, own.memory, key)
     standing = None
     if federation.fairness is not None:
-        loss = federation.algorithm.starting_loss(plan.objective, received, samples, message)
+        with own_code(algorithm, ".starting_loss"):
+            loss = algorithm.starting_loss(plan.objective, received, samples, message)
+        expect(f"{name_of(algorithm)}.starting_loss returned", loss, (), "the mean over samples")
         standing = Standing(loss=loss, squared_norm=rows.squared_norms(message.update[None])[0])
     if federation.noise_order == NOISE_FIRST:
         noise_key = jax.random.fold_in(shared.noise_key, view.id)
         with jax.named_scope("privacy"):
-            update = federation.privacy.message(message.update, noise_key)
+            update = federation.privacy.checked("message", message.update, noise_key)
         message = message.replace(update=update)
     told = Told(message.loss, message.model_state, message.steps, standing, memory)
     return message.update.astype(plan.message_type), told

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import Broadcast, Samples
+from jaxfl.contracts import started
 from jaxfl.data.dataset import FederatedData
 from jaxfl.devices import device_of, memory_of_device, working_set
 from jaxfl.evaluation import evaluate
@@ -224,9 +225,9 @@ def _client_bytes(
             return Batch(*data.samples(place), mask)
 
         samples = Samples(jnp.int32(1), load, data.capacity)
-        server = federation.algorithm.init_server(spec)
+        server = started(federation.algorithm, "init_server", spec)
         received = Broadcast(objective.unravel(params), model_state, jnp.int32(0), server)
-        memory = federation.algorithm.init(spec)
+        memory = started(federation.algorithm, "init", spec)
         return train(federation, objective, received, samples, memory, key)
 
     key = jax.random.key(0)

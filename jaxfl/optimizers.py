@@ -1,6 +1,7 @@
 """Optimisers, for the server's step and for local steps, and their learning-rate schedules."""
 
 import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from jaxfl.component import Component, Scalar, field
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.types import PyTree
 
 
@@ -17,6 +19,17 @@ class Schedule(Component):
     @abc.abstractmethod
     def rate(self, step: Array) -> Array:
         """The learning rate at this step (from 0)."""
+
+    def checked(self, step: Array) -> Array:
+        """``rate``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers no single number.
+        """
+        with own_code(self, ".rate"):
+            rate = self.rate(step)
+        expect(f"{name_of(self)}.rate returned", rate, (), "one learning rate")
+        return rate
 
 
 class StepDecay(Schedule):
@@ -72,19 +85,35 @@ class Optimizer(Component):
           at: the step at which a schedule is read, for an optimiser that starts afresh every
             round; None: the number of steps taken.
         """
-        rate = self.learning_rate
-        step = (
-            rate if not isinstance(rate, Schedule) else rate.rate if at is None else rate.rate(at)
-        )
-        inner = optax.chain(self.rule(), optax.scale_by_learning_rate(step))  # pyright: ignore
+        rate: Any = self.learning_rate
+        if isinstance(rate, Schedule):
+            rate = rate.checked if at is None else rate.checked(at)
+        name = f"{name_of(self)}.rule"
+        with own_code(self, ".rule"):
+            rule = self.rule()
+        if not isinstance(rule, optax.GradientTransformation):
+            raise ValueError(
+                f"{name} returned {type(rule).__name__}; needs an optax.GradientTransformation"
+            )
+        inner = optax.chain(rule, optax.scale_by_learning_rate(rate))
 
         def init(params: PyTree) -> PyTree:
-            return inner.init(_widened(params))
+            with own_code(self, ".rule"):
+                return inner.init(_widened(params))
 
         def update(updates: PyTree, state: PyTree, params: PyTree = None) -> PyTree:
-            return inner.update(_widened(updates), state, _widened(params))
+            with own_code(self, ".rule"):
+                change, memory = inner.update(_widened(updates), state, _widened(params))
+            expect_like(f"{name}'s update returned", _shapes(change), _shapes(updates))
+            expect_like(f"{name}'s update returned the memory", memory, state)
+            return change, memory
 
         return optax.GradientTransformation(init, update)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    """As floats of one type: a change is cast to the parameters' type when it is added."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), tree)
 
 
 def _widened(tree: PyTree) -> PyTree:

@@ -1,13 +1,15 @@
 """Who takes part in a round."""
 
 import abc
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxfl.component import Component, field
+from jaxfl.component import Component, field, integer
+from jaxfl.contracts import name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
 SORTED = 10_000
@@ -29,6 +31,26 @@ class Participation(Component):
     def expected(self, population: int) -> int:
         """The mean number of clients in a round, rounded."""
         return self.cohort(population)
+
+    def leaves_slots(self, population: int) -> bool:
+        """Whether slots of a round can be empty.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        name = name_of(self)
+        for method in ("cohort", "expected"):
+            with own_code(self, f".{method}"):
+                slots = getattr(self, method)(population)
+            integer(slots, f"what {name}.{method} returns", 1)
+        slots = self.cohort(population)
+        with own_code(self, ".sample"):
+            sample = functools.partial(self.sample, population)
+            got = sketch(jax.eval_shape(sample, jax.random.key(0), jnp.int32(0)))
+        wanted = [f"(int32[{slots}], {present})" for present in ("None", f"bool[{slots}]")]
+        if got not in wanted:
+            raise ValueError(f"{name}.sample returned {got}; needs {' or '.join(wanted)}")
+        return got == wanted[1]
 
     @abc.abstractmethod
     def sample(

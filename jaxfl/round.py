@@ -8,6 +8,7 @@ number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shap
 What mechanisms of privacy do is in their hooks, which are the identity where there is none.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -84,7 +85,7 @@ def receive(
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
     sent, weighed, attack = _attack_phase(federation, plan, state, keys, context, work)
     with jax.named_scope("privacy"):
-        sent, seen = federation.privacy.bound(sent, state.privacy)
+        sent, seen = federation.privacy.checked("bound", sent, state.privacy)
     return Received(
         keys=keys,
         context=context,
@@ -116,7 +117,9 @@ def answer(
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
     share = _share(federation, plan, context)
-    update, server = federation.algorithm.finish(state.server, update, messages, context, share)
+    update, server = federation.algorithm.checked_finish(
+        state.server, update, messages, context, share
+    )
 
     change: Any
     change, optimizer = federation.optimizer.transform().update(
@@ -203,7 +206,7 @@ def _root_phase(
             return Batch(*data.samples(own[place]), mask)
 
         samples = Samples(count=jnp.int32(data.root), load=load, capacity=data.root)
-        message, memory = federation.algorithm.step(
+        message, memory = federation.algorithm.checked_step(
             plan.objective, broadcast(plan, state), samples, memory, keys.root
         )
         context = context.replace(root_update=replicate(message.update))
@@ -253,14 +256,14 @@ def _attack_phase(
     if mechanism_last:
         noise = _noise_keys(keys.noise, context)
         # The scope is the function's: over a stream it runs later, wherever rows are asked for.
-        message = jax.named_scope("privacy")(privacy.message)
+        message = jax.named_scope("privacy")(functools.partial(privacy.checked, "message"))
         sent = by_columns(each(message, sent, noise, context.byzantine))
         sent = _multiplied(sent, weighed)
     elif federation.attack.crafts:
 
         @jax.named_scope("privacy")
         def taken_for(row: Array, crafted: Array) -> Array:
-            return jnp.where(crafted, privacy.crafted(row), row)
+            return jnp.where(crafted, privacy.checked("crafted", row), row)
 
         sent = each(taken_for, sent, context.byzantine)
     return sent, weighed, memory
@@ -280,7 +283,7 @@ def _weigh(
         return None
     standing = work.told.standing
     assert standing is not None
-    weighed = federation.fairness.weigh(
+    weighed = federation.fairness.checked(
         standing.loss,
         standing.squared_norm,
         federation.algorithm.gradients,
@@ -320,7 +323,8 @@ def _release(
     )
     # No client has the number of the population: its noise is the server's.
     key = jax.random.fold_in(received.keys.noise, population)
-    return federation.privacy.release(aggregate, received.seen, turn, state.privacy, key)
+    seen, memory = received.seen, state.privacy
+    return federation.privacy.checked("release", aggregate, seen, turn, memory, key)
 
 
 def _share(federation: Federation, plan: Plan, context: Context) -> Float[Array, ""]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from jaxfl.component import seed_of
+from jaxfl.contracts import started
 from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.types import PyTree, Spec, State, Struct
@@ -94,17 +95,17 @@ def init_state(
     model_key, byzantine_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params, model_state = plan.objective.init(model_key)
     wide = dataclasses.replace(spec, dim=spec.dim * federation.algorithm.width)
-    one_client: Any = federation.algorithm.init(spec)
+    one_client: Any = started(federation.algorithm, "init", spec)
     return FederationState(
         params=params,
         model_state=model_state,
         optimizer=federation.optimizer.transform().init(params),
         clients=jax.tree.map(lambda x: jnp.tile(x, (spec.population, *[1] * x.ndim)), one_client),
-        attack=federation.attack.init(wide),
-        aggregator=federation.aggregator.init(wide),
-        server=federation.algorithm.init_server(spec),
-        privacy=federation.privacy.init(wide.dim),
-        fairness=() if federation.fairness is None else federation.fairness.init(spec),
+        attack=started(federation.attack, "init", wide),
+        aggregator=started(federation.aggregator, "init", wide),
+        server=started(federation.algorithm, "init_server", spec),
+        privacy=started(federation.privacy, "init", wide.dim),
+        fairness=() if federation.fairness is None else started(federation.fairness, "init", spec),
         root=one_client if "update" in federation.aggregator.needs_root else (),
         byzantine=jax.random.permutation(byzantine_key, spec.population) < federation.byzantine,
         participations=jnp.zeros((spec.population,), jnp.int32),

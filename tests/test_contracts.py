@@ -4,14 +4,35 @@ import traceback
 
 import jax.numpy as jnp
 import jaxtyping
+import optax
 import pytest
 from helpers import ragged
 
-from jaxfl import ALIE, NNM, Aggregator, Attack, Federation, Krum, Median, Pipeline, Simulation
+from jaxfl import (
+    ALIE,
+    NNM,
+    QFFL,
+    SGD,
+    Aggregator,
+    Attack,
+    FedAvg,
+    Federation,
+    FedSGD,
+    Krum,
+    Median,
+    Pipeline,
+    SignFlip,
+    Simulation,
+)
+from jaxfl.aggregators import PreAggregator
 from jaxfl.attacks import OptimizedIPM
 from jaxfl.component import capability
 from jaxfl.contracts import has_own_code
+from jaxfl.fairness import Fairness, Weighed
 from jaxfl.models import Softmax
+from jaxfl.optimizers import Optimizer, Schedule
+from jaxfl.participation import Participation
+from jaxfl.privacy import Privacy
 from jaxfl.types import Aggregated, Info
 
 DATA = ragged(sizes=(6,) * 7)  # the model has 15 parameters
@@ -64,6 +85,134 @@ class Answered(Aggregator):
         }[self.kind]()
 
 
+class Trained(FedSGD):
+    """A user's algorithm: what goes wrong is given by a word."""
+
+    kind: str = ""
+
+    def init(self, spec):
+        return {"init": "nothing"}.get(self.kind, ())
+
+    def step(self, objective, broadcast, samples, state, key):
+        message, state = super().step(objective, broadcast, samples, state, key)
+        return {
+            "array": lambda: (message.update, state),
+            "message alone": lambda: message,
+            "update": lambda: (message.replace(update=message.update[:3]), state),
+            "loss": lambda: (message.replace(loss=message.update), state),
+            "steps": lambda: (message.replace(steps=None), state),
+            "memory": lambda: (message, message.loss),
+            "raises": lambda: {}["rate"],
+            "numbers": lambda: (message.replace(loss=0.5, steps=1), state),
+        }.get(self.kind, lambda: (message, state))()
+
+    def finish(self, server, aggregate, messages, context, share):
+        return (aggregate[1:] if self.kind == "finish" else aggregate), server
+
+    def starting_loss(self, objective, broadcast, samples, message):
+        return message.update if self.kind == "standing" else message.loss
+
+
+class Protected(Privacy):
+    """A user's mechanism: the hook that answers wrongly is given by a word."""
+
+    kind: str = ""
+    protects, trusts = capability("words"), capability("nobody")
+
+    def releases(self, run):
+        return ()
+
+    def neighbours(self, run):
+        return "none"
+
+    def objective(self, objective, count, batch_size):
+        return objective.value_and_grad if self.kind == "objective" else objective
+
+    def samples(self, samples):
+        return samples.count if self.kind == "samples" else samples
+
+    def message(self, message, key, crafted=False):
+        return {"message": lambda: message[None], "raises": lambda: {}["clip"]}.get(
+            self.kind, lambda: message
+        )()
+
+    def crafted(self, message):
+        return message[:2] if self.kind == "crafted" else message
+
+    def bound(self, sent, state):
+        if self.kind == "bound alone":
+            return sent
+        return (sent.T if self.kind == "bound" else sent), ()
+
+    def release(self, aggregate, seen, turn, state, key):
+        wrong = {"release": (jnp.mean(aggregate), state), "memory": (aggregate, aggregate)}
+        return wrong.get(self.kind, (aggregate, state))
+
+
+class Mixed(PreAggregator):
+    """A user's pre-aggregator, which mixes as it is told."""
+
+    kind: str = ""
+
+    def mix(self, statistics, context):
+        m = statistics.usable.shape[0]
+        return {"vector": jnp.ones(m), "rows": jnp.ones((1, m)), "none": None}[self.kind]
+
+
+class Drawn(Participation):
+    """A user's participation: what it answers is given by a word."""
+
+    kind: str = ""
+
+    def cohort(self, population):
+        return population / 2 if self.kind == "cohort" else population
+
+    def sample(self, population, key, turn=0):
+        ids = jnp.arange(population)
+        return {
+            "floats": lambda: (ids / 2, None),
+            "few": lambda: (ids[1:], None),
+            "present": lambda: (ids, jnp.ones(population)),
+            "ids alone": lambda: ids,
+            "branch": lambda: (ids if turn % 2 else ids[::-1], None),
+        }.get(self.kind, lambda: (ids, None))()
+
+
+class Stepped(Optimizer):
+    """A user's optimiser: what its transformation does is given by a word."""
+
+    kind: str = ""
+
+    def rule(self):
+        def update(updates, state, params=None):
+            return {
+                "shape": lambda: (updates[:2], state),
+                "memory": lambda: (updates, updates),
+                "raises": lambda: {}["momentum"],
+            }[self.kind]()
+
+        made = optax.GradientTransformation(lambda params: (), update)
+        return None if self.kind == "none" else made
+
+
+class Scheduled(Schedule):
+    """A user's schedule, which answers two rates."""
+
+    def rate(self, step):
+        return jnp.ones(2)
+
+
+class Fair(Fairness):
+    """A user's weights: what is wrong with them is given by a word."""
+
+    kind: str = ""
+
+    def weigh(self, losses, squared_norms, gradients, state, context):
+        factors = losses[None] if self.kind == "factors" else losses
+        weighed = Weighed(factors=factors, scale=jnp.ones(()), state=state)
+        return losses if self.kind == "array" else weighed
+
+
 ATTACKS = {
     "three": r"Crafted.craft returned \(3, 15\); needs \(1 or 2, 15\)",
     "vector": r"Crafted.craft returned \(15,\); needs \(1 or 2, 15\)",
@@ -81,7 +230,81 @@ RULES = {
     "info": r"Answered.aggregate returned Info of scores \(15,\); needs \(7,\), one per row",
     "raises": "Answered.aggregate raised TypeError: dot_general requires",
 }
+ALGORITHMS = {
+    "init": "Trained.init raised TypeError",
+    "array": r"Trained.step returned .*Tracer; needs a Message and the memory",
+    "message alone": "Trained.step raised TypeError: cannot unpack non-iterable Message",
+    "update": r"Trained.step returned an update \(3,\); needs \(15,\), width numbers per parameter",
+    "loss": r"Trained.step returned a loss \(15,\); needs \(\)",
+    "steps": r"Trained.step returned steps NoneType; needs \(\)",
+    "memory": r"Trained.step returned the memory float32\[\]; needs, as before, \(\)",
+    "raises": "Trained.step raised KeyError: 'rate'",
+    "finish": r"Trained.finish returned a direction \(14,\); needs \(15,\), one number per param",
+}
+MECHANISMS = {
+    "objective": "Protected.objective returned method; needs Objective",
+    "samples": "Protected.samples returned .*Tracer; needs Samples",
+    "message": r"Protected.message returned \(1, 15\); needs \(15,\), as it was given",
+    "raises": "Protected.message raised KeyError: 'clip'",
+    "crafted": r"Protected.crafted returned \(2,\); needs \(15,\), as it was given",
+    "bound": r"Protected.bound returned \(15, 7\); needs \(7, 15\), as it was given",
+    "bound alone": "Protected.bound raised ValueError: too many values to unpack",
+    "release": r"Protected.release returned \(\); needs \(15,\), as it was given",
+    "memory": r"Protected.release returned the memory float32\[15\]; needs, as before, \(\)",
+}
+MIXES = {
+    "vector": r"Mixed.mix returned \(7,\); needs \(7, 7\)",
+    "rows": r"Mixed.mix returned \(1, 7\); needs \(7, 7\)",
+    "none": r"Mixed.mix returned NoneType; needs \(7, 7\)",
+}
+COHORTS = {
+    "cohort": "what Drawn.cohort returns must be an integer, at least 1; got 3.5",
+    "floats": r"Drawn.sample returned \(float32\[7\], None\); needs \(int32\[7\], None\) or",
+    "few": r"Drawn.sample returned \(int32\[6\], None\); needs \(int32\[7\], None\) or",
+    "present": r"Drawn.sample returned \(int32\[7\], float32\[7\]\); needs .* or \(int32\[7\], ",
+    "ids alone": r"Drawn.sample returned int32\[7\]; needs \(int32\[7\], None\)",
+    "branch": "Drawn.sample raised TracerBoolConversionError",
+}
+STEPS = {
+    "none": "Stepped.rule returned NoneType; needs an optax.GradientTransformation",
+    "shape": r"Stepped.rule's update returned float32\[2\]; needs, as before, float32\[15\]",
+    "memory": r"Stepped.rule's update returned the memory .*float32\[15\]",
+    "raises": "Stepped.rule raised KeyError: 'momentum'",
+}
+WEIGHTS = {
+    "factors": r"Fair.weigh returned factors \(1, 7\); needs \(7,\), one per client",
+    "array": "Fair.weigh returned .*Tracer; needs Weighed",
+}
 PARTS = [
+    *((Federation(algorithm=Trained(kind=kind)), text) for kind, text in ALGORITHMS.items()),
+    (
+        Federation(algorithm=Trained(kind="standing"), fairness=QFFL(q=1.0, lipschitz=1.0)),
+        r"Trained.starting_loss returned \(15,\); needs \(\), the mean over samples",
+    ),
+    *(
+        (Federation(privacy=Protected(kind=kind), attack=SignFlip(), byzantine=2), text)
+        for kind, text in MECHANISMS.items()
+    ),
+    (
+        # The attack tries the defence, mechanism and all, before the round itself asks it.
+        Federation(privacy=Protected(kind="bound"), attack=OptimizedIPM(), byzantine=2),
+        MECHANISMS["bound"],
+    ),
+    *(
+        (Federation(aggregator=Pipeline(pre=[Mixed(kind=kind)], rule=Median())), text)
+        for kind, text in MIXES.items()
+    ),
+    *((Federation(participation=Drawn(kind=kind)), text) for kind, text in COHORTS.items()),
+    *((Federation(optimizer=Stepped(kind=kind)), text) for kind, text in STEPS.items()),
+    (
+        Federation(algorithm=FedAvg(optimizer=Stepped(kind="raises"))),
+        STEPS["raises"],
+    ),
+    (
+        Federation(optimizer=SGD(learning_rate=Scheduled())),
+        r"Scheduled.rate returned \(2,\); needs \(\), one learning rate",
+    ),
+    *((Federation(fairness=Fair(kind=kind)), text) for kind, text in WEIGHTS.items()),
     *((Federation(attack=Crafted(kind=kind), byzantine=2), text) for kind, text in ATTACKS.items()),
     *((Federation(aggregator=Answered(kind=kind)), text) for kind, text in RULES.items()),
     (
@@ -131,6 +354,12 @@ def test_own_parts_are_found_at_any_depth():
 
 def test_right_own_parts_are_taken():
     federation = Federation(
-        attack=Crafted(kind="right"), aggregator=Answered(kind="right"), byzantine=2
+        attack=Crafted(kind="right"),
+        aggregator=Answered(kind="right"),
+        byzantine=2,
+        algorithm=Trained(kind="numbers"),
+        privacy=Protected(),
+        participation=Drawn(),
+        fairness=Fair(),
     )
     assert not Simulation(federation, DATA, Softmax()).run(1).diverged

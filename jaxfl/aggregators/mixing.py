@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Component, capability
+from jaxfl.contracts import expect, name_of, own_code
 from jaxfl.numerics.rows import Rows
 from jaxfl.types import Context, Info, PyTree
 
@@ -93,6 +94,20 @@ class PreAggregator(Component):
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
         """The matrix; a row of zeros marks the mixed row as not usable."""
 
+    def checked(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
+        """``mix``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        m = statistics.usable.shape[0]
+        with own_code(self, ".mix"):
+            matrix = self.mix(statistics, context)
+        expect(
+            f"{name_of(self)}.mix returned", matrix, (self.rows(m), m), "a row per row handed on"
+        )
+        return matrix
+
 
 def measure_mixed(
     pre: Sequence[PreAggregator],
@@ -146,7 +161,7 @@ def measure_mixed(
         )
         for stage in pre:
             m = now.usable.shape[0]
-            matrix = stage.mix(now, context_of(m, context))
+            matrix = stage.checked(now, context_of(m, context))
             now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
             mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
     return (measured.about_origin(now) if origin else now), mixing

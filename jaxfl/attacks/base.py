@@ -1,5 +1,6 @@
 """What Byzantine clients do: to their data, and to the messages they send."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,13 +78,14 @@ class Defence(Struct):
             return sent
         assert self.context.byzantine is not None
         if self.noise is None:
-            crafted = jax.vmap(self.privacy.crafted)(sent)
+            crafted = jax.vmap(functools.partial(self.privacy.checked, "crafted"))(sent)
             sent = jnp.where(self.context.byzantine[:, None], crafted, sent)
         else:
-            sent = jax.vmap(self.privacy.message)(sent, self.noise, self.context.byzantine)
+            message = functools.partial(self.privacy.checked, "message")
+            sent = jax.vmap(message)(sent, self.noise, self.context.byzantine)
         if self.factors is not None:
             sent = sent * self.factors[:, None].astype(sent.dtype)
-        return self.privacy.bound(sent, self.memory)[0]
+        return self.privacy.checked("bound", sent, self.memory)[0]
 
     def probe(self, updates: rows.Rows) -> Float[Array, " d"]:
         """What the server would make of these updates, up to its own randomness."""

@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.component import Component, capability, field
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics.permutation import permute
 from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct
@@ -163,6 +164,32 @@ class ClientAlgorithm(Component):
           The message to the server and the client's new memory.
         """
 
+    def checked_step(
+        self,
+        objective: Objective,
+        broadcast: Broadcast,
+        samples: Samples,
+        state: State,
+        key: Key[Array, ""],
+    ) -> tuple[Message, State]:
+        """``step``, whose answer is looked at as it is traced.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        with own_code(self, ".step"):
+            message, memory = self.step(objective, broadcast, samples, state, key)
+        name = f"{name_of(self)}.step returned"
+        if not isinstance(message, Message):
+            raise ValueError(f"{name} {type(message).__name__}; needs a Message and the memory")
+        size = self.width * sum(leaf.size for leaf in jax.tree.leaves(broadcast.params))
+        expect(f"{name} an update", message.update, (size,), "width numbers per parameter")
+        expect(f"{name} a loss", message.loss, (), "the mean over the steps")
+        expect(f"{name} steps", message.steps, (), "how many, as a float")
+        expect_like(f"{name} a model_state", message.model_state, broadcast.model_state)
+        expect_like(f"{name} the memory", memory, state)
+        return message, memory
+
     def finish(
         self,
         server: State,
@@ -185,6 +212,22 @@ class ClientAlgorithm(Component):
           The direction, which the optimiser descends, and the server half's new memory.
         """
         return aggregate, server
+
+    def checked_finish(
+        self,
+        server: State,
+        aggregate: Float[Array, " m"],
+        messages: Message,
+        context: Context,
+        share: Float[Array, ""],
+    ) -> tuple[Float[Array, " d"], State]:
+        """``finish``, looked at as ``checked_step`` does."""
+        with own_code(self, ".finish"):
+            direction, memory = self.finish(server, aggregate, messages, context, share)
+        name, size = f"{name_of(self)}.finish returned", aggregate.shape[0] // self.width
+        expect(f"{name} a direction", direction, (size,), "one number per parameter")
+        expect_like(f"{name} the server's memory", memory, server)
+        return direction, memory
 
     def uses(self, per_pass: int) -> tuple[int, int]:
         """How often a round uses the client's samples; only asked where ``private``.

@@ -258,5 +258,5 @@ def effective_rate(rate: Scalar | Schedule, steps: int, round: Array, dtype: Any
 
     Dividing ``w_before - w_after`` by it gives the mean direction of the local steps.
     """
-    now = rate.rate(round) if isinstance(rate, Schedule) else rate
+    now = rate.checked(round) if isinstance(rate, Schedule) else rate
     return steps * jnp.asarray(now, dtype)

@@ -7,13 +7,14 @@ class must say itself, or it is refused before anything runs.
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
 from jaxfl.component import Component, Scalar, capability, depth_of, field
+from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.models.objective import Objective
 from jaxfl.models.per_example import check_per_example
 from jaxfl.numerics.noise import laplace, normal
@@ -187,6 +188,25 @@ class Privacy(Component):
     ) -> tuple[Float[Array, " d"], State]:
         """The aggregate as it leaves the server, and the new memory."""
         return aggregate, state
+
+    def checked(self, hook: str, *given: Any) -> Any:
+        """What a hook answers, looked at as it is traced: the like of what it was first given.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        name = f"{name_of(self)}.{hook} returned"
+        with own_code(self, f".{hook}"):
+            got = getattr(self, hook)(*given)
+            first, memory = got if hook in ("bound", "release") else (got, ())
+        kind = {"objective": Objective, "samples": Samples}.get(hook)
+        if kind is None:
+            expect(name, first, given[0].shape, "as it was given")
+        elif not isinstance(first, kind):
+            raise ValueError(f"{name} {type(first).__name__}; needs {kind.__name__}")
+        if hook == "release":
+            expect_like(f"{name} the memory", memory, given[3])
+        return got
 
     # What that amounts to.
 
