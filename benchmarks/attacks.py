@@ -58,7 +58,8 @@ from jaxfl.attacks import (
     TNBSStealth,
     Zero,
 )
-from jaxfl.attacks.base import Defence, attack_rows
+from jaxfl.attacks.base import attack_rows
+from jaxfl.attacks.views import Defence
 from jaxfl.clients import FedSGD
 from jaxfl.federation import Federation
 from jaxfl.models import MLP

@@ -38,7 +38,8 @@ from benchmarks.cases import (
 from benchmarks.timing import Report
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import ALIE
-from jaxfl.attacks.base import Defence, attack_rows
+from jaxfl.attacks.base import attack_rows
+from jaxfl.attacks.views import Defence
 from jaxfl.plan import make_plan
 from jaxfl.types import Context, PyTree
 

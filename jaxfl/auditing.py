@@ -21,7 +21,7 @@ from jaxfl.accounting.releases import deployment
 from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
 from jaxfl.component import capability
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
 from jaxfl.plan import make_plan

@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, Integer
 
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.federation import Federation
 from jaxfl.record import RoundRecord

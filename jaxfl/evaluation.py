@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.metrics import FairnessMetrics, fairness_metrics
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import Struct

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxfl.component import seed_of
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.attacks.base import ClientView
+from jaxfl.attacks.views import ClientView
 from jaxfl.clients import Broadcast, Message, Samples
 from jaxfl.contracts import expect, expect_like, name_of, own_code
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import Broadcast, Samples
 from jaxfl.contracts import started
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.devices import device_of, memory_of_device, working_set
 from jaxfl.evaluation import evaluate
 from jaxfl.federation import Federation

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxfl.component import depth_of, integer
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
 from jaxfl.memory import client_bytes, fitting

@@ -8,27 +8,26 @@ number in it can be swept by ``vmap``), ``Plan`` the sizes and choices that shap
 What mechanisms of privacy do is in their hooks, which are the identity where there is none.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl import metrics
 from jaxfl.aggregators import Mean
-from jaxfl.attacks.base import Defence, attack_rows
 from jaxfl.clients import Message, Samples
-from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import by_columns, replicate
+from jaxfl.data.federated import FederatedData
+from jaxfl.devices import replicate
 from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
-from jaxfl.local_work import LocalWork, Told, broadcast, told_with, work_locally
+from jaxfl.local_work import Told, broadcast, told_with, work_locally
 from jaxfl.models.objective import ModelState
-from jaxfl.numerics.rows import Rows, each, matrix_of
-from jaxfl.privacy.deployment import ATTACK_FIRST, Turn
+from jaxfl.numerics.rows import Rows, matrix_of
+from jaxfl.privacy.deployment import Turn
 from jaxfl.record import RoundRecord, record_of
+from jaxfl.sending import send
 from jaxfl.state import FederationState, Plan, RoundKeys, round_keys
 from jaxfl.types import Batch, Context, State, Struct, present_mask
 
@@ -83,7 +82,7 @@ def receive(
     keys = round_keys(state)
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
-    sent, weighed, attack = _attack_phase(federation, plan, state, keys, context, work)
+    sent, weighed, attack = send(federation, plan, state, keys, context, work)
     with jax.named_scope("privacy"):
         sent, seen = federation.privacy.checked("bound", sent, state.privacy)
     return Received(
@@ -211,98 +210,6 @@ def _root_phase(
         )
         context = context.replace(root_update=replicate(message.update))
     return context, memory
-
-
-def _attack_phase(
-    federation: Federation,
-    plan: Plan,
-    state: FederationState,
-    keys: RoundKeys,
-    context: Context,
-    work: LocalWork,
-) -> tuple[Rows, Weighed | None, State]:
-    """What the server receives, how fairness weighs it, and the attack's new memory.
-
-    Fairness weighs what the mechanism has made of an update, and attackers rewrite what would be
-    received: where the mechanism comes after the attack, the weights come last.
-    """
-    assert context.byzantine is not None
-    privacy, own = federation.privacy, work.updates
-    weighed = _weigh(federation, state, context, work)
-    mechanism_last = privacy.on_messages and federation.noise_order == ATTACK_FIRST
-    if not mechanism_last:
-        own = _multiplied(own, weighed)
-    defence = Defence(
-        aggregator=federation.aggregator,
-        state=state.aggregator,
-        context=context.replace(key=keys.probe),
-        start=federation.aggregator.init(plan.spec),
-        privacy=privacy,
-        memory=state.privacy,
-        noise=_noise_keys(keys.probe, context) if mechanism_last else None,
-        factors=weighed.factors if weighed and mechanism_last else None,
-    )
-    sent, memory = attack_rows(
-        federation.attack,
-        own,
-        context.byzantine,
-        state.attack,
-        context,
-        keys.attack,
-        defence,
-        plan.spec.max_byzantine,
-        state.ranks.at[context.client_ids].get(mode="clip"),
-    )
-    if mechanism_last:
-        noise = _noise_keys(keys.noise, context)
-        # The scope is the function's: over a stream it runs later, wherever rows are asked for.
-        message = jax.named_scope("privacy")(functools.partial(privacy.checked, "message"))
-        sent = by_columns(each(message, sent, noise, context.byzantine))
-        sent = _multiplied(sent, weighed)
-    elif federation.attack.crafts:
-
-        @jax.named_scope("privacy")
-        def taken_for(row: Array, crafted: Array) -> Array:
-            return jnp.where(crafted, privacy.checked("crafted", row), row)
-
-        sent = each(taken_for, sent, context.byzantine)
-    return sent, weighed, memory
-
-
-def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:
-    """One for each client of the cohort."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, context.client_ids)
-
-
-@jax.named_scope("server")
-def _weigh(
-    federation: Federation, state: FederationState, context: Context, work: LocalWork
-) -> Weighed | None:
-    """What fairness makes of the clients' standing; None without it."""
-    if federation.fairness is None:
-        return None
-    standing = work.told.standing
-    assert standing is not None
-    weighed = federation.fairness.checked(
-        standing.loss,
-        standing.squared_norm,
-        federation.algorithm.gradients,
-        state.fairness,
-        context,
-    )
-    if not federation.aggregator.scale_equivariant:
-        # Its answer is no multiple of what it is given, so that nothing can be made up for later.
-        factors = weighed.factors * weighed.scale
-        weighed = weighed.replace(factors=factors, scale=jnp.ones_like(weighed.scale))
-    return weighed
-
-
-def _multiplied(updates: Rows, weighed: Weighed | None) -> Rows:
-    """The updates times the factors of fairness; as they are without it."""
-    if weighed is None:
-        return updates
-    multiply = jax.named_scope("server")(jnp.multiply)
-    return each(multiply, updates, weighed.factors.astype(updates.dtype))
 
 
 @jax.named_scope("privacy")

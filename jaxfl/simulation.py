@@ -19,12 +19,8 @@ from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm, FedSGD
 from jaxfl.component import integer
 from jaxfl.contracts import has_own_code
-from jaxfl.data.dataset import FederatedData
-from jaxfl.devices import (
-    Device,
-    check_way,
-    copy_to,
-)
+from jaxfl.data.federated import FederatedData
+from jaxfl.devices import Device, check_way, copy_to
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
@@ -43,10 +39,11 @@ from jaxfl.participation import Full, Participation
 from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
-from jaxfl.programs import compile_or_load, prepare
+from jaxfl.programs import prepare
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
+from jaxfl.seeds import over_seeds
 from jaxfl.signals import StopSignals
 from jaxfl.state import FederationState, Plan, init_state
 from jaxfl.types import PyTree
@@ -118,7 +115,7 @@ class Simulation:
         self._client_accuracy = client_accuracy
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None
         self._program = functools.partial(
-            _program,
+            over_seeds,
             plan=self.plan,
             several=self.several,
             own_parts=len(parts) > 1,
@@ -220,40 +217,6 @@ def _evaluate(
     _: None, plan: Plan, data: FederatedData, state: FederationState, **asked: Any
 ) -> Evaluation:
     return evaluate(plan, data, state, **asked)
-
-
-@functools.lru_cache(maxsize=64)
-def _program(
-    function: Callable[..., PyTree],
-    *,
-    plan: Plan,
-    several: bool,
-    own_parts: bool,
-    way: str,
-    devices: tuple[Device, ...] | None,
-    donate: tuple[int, ...] = (),
-    **static: Any,
-) -> Callable[..., PyTree]:
-    """A function of (federation, plan, data, state), compiled; equal plans share programs."""
-
-    def one_seed(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
-        return function(federation, plan, data, state, **static)
-
-    def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
-        partitions = data.axes() if data.start.ndim > 1 else None
-        parts = 0 if own_parts else None
-        # All are in the same round: what is decided by its number is decided once.
-        state = state.replace(round=state.round[0])
-        states = jax.tree.map(lambda _: 0, state).replace(round=None)
-        return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
-
-    return compile_or_load(
-        all_seeds if several else one_seed,
-        (function, plan, several, own_parts, static),
-        way=way,
-        devices=devices,
-        donate=donate,
-    )
 
 
 def simulate(

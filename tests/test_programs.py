@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxfl
-from jaxfl import identity, programs, simulation
+from jaxfl import identity, programs, seeds
 from jaxfl.identity import Unknown, describe
 from jaxfl.models import Objective
 from jaxfl.programs import compile_or_load, keep_in, prepare
@@ -268,7 +268,7 @@ def test_a_simulation_from_kept_programs_gives_the_same_bits(folder, monkeypatch
     data = jaxfl.data.synthetic(samples=40, features=4, classes=2).split(jaxfl.data.IID(), 5)
 
     def run():
-        simulation._program.cache_clear()
+        seeds.over_seeds.cache_clear()
         ran = jaxfl.simulate(
             model=jaxfl.models.Softmax(),
             data=data,
@@ -279,7 +279,7 @@ def test_a_simulation_from_kept_programs_gives_the_same_bits(folder, monkeypatch
             seeds=(0, 1),
             evaluate_every=2,
         )
-        simulation._program.cache_clear()
+        seeds.over_seeds.cache_clear()
         return [np.asarray(x).tobytes() for x in jax.tree.leaves((ran.records, ran.evaluations))]
 
     first = run()

@@ -3,13 +3,12 @@
 from jaxfl._public import public as _public
 from jaxfl.aggregators.auto_gm import AutoGM as AutoGM
 from jaxfl.aggregators.base import Aggregator as Aggregator
-from jaxfl.aggregators.base import CoordinatewiseRule as CoordinatewiseRule
-from jaxfl.aggregators.base import WeightingRule as WeightingRule
 from jaxfl.aggregators.bulyan import Bulyan as Bulyan
 from jaxfl.aggregators.caf import CAF as CAF
 from jaxfl.aggregators.centered_clipping import CenteredClipping as CenteredClipping
 from jaxfl.aggregators.clustered import FLAME as FLAME
 from jaxfl.aggregators.clustered import ClippedClustering as ClippedClustering
+from jaxfl.aggregators.coordinatewise import CoordinatewiseRule as CoordinatewiseRule
 from jaxfl.aggregators.coordinatewise import MeaMed as MeaMed
 from jaxfl.aggregators.coordinatewise import Median as Median
 from jaxfl.aggregators.coordinatewise import Phocas as Phocas
@@ -39,6 +38,7 @@ from jaxfl.aggregators.signguard import SignGuardDist as SignGuardDist
 from jaxfl.aggregators.signguard import SignGuardSim as SignGuardSim
 from jaxfl.aggregators.smea import SMEA as SMEA
 from jaxfl.aggregators.statistics import Statistics as Statistics
+from jaxfl.aggregators.weighting import WeightingRule as WeightingRule
 from jaxfl.aggregators.zeno import Zeno as Zeno
 
 __all__ = _public(globals())

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.geometric_median import at_a_row, near_medoid, shares, weiszfeld
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt

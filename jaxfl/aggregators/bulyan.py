@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import (
-    Aggregator,
-    CoordinatewiseRule,
-    PreAggregator,
-    needs_more_than,
-)
+from jaxfl.aggregators.base import Aggregator, PreAggregator, needs_more_than
+from jaxfl.aggregators.coordinatewise import CoordinatewiseRule
 from jaxfl.aggregators.krum import krum_picks, krum_scores
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import capability, field

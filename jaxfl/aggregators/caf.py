@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import WeightingRule, needs_more_than
+from jaxfl.aggregators.base import needs_more_than
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.gram import tame_gram, weighted_gram

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.linkage import larger_of_two, smallest_level
 from jaxfl.numerics.order import of_rank_of_many

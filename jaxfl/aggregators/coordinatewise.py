@@ -1,12 +1,115 @@
 """Rules that treat every coordinate by itself."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import abc
+from collections.abc import Sequence
 
-from jaxfl.aggregators.base import CoordinatewiseRule, TallyRule, needs_more_than
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxfl.aggregators.base import Aggregator, needs_more_than
+from jaxfl.aggregators.mixing import PreAggregator, measure_mixed, mix_block
 from jaxfl.component import capability, field
-from jaxfl.numerics import order
-from jaxfl.types import Context
+from jaxfl.numerics import columns, order, rows
+from jaxfl.numerics.runs import alongside, in_all_runs
+from jaxfl.numerics.stream import Stream
+from jaxfl.types import Aggregated, Context, Info, State
+
+
+class CoordinatewiseRule(Aggregator):
+    """A rule whose every output coordinate depends on its own column alone. Abstract."""
+
+    @abc.abstractmethod
+    def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
+        """One number for each column of a block of columns.
+
+        A NaN must count as +inf, as it does in ``numerics.order``. A mixed row that is not usable
+        comes as a row of +inf.
+        """
+
+    def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
+        return self.aggregate_mixed((), updates, state, context)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: rows.Rows,
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Reduces the columns block by block; rows are mixed as a block is read."""
+        updates = rows.held(updates)
+        dtype = rows.accumulator(updates.dtype)
+        statistics = mixing = None
+        if pre:
+            none = jnp.zeros((0, updates.shape[1]), updates.dtype)
+            statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
+        diagonal = all(stage.diagonal for stage in pre)
+
+        def seen(block: Array) -> Array:
+            block = block.astype(dtype)
+            if mixing is not None:
+                assert statistics is not None
+                block = mix_block(block, mixing, diagonal)
+                block = jnp.where(statistics.usable[:, None], block, jnp.inf)
+            return block
+
+        def block_reduce(block: Array) -> Array:
+            return self.reduce(seen(block), context)
+
+        def known(block: Array) -> Array:
+            return jnp.any(jnp.isfinite(seen(block)), axis=0)
+
+        width = order.column_width(updates.shape[0] if mixing is None else mixing.shape[0])
+        output = columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)
+        # No number in a column is no news of it: the model stays, as where no row is usable.
+        output = jax.lax.cond(
+            in_all_runs(jnp.all(jnp.isfinite(output))),
+            lambda: output,
+            lambda: jnp.where(columns.map_columns(known, updates, width=width), output, 0),
+        )
+        info = Info()
+        if mixing is not None and any(stage.selects for stage in pre):
+            info = Info(selected=jnp.any(mixing != 0, axis=0))
+        return Aggregated(update=output, state=state, info=info)
+
+
+class TallyRule(CoordinatewiseRule):
+    """A coordinatewise rule that is a function of the sum of what clients vote for. Abstract."""
+
+    streams = capability(True)
+    reads_once = capability(True)
+
+    @abc.abstractmethod
+    def vote(self, block: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """What each client says of each column; 0 where it has no number."""
+
+    @abc.abstractmethod
+    def answer(self, tally: Float[Array, " c"]) -> Float[Array, " c"]:
+        """One number for each column, from the sum of the votes."""
+
+    def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
+        return self.answer(self._tally(block, jnp.ones((block.shape[0],), bool)))
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: rows.Rows,
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Sums the votes of rows that are streamed."""
+        if pre or not isinstance(updates, Stream):
+            return super().aggregate_mixed(pre, updates, state, context)
+        tally = updates.sum(lambda block, index, inside: self._tally(block, inside))
+        update = self.answer(tally).astype(updates.dtype)
+        return Aggregated(update=update, state=state, info=Info())
+
+    def _tally(self, block: Float[Array, "n c"], counted: Bool[Array, " n"]) -> Float[Array, " c"]:
+        votes = self.vote(block.astype(rows.accumulator(block.dtype)))
+        # A row of ones times the votes: XLA reduces a leading axis slowly on a CPU.
+        ones = alongside(counted.astype(votes.dtype), votes)
+        return jnp.matmul(ones, votes, precision="highest")
 
 
 class Median(CoordinatewiseRule):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.order import smallest

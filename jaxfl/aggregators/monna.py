@@ -6,14 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxfl.aggregators.base import (
-    Aggregator,
-    CoordinatewiseRule,
-    PreAggregator,
-    WeightingRule,
-    needs_more_than,
-)
+from jaxfl.aggregators.base import Aggregator, PreAggregator, needs_more_than
+from jaxfl.aggregators.coordinatewise import CoordinatewiseRule
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.gram import squared_distances_to, tame_gram

@@ -6,8 +6,9 @@ from fractions import Fraction
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import WeightingRule, needs_more_than
+from jaxfl.aggregators.base import needs_more_than
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import masked_median, safe_ratio

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxfl.aggregators.base import Aggregator, WeightingRule
+from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.coordinatewise import TrimmedMean
 from jaxfl.aggregators.mixing import PreAggregator
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability
 from jaxfl.numerics.rows import Rows
 from jaxfl.types import Aggregated, Context, Spec, State

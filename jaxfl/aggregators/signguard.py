@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.aggregators.base import WeightingRule
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import order
 from jaxfl.numerics.mean_shift import largest_cluster
@@ -51,8 +51,7 @@ class _SignGuard(WeightingRule):
       fraction: share of coordinates whose signs are looked at.
       window: look at one random run of coordinates, as the authors' code does, instead of a
         random one in each of as many stretches.
-      start: where that run begins; at random unless given. For comparisons: attackers who know
-        where a rule looks can hide from it.
+      start: where that run begins, for comparisons in which it must be known; else at random.
       filter_norms: the first component, the norm filter.
       cluster_signs: the second, the clustering of sign statistics.
       clip: the third, clipping those selected to the median norm.

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.aggregators.base import WeightingRule, needs_more_than
+from jaxfl.aggregators.base import needs_more_than
 from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability, field
 from jaxfl.numerics.gram import tame_gram
 from jaxfl.numerics.rows import safe_ratio

@@ -2,9 +2,6 @@
 
 from jaxfl._public import public as _public
 from jaxfl.attacks.base import Attack as Attack
-from jaxfl.attacks.base import AttackView as AttackView
-from jaxfl.attacks.base import ClientView as ClientView
-from jaxfl.attacks.base import Defence as Defence
 from jaxfl.attacks.base import NoAttack as NoAttack
 from jaxfl.attacks.byzmean import ByzMean as ByzMean
 from jaxfl.attacks.combined import Combined as Combined
@@ -40,5 +37,8 @@ from jaxfl.attacks.statistical import IPM as IPM
 from jaxfl.attacks.statistical import MinMax as MinMax
 from jaxfl.attacks.statistical import MinSum as MinSum
 from jaxfl.attacks.statistical import z_max as z_max
+from jaxfl.attacks.views import AttackView as AttackView
+from jaxfl.attacks.views import ClientView as ClientView
+from jaxfl.attacks.views import Defence as Defence
 
 __all__ = _public(globals())

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.base import Attack
 from jaxfl.attacks.informed import InformedAttack, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Spec, State

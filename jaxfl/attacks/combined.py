@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView, ClientView
+from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.simple import SignFlip
 from jaxfl.attacks.statistical import IPM
+from jaxfl.attacks.views import AttackView, ClientView
 from jaxfl.component import MOST_SEED, capability, field
 from jaxfl.types import Batch, Spec, State
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from jaxfl.attacks.base import OWN, Attack, ClientView
+from jaxfl.attacks.base import OWN, Attack
+from jaxfl.attacks.views import ClientView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.types import Batch
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.statistical import direction_of
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
 from jaxfl.types import State

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.gram import centred_gram, squared_distances

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import Attack, AttackView
+from jaxfl.attacks.base import Attack
 from jaxfl.attacks.informed import InformedAttack, check_inner, mean_and_std
 from jaxfl.attacks.search import harm
 from jaxfl.attacks.statistical import offsets
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import ALL, OWN, Attack, AttackView
+from jaxfl.attacks.base import ALL, OWN, Attack
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, rows
 from jaxfl.numerics.stream import Stream

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxfl.attacks.base import ALL, NOTHING, Attack, AttackView
+from jaxfl.attacks.base import ALL, NOTHING, Attack
 from jaxfl.attacks.informed import mean_of_known
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal

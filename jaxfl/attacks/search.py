@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import AttackView
 from jaxfl.attacks.informed import InformedAttack, mean_and_std
 from jaxfl.attacks.statistical import DIRECTIONS, direction_of
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.types import State

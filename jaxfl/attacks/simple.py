@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack, AttackView
+from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.informed import mean_of_known
+from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.noise import normal
 from jaxfl.numerics.rows import accumulator

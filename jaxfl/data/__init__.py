@@ -5,10 +5,10 @@ from jaxfl.data.builtin import digits as digits
 from jaxfl.data.builtin import from_arrays as from_arrays
 from jaxfl.data.builtin import synthetic as synthetic
 from jaxfl.data.dataset import Dataset as Dataset
-from jaxfl.data.dataset import FederatedData as FederatedData
 from jaxfl.data.dataset import LabelPartition as LabelPartition
 from jaxfl.data.dataset import Partition as Partition
 from jaxfl.data.dataset import Summary as Summary
+from jaxfl.data.federated import FederatedData as FederatedData
 from jaxfl.data.images import cifar10 as cifar10
 from jaxfl.data.images import fashion_mnist as fashion_mnist
 from jaxfl.data.images import mnist as mnist

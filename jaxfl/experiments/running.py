@@ -22,8 +22,8 @@ from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.groups import Group
+from jaxfl.experiments.lines import add_end, add_guarantee, add_privacy, lines_of
 from jaxfl.experiments.log import Line
-from jaxfl.experiments.results import add_end, add_guarantee, add_privacy, lines_of
 from jaxfl.experiments.schema import Experiment, importable
 from jaxfl.federation import Federation
 from jaxfl.simulation import Simulation

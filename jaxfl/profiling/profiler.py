@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxfl.accounting import calibrate
 from jaxfl.component import integer
-from jaxfl.data.dataset import FederatedData
+from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Factory
 from jaxfl.models.zoo import Model

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jaxfl import simulation
+from jaxfl import seeds
 from jaxfl.experiments.ahead import AHEAD, Ahead
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
@@ -65,7 +65,7 @@ def test_a_grid_made_ready_ahead_writes_the_same_bytes(tmp_path):
     }
     logs = []
     for name, kept in (("plain", None), ("cold", tmp_path / "kept"), ("warm", tmp_path / "kept")):
-        simulation._program.cache_clear()
+        seeds.over_seeds.cache_clear()
         keep_in(kept)
         told = []
         try:
@@ -74,7 +74,7 @@ def test_a_grid_made_ready_ahead_writes_the_same_bytes(tmp_path):
                 results = list(run_experiment(folder, watch))
         finally:
             keep_in(None)
-            simulation._program.cache_clear()
+            seeds.over_seeds.cache_clear()
         assert [result.status for result in results] == ["done"] * 4
         assert told == [0, 0, 1, 1, 2, 2, 3, 3]
         logs.append((tmp_path / name / "rounds.jsonl").read_bytes())

@@ -1,0 +1,110 @@
+"""A data set that is divided among clients, on the device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxfl.types import Struct
+
+PARTITIONED = ("order", "start", "count", "label_counts", "test_count")
+"""What differs between partitions of the same samples."""
+
+
+class FederatedData(Struct):
+    """All samples on the device, and whose they are.
+
+    Client k trains on samples ``order[start[k] : start[k] + count[k]]``. After all of these come
+    the ``test_count[k]`` that each client holds out, and last the ``root`` samples of the server:
+    ragged clients need no padding, and different partitions have the same shapes.
+    """
+
+    inputs: Array
+    labels: Int[Array, " N"]
+    test_inputs: Array
+    test_labels: Int[Array, " T"]
+    order: Int[Array, " N"]
+    start: Int[Array, " K"]
+    count: Int[Array, " K"]
+    label_counts: Int[Array, "K classes"]
+    """Training samples of each class."""
+    classes: int = struct.field(pytree_node=False)
+    capacity: int = struct.field(pytree_node=False)
+    """Samples of the largest client: bounds the steps of a local epoch."""
+    root: int = struct.field(pytree_node=False, default=0)
+    """Samples of the server."""
+    held: int = struct.field(pytree_node=False, default=0)
+    """Samples that clients hold out, in all."""
+    mean: tuple[float, ...] = struct.field(pytree_node=False, default=(0.0,))
+    std: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
+    """The brightest value of an input as the model sees it, per channel."""
+    name: str = struct.field(pytree_node=False, default="data")
+    validation_inputs: Array | None = None
+    validation_labels: Int[Array, " V"] | None = None
+    test_count: Int[Array, " K"] | None = None
+    """Samples that each client holds out; None: nothing is held out."""
+
+    @property
+    def clients(self) -> int:
+        """The population."""
+        return self.count.shape[-1]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return self.inputs.shape[1:]
+
+    def class_counts(self) -> np.ndarray:
+        """How many samples of each class each client has: ``[clients, classes]``."""
+        if self.count.ndim != 1:
+            raise ValueError("class_counts wants one partition; these are several, stacked")
+        return np.asarray(self.label_counts)
+
+    def normalise(self, inputs: Array) -> Array:
+        """Inputs as the model sees them: float32, images scaled and normalised."""
+        if inputs.dtype != jnp.uint8:
+            return inputs
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        # One row a sample: a trailing axis of one channel or three does not vectorise.
+        flat = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32)
+        repeats = flat.shape[1] // len(mean)
+        scale, shift = (np.tile(x, repeats)[None] for x in (1 / (255 * std), mean / std))
+        return (flat * scale - shift).reshape(inputs.shape)
+
+    def samples(self, index: Int[Array, " b"]) -> tuple[Array, Int[Array, " b"]]:
+        """Training inputs, as the model sees them, and labels."""
+        flat = self.inputs.reshape(self.inputs.shape[0], -1)[index]
+        inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])
+        return self.normalise(inputs), self.labels[index]
+
+    def root_index(self) -> Int[Array, " r"]:
+        """Which samples are the server's."""
+        return self.order[self.order.shape[0] - self.root :]
+
+    def held_index(self) -> Int[Array, " h"]:
+        """Which samples clients hold out, one client after the other."""
+        end = self.order.shape[0] - self.root
+        return self.order[end - self.held : end]
+
+    def stack(self, others: Sequence["FederatedData"]) -> "FederatedData":
+        """Several partitions of the same samples, along a new axis of order, start, count."""
+        parts = [self, *others]
+        for what in ("root", "held"):
+            sizes = sorted({getattr(part, what) for part in parts})
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"partitions to stack must have equally many {what} samples; got {sizes}"
+                )
+        mapped = [name for name in PARTITIONED if getattr(self, name) is not None]
+        stacked = {name: jnp.stack([getattr(p, name) for p in parts]) for name in mapped}
+        return self.replace(capacity=max(p.capacity for p in parts), **stacked)
+
+    def axes(self) -> "FederatedData":
+        """The ``in_axes`` of a stacked data set: partitions are mapped, samples shared."""
+        shared = jax.tree.map(lambda _: None, self)
+        mapped = [name for name in PARTITIONED if getattr(self, name) is not None]
+        return shared.replace(**dict.fromkeys(mapped, 0))

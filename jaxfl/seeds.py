@@ -1,0 +1,51 @@
+"""All seeds of a simulation in one program."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxfl.data.federated import FederatedData
+from jaxfl.devices import Device
+from jaxfl.programs import compile_or_load
+from jaxfl.state import FederationState, Plan
+from jaxfl.types import PyTree
+
+
+@functools.lru_cache(maxsize=64)
+def over_seeds(
+    function: Callable[..., PyTree],
+    *,
+    plan: Plan,
+    several: bool,
+    own_parts: bool,
+    way: str,
+    devices: tuple[Device, ...] | None,
+    donate: tuple[int, ...] = (),
+    **static: Any,
+) -> Callable[..., PyTree]:
+    """A function of (federation, plan, data, state), compiled as one of (federation, data, state).
+
+    Where there are several seeds, all its arguments lead by them, but for partitions and parts
+    that they share. Equal plans share programs.
+    """
+
+    def one_seed(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
+        return function(federation, plan, data, state, **static)
+
+    def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
+        partitions = data.axes() if data.start.ndim > 1 else None
+        parts = 0 if own_parts else None
+        # All are in the same round: what is decided by its number is decided once.
+        state = state.replace(round=state.round[0])
+        states = jax.tree.map(lambda _: 0, state).replace(round=None)
+        return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
+
+    return compile_or_load(
+        all_seeds if several else one_seed,
+        (function, plan, several, own_parts, static),
+        way=way,
+        devices=devices,
+        donate=donate,
+    )
