@@ -1,5 +1,6 @@
 """Small federations, and plain NumPy references, that several test files share."""
 
+import functools
 import re
 
 import jax
@@ -13,6 +14,7 @@ from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Aggregated, Batch, Context, Info, Spec
 
 
+@functools.cache
 def ragged(sizes=(3, 9, 5, 12, 7), features=4, classes=3, seed=0) -> FederatedData:
     """Gaussian data of clients of these sizes."""
     rng = np.random.default_rng(seed)

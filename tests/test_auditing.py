@@ -1,6 +1,7 @@
 """What leaks from real rounds, also under attack, against what the accountant allows."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -192,9 +193,9 @@ def test_examples_leak_what_they_may(attacked):
 
 def test_examples_with_a_tenth_of_the_noise_are_refuted():
     federation = Federation(algorithm=SGD, privacy=BrokenExamples(clip=1.0, noise_multiplier=3.5))
-    found = runs(federation, WIDE, rounds=10, count=10)
+    found = runs(federation, WIDE, rounds=10, count=5)
     assert lower(found) > found[0].upper
-    assert refuted(found) >= 9
+    assert refuted(found) == 5
 
 
 LOCAL = MessagePrivacy(clip=0.5, noise_multiplier=3.0)
@@ -247,7 +248,8 @@ def test_without_canaries_the_other_algorithm_runs_as_it_is():
     )
     plan = make_plan(federation, data, Softmax())
     state = init_state(federation, plan, 0)
-    expected, _ = run_rounds(federation, plan, data, state, rounds=2)
+    rounds = jax.jit(functools.partial(run_rounds, rounds=2), static_argnums=1)
+    expected, _ = rounds(federation, plan, data, state)
     none = Canaries(
         inner=federation.algorithm,
         batch_size=2,
@@ -258,7 +260,7 @@ def test_without_canaries_the_other_algorithm_runs_as_it_is():
         labels=None,
     )
     state = state.replace(server=(state.server, jnp.zeros((plan.spec.dim,))))
-    found, _ = run_rounds(federation.replace(algorithm=none), plan, data, state, rounds=2)
+    found, _ = rounds(federation.replace(algorithm=none), plan, data, state)
     np.testing.assert_allclose(found.params, expected.params, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.server[0], expected.server, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.clients, expected.clients, rtol=1e-5, atol=1e-6)

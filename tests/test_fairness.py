@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfl.aggregators import Mean
 from jaxfl.fairness import AFL, QFFL, TERM, Fairness
 from jaxfl.metrics import fairness_metrics, minority
 from jaxfl.types import Context, Spec
 
 SPREAD = np.array([1e-8, 1e-4, 0.1, 1.0, 2.5, 30.0, 1e4])
+measured_fairness = jax.jit(fairness_metrics)
+farthest = jax.jit(minority, static_argnames="share")
 METRICS = ("mean", "variance", "worst_tenth", "best_tenth", "entropy", "gini", "jain")
 
 
@@ -38,8 +39,7 @@ def weigh(method, losses, norms=None, *, gradients=True, state=None, dtype=np.fl
 def step(method, losses, updates, gradients, **known):
     """The aggregate of a mean that weights all clients the same."""
     weighed = weigh(method, losses, np.sum(updates**2, axis=1), gradients=gradients, **known)
-    rows = weighed.factors[:, None] * jnp.asarray(updates)
-    return np.asarray(Mean(weighted=False)(rows) * weighed.scale)
+    return np.mean(weighed.factors[:, None] * updates, axis=0) * weighed.scale
 
 
 def q_fedsgd(losses, gradients, q, lipschitz):
@@ -309,7 +309,10 @@ def test_types_survive_a_scan(dtype):
                 return weighed.state, (weighed.factors, weighed.scale)
 
             start = method.init(spec(4, dtype=dtype))
-            _, (factors, scale) = jax.lax.scan(body, start, jnp.ones((3, 4), dtype))
+            losses = jax.ShapeDtypeStruct((3, 4), dtype)
+            _, (factors, scale) = jax.eval_shape(
+                lambda s, x, body=body: jax.lax.scan(body, s, x), start, losses
+            )
             wide = np.float64 if dtype == np.float64 else np.float32
             assert factors.dtype == scale.dtype == wide
             assert all(leaf.dtype == wide for leaf in jax.tree.leaves(start))
@@ -320,6 +323,7 @@ def test_numbers_are_swept_by_vmap():
     losses, norms = (jnp.asarray(rng.gamma(1, 2, 6), jnp.float32) for _ in range(2))
     many = QFFL(q=np.array([0, 0.5, 5]), lipschitz=np.array([1, 2, 3]), cap=np.array([1, 2, 3]))
 
+    @jax.jit
     def one(method):
         return method.weigh(losses, norms, True, (), Context.of(6))
 
@@ -417,8 +421,8 @@ def test_metrics(clients):
             measured[0] = accuracy[0]
             expected = metrics_of(measured, counted)
             with jax.enable_x64(True):
-                double = jax.jit(fairness_metrics)(jnp.asarray(measured), jnp.asarray(counted))
-            single = fairness_metrics(jnp.asarray(measured, jnp.float32), jnp.asarray(counted))
+                double = measured_fairness(jnp.asarray(measured), jnp.asarray(counted))
+            single = measured_fairness(jnp.asarray(measured, jnp.float32), jnp.asarray(counted))
             for name in METRICS:
                 value = getattr(double, name)
                 np.testing.assert_allclose(
@@ -433,7 +437,7 @@ def test_metrics(clients):
 @pytest.mark.parametrize("level", [0.0, 1e-30, 0.3, 1.0])
 @pytest.mark.parametrize("clients", [1, 7, 100])
 def test_equal_accuracies_are_perfectly_fair(level, clients):
-    got = fairness_metrics(jnp.full(clients, level, jnp.float32), jnp.ones(clients, bool))
+    got = measured_fairness(jnp.full(clients, level, jnp.float32), jnp.ones(clients, bool))
     np.testing.assert_allclose(got.entropy, 1, atol=1e-6)
     np.testing.assert_allclose(got.gini, 0, atol=1e-6)
     np.testing.assert_allclose(got.jain, 1, atol=1e-6)
@@ -444,7 +448,7 @@ def test_equal_accuracies_are_perfectly_fair(level, clients):
 def test_metrics_of_nobody_are_nan_and_vmap_works():
     accuracy = jnp.asarray([[0.5, 1.0, 0.0], [np.nan] * 3, [0.2, 0.4, np.nan]])
     counted = jnp.asarray([[True, True, False], [True] * 3, [True, True, True]])
-    got = jax.vmap(fairness_metrics)(accuracy, counted)
+    got = jax.jit(jax.vmap(fairness_metrics))(accuracy, counted)
     for name in METRICS:
         values = np.asarray(getattr(got, name))
         assert np.isnan(values[1])
@@ -461,8 +465,8 @@ def test_metrics_have_their_ranges_whatever_the_order(data, values):
     counted = np.array(data.draw(st.lists(st.booleans(), min_size=20, max_size=20)))
     counted[0] = True
     order = np.array(data.draw(st.permutations(range(20))))
-    got = jax.jit(fairness_metrics)(jnp.asarray(accuracy), jnp.asarray(counted))
-    other = jax.jit(fairness_metrics)(jnp.asarray(accuracy[order]), jnp.asarray(counted[order]))
+    got = measured_fairness(jnp.asarray(accuracy), jnp.asarray(counted))
+    other = measured_fairness(jnp.asarray(accuracy[order]), jnp.asarray(counted[order]))
     jax.tree.map(np.testing.assert_array_equal, got, other)
     k = counted.sum()
     assert 0 <= got.entropy <= 1
@@ -490,26 +494,26 @@ def test_minority_is_farthest_from_the_mean_distribution(clients, share, size):
     histogram[clients + 3] = 0
     effective = counted & (histogram.sum(axis=1) > 0)
     assert effective.sum() == clients
-    call = jax.jit(minority, static_argnames="share")
-    got = call(jnp.asarray(histogram, jnp.float32), jnp.asarray(counted), share=share)
+    got = farthest(jnp.asarray(histogram, jnp.float32), jnp.asarray(counted), share=share)
     np.testing.assert_array_equal(got, most_unlike(histogram, effective, size))
 
 
 def test_minority_s_ties_go_by_number():
     eye = jnp.asarray(np.eye(10)[np.random.default_rng(0).permutation(10)] * 7, jnp.float32)
-    got = minority(eye, jnp.ones(10, bool), 0.3)
+    got = farthest(eye, jnp.ones(10, bool), share=0.3)
     np.testing.assert_array_equal(got, np.arange(10) < 3)
-    got = minority(eye, jnp.arange(10) % 2 == 1)
+    got = farthest(eye, jnp.asarray(np.arange(10) % 2 == 1))
     np.testing.assert_array_equal(got, np.arange(10) == 1)
 
 
 def test_minority_of_nobody_and_everybody():
     histogram = jnp.asarray([[3.0, 1.0], [1.0, 3.0], [0.0, 0.0]])
-    everyone = jnp.ones(3, bool)
-    assert not minority(histogram, ~everyone).any()
-    assert not minority(0 * histogram, everyone).any()
-    np.testing.assert_array_equal(minority(histogram, everyone, 1.0), [True, True, False])
-    assert not minority(histogram, everyone, 0.0).any()
+    everyone, nobody = jnp.asarray([True] * 3), jnp.asarray([False] * 3)
+    assert not farthest(histogram, nobody, share=0.2).any()
+    assert not farthest(jnp.zeros((3, 2)), everyone, share=0.2).any()
+    whole = farthest(histogram, everyone, share=1.0)
+    np.testing.assert_array_equal(whole, [True, True, False])
+    assert not farthest(histogram, everyone, share=0.0).any()
     with pytest.raises(ValueError, match=r"share must be at least 0 and at most 1; got 1\.5"):
         minority(histogram, everyone, 1.5)
 
@@ -522,9 +526,7 @@ def test_qffl_shows_its_h(gradients):
         2.0,
         3.0,
     )
-    weighed = QFFL(q=q, lipschitz=smooth).weigh(
-        jnp.asarray(losses, jnp.float32), jnp.asarray(squares), gradients, (), Context.of(4)
-    )
+    weighed = weigh(QFFL(q=q, lipschitz=smooth), losses, squares, gradients=gradients)
     c = 1 / smooth if gradients else smooth
     h = losses**q * (1 + c * q * squares / losses) / 2.0**q
     np.testing.assert_allclose(weighed.h, np.nan_to_num(h), rtol=1e-5)

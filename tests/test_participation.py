@@ -19,7 +19,8 @@ def test_full_is_everybody(key):
 )
 def test_uniform_draws_distinct_clients(key, fraction, population, cohort):
     participation = Uniform(fraction=fraction)
-    drawn = jax.vmap(lambda k: participation.sample(population, k)[0])(jax.random.split(key, 400))
+    draw = jax.jit(jax.vmap(lambda k: participation.sample(population, k)[0]))
+    drawn = draw(jax.random.split(key, 400))
     assert drawn.shape == (400, cohort)
     assert all(len(set(row)) == cohort for row in drawn.tolist())
     counts = np.bincount(np.asarray(drawn).ravel(), minlength=population) / 400
@@ -31,7 +32,8 @@ def test_poisson_draws_each_client_by_itself(key):
     participation = Poisson(rate=0.2, overflow=1e-6)
     slots = participation.cohort(60)
     assert binom.sf(slots, 60, 0.2) <= 1e-6 < binom.sf(slots - 1, 60, 0.2)
-    ids, present = jax.vmap(lambda k: participation.sample(60, k))(jax.random.split(key, 500))
+    draw = jax.jit(jax.vmap(lambda k: participation.sample(60, k)))
+    ids, present = draw(jax.random.split(key, 500))
     assert ids.shape == (500, slots)
     np.testing.assert_array_equal(ids < 60, present)
     sizes = np.sum(present, axis=1)
@@ -56,7 +58,8 @@ def test_cohorts_of_large_populations_have_the_same_law(key, monkeypatch):
     """Drawn without sorting: every client as often, all different, Poisson's numbers binomial."""
     monkeypatch.setattr("jaxfl.participation.SORTED", 100)
     keys = jax.random.split(key, 2000)
-    drawn = np.asarray(jax.vmap(lambda k: Uniform(fraction=0.1).sample(200, k)[0])(keys))
+    draw = jax.jit(jax.vmap(lambda k: Uniform(fraction=0.1).sample(200, k)[0]))
+    drawn = np.asarray(draw(keys))
     assert drawn.shape == (2000, 20)
     assert all(len(set(row)) == 20 for row in drawn.tolist())
     counts = np.bincount(drawn.ravel(), minlength=200)
@@ -65,7 +68,8 @@ def test_cohorts_of_large_populations_have_the_same_law(key, monkeypatch):
     assert chisquare(np.bincount(pairs, minlength=100), _of_pairs(200, 10)).pvalue > 1e-3
 
     rate = Poisson(rate=0.1, overflow=1e-6)
-    ids, present = (np.asarray(x) for x in jax.vmap(lambda k: rate.sample(200, k))(keys))
+    draw = jax.jit(jax.vmap(lambda k: rate.sample(200, k)))
+    ids, present = (np.asarray(x) for x in draw(keys))
     np.testing.assert_array_equal(ids < 200, present)
     assert all(len(set(r[p])) == p.sum() for r, p in zip(ids, present, strict=True))
     sizes = present.sum(axis=1)

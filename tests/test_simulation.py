@@ -84,12 +84,12 @@ def test_seeds_with_their_own_partitions_equal_single_runs():
     federation = FEDERATION.replace(algorithm=FedAvg(batch_size=16))
     settings = {"evaluate_every": 2, "client_accuracy": True}
     both = Simulation(federation, parts, Softmax(), seeds=(5, 9), **settings)
-    together = both.run(5)
-    assert together.rounds.tolist() == [[2, 4, 5], [2, 4, 5]]
-    assert together.records.loss.shape == (2, 5)
+    together = both.run(4)
+    assert together.rounds.tolist() == [[2, 4], [2, 4]]
+    assert together.records.loss.shape == (2, 4)
     assert isinstance(together.model(np.zeros((1, 6), "f4")), jax.Array)
     for i, seed in enumerate((5, 9)):
-        alone = Simulation(federation, parts[i], Softmax(), seeds=(seed,), **settings).run(5)
+        alone = Simulation(federation, parts[i], Softmax(), seeds=(seed,), **settings).run(4)
         np.testing.assert_allclose(
             together.state.params[i], alone.state.params, rtol=1e-4, atol=1e-5
         )

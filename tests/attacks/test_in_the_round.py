@@ -1,5 +1,7 @@
 """Attacks inside the compiled round: cohorts, models, root data, and what is measured of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,7 @@ from jaxfl.round import receive
 CLIENTS = 10
 
 
+@functools.cache
 def images(seed=0, **given):
     """Bright and dark halves tell two of four classes apart; uint8, so normalised in the round."""
     random = np.random.default_rng(seed)
@@ -108,7 +111,7 @@ def test_a_fixed_number_sizes_the_program():
     )
 
 
-@pytest.mark.parametrize("byzantine", [0, 6, 9])
+@pytest.mark.parametrize("byzantine", [0, 9])
 def test_any_number_of_attackers_is_a_legal_simulation(byzantine):
     federation = Federation(byzantine=byzantine, attack=IPM(scale=1.0))
     history = Simulation(federation, images(), Softmax()).run(1)
@@ -122,7 +125,7 @@ def test_attackers_of_the_population_keep_their_part():
     federation = Federation(
         attack=Mixed(attacks=attacks), byzantine=7, participation=Uniform(fraction=0.7)
     )
-    simulation = Simulation(federation, images(), MLP(hidden=[8]), evaluate_every=1)
+    simulation = Simulation(federation, images(), Softmax(), evaluate_every=1)
     rank = np.cumsum(np.asarray(simulation.state.byzantine)) - 1
     for _ in range(3):
         messages = simulation.messages()
@@ -141,7 +144,7 @@ def test_data_attacks_change_what_attackers_compute_and_nothing_else():
     base = Federation(byzantine=3, algorithm=FedSGD())
     model = Softmax()
     clean = Simulation(base, images(), model).messages()
-    for attack in (LabelFlip(), LabelFlip(to="random"), LabelFlip(to="least_likely"), DBA(size=2)):
+    for attack in (LabelFlip(to="random"), LabelFlip(to="least_likely"), DBA(size=2)):
         dirty = Simulation(base.replace(attack=attack), images(), model).messages()
         changed = (np.asarray(dirty.own) != np.asarray(clean.own)).any(axis=1)
         np.testing.assert_array_equal(changed, clean.byzantine)
@@ -213,7 +216,7 @@ def test_the_defence_that_is_tried_bounds_and_weighs_as_the_server_does(settings
         **settings,
     )
     run = Simulation(federation, ragged(), Softmax())
-    received = receive(federation, run.plan, run.data, run.state)
+    received = jax.jit(receive, static_argnums=1)(federation, run.plan, run.data, run.state)
     own = np.asarray(received.own, np.float64)
     clipped = own * np.minimum(1, 0.05 / np.linalg.norm(own, axis=1))[:, None]
     factors = np.ones(5) if received.weighed is None else np.asarray(received.weighed.factors)
@@ -224,10 +227,9 @@ def test_the_defence_that_is_tried_bounds_and_weighs_as_the_server_does(settings
 
 
 def test_without_a_backdoor_no_success_is_measured():
-    history = Simulation(Federation(attack=ALIE(), byzantine=2), images(), Softmax()).run(1)
-    assert history.evaluations.attack_success is None
-    harmless = Simulation(Federation(attack=Backdoor(size=2)), images(), Softmax()).run(1)
-    assert harmless.evaluations.attack_success is None
+    for parts in ({"attack": ALIE(), "byzantine": 2}, {"attack": Backdoor(size=2)}):
+        simulation = Simulation(Federation(**parts), images(), Softmax())
+        assert simulation.evaluate().attack_success is None
 
 
 def test_a_trigger_larger_than_the_image_is_refused_before_anything_runs():

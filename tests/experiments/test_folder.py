@@ -93,7 +93,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
 
 def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
     rules = ["signguard_dist", "foolsgold", "clipped_clustering"]
-    experiment = small(rounds=4, sweep={"seed": [0, 1], "aggregator": rules})
+    experiment = small(rounds=4, model="softmax", sweep={"seed": [0, 1], "aggregator": rules})
     run(tmp_path / "whole", experiment=experiment)
     for stop_after in (1, 2, 2):  # each time within another cell
         with pytest.raises(Interrupted):
@@ -104,7 +104,7 @@ def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
 
 
 def test_the_servers_memory_is_part_of_a_checkpoint(tmp_path):
-    changes = {"data": TABLE["data"] | {"root": {"size": 10}}}
+    changes = {"model": "softmax", "data": TABLE["data"] | {"root": {"size": 10}}}
     changes["algorithm"] = {"name": "fedsgd", "batch_size": 4, "momentum": 0.9}
     changes["sweep"] = {"seed": [0, 1], "aggregator": ["fltrust"]}
     experiment = small(**changes)

@@ -26,10 +26,14 @@ def test_convolution_and_its_gradients_equal_xlas(padding, strides, kernel):
     def xlas(x, w):
         return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=NHWC)
 
-    np.testing.assert_allclose(ours(x, w), xlas(x, w), rtol=1e-4, atol=1e-4)
-    got, expected = (
-        jax.grad(lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w))), (0, 1))(x, w) for f in (ours, xlas)
-    )
+    def output_and_gradients(f, x, w):
+        """The gradients are those of the sum of the outputs' sines."""
+        y, pull = jax.vjp(f, x, w)
+        return y, pull(jnp.cos(y))
+
+    both = jax.jit(lambda x, w: [output_and_gradients(f, x, w) for f in (ours, xlas)])
+    (y, got), (other, expected) = both(x, w)
+    np.testing.assert_allclose(y, other, rtol=1e-4, atol=1e-4)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
@@ -69,21 +73,27 @@ def test_the_cnn_is_the_network_it_says_it_is(key):
     objective = Objective.of(SignGuardCNN(), (28, 28, 1), 10)
     flat, rest = objective.init(key)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 28, 28, 1)), jnp.float32)
-    parameters = nnx.to_pure_dict(objective.unravel(flat))
-    h = jnp.asarray(x)
-    for i, pad in enumerate((0, 1, 1)):
-        conv = parameters["convs"][i]
-        h = jax.lax.conv_general_dilated(
-            h, conv["kernel"], (1, 1), [(pad, pad)] * 2, dimension_numbers=NHWC
-        )
-        h = jax.nn.relu(h + conv["bias"][None, None, None])
-        h = -jax.lax.reduce_window(-h, jnp.inf, jax.lax.min, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    h = h.reshape(3, -1)
-    for i in range(3):
-        layer = parameters["head"]["layers"][i]
-        h = h @ layer["kernel"] + layer["bias"][None]
-        h = jax.nn.relu(h) if i < 2 else h
-    np.testing.assert_allclose(objective.module(flat, rest)(x), h, rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def by_hand(flat, h):
+        parameters = nnx.to_pure_dict(objective.unravel(flat))
+        for i, pad in enumerate((0, 1, 1)):
+            conv = parameters["convs"][i]
+            h = jax.lax.conv_general_dilated(
+                h, conv["kernel"], (1, 1), [(pad, pad)] * 2, dimension_numbers=NHWC
+            )
+            h = jax.nn.relu(h + conv["bias"][None, None, None])
+            window = (1, 2, 2, 1)
+            h = -jax.lax.reduce_window(-h, jnp.inf, jax.lax.min, window, window, "VALID")
+        h = h.reshape(3, -1)
+        for i in range(3):
+            layer = parameters["head"]["layers"][i]
+            h = h @ layer["kernel"] + layer["bias"][None]
+            h = jax.nn.relu(h) if i < 2 else h
+        return h
+
+    got = jax.jit(lambda flat, x: objective.module(flat, rest)(x))(flat, x)
+    np.testing.assert_allclose(got, by_hand(flat, x), rtol=1e-4, atol=1e-4)
 
 
 def test_equal_configurations_are_one_objective():
@@ -107,7 +117,8 @@ def test_dropout_is_drawn_per_key_and_off_in_evaluation(key):
     batch = Batch(x, jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
     keys = jax.random.split(key, 3)
     parameters = objective.unravel(flat)
-    losses = [float(objective.loss(parameters, rest, batch, k)[0]) for k in (*keys, keys[0])]
+    loss = jax.jit(objective.loss)
+    losses = [float(loss(parameters, rest, batch, k)[0]) for k in (*keys, keys[0])]
     assert len(set(losses)) == 3
     assert losses[3] == losses[0]
     first, second = (objective.evaluate(flat, rest, x, batch.labels)[0] for _ in range(2))

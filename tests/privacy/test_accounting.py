@@ -424,9 +424,9 @@ def test_an_accountant_must_be_known_and_noise_calibrated():
 
 def test_the_meter_says_during_the_run_what_the_guarantee_says_then():
     federation = example(50, 2.0, FedAvg).replace(participation=Uniform(fraction=0.5))
-    sizes = [90, 120, 400, 1_000, 2_000]
+    sizes = [90, 400, 2_000]
     meter = Meter(federation, sizes, 40)
-    for rounds, taken in ((1, 1), (10, 7), (40, 26)):
+    for rounds, taken in ((1, 1), (40, 26)):
         whole = guarantee(federation, sizes, rounds, participations=taken, accountant="rdp")
         assert meter(rounds, taken) == pytest.approx(whole.epsilon)
 

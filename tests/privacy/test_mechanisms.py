@@ -11,7 +11,6 @@ from scipy import stats
 from jaxfl import (
     IPM,
     SGD,
-    FedAvg,
     Federation,
     FedSGD,
     Krum,
@@ -131,11 +130,13 @@ def test_poisson_samples_have_the_right_law():
         overflow=1e-12,
     )
 
+    @jax.jit
+    @jax.vmap
     def draw(key):
         batch = samples.batch(0, size, key, key)
         return jnp.zeros(count).at[batch.inputs].add(batch.mask)
 
-    drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(1), 20_000)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(1), 20_000)))
     assert drawn.max() == 1
     assert set(np.unique(drawn)) <= {0, 1}
     rate = size / count
@@ -197,7 +198,7 @@ def central_noise(privacy, rounds, participation=None):
     if participation is not None:
         federation = federation.replace(participation=participation)
     loud = simulation(federation, model=MLP(hidden=(300,)))
-    quiet = federation.replace(privacy=CentralPrivacy(clip=privacy.clip, noise_multiplier=0.0))
+    quiet = federation.replace(privacy=privacy.replace(noise_multiplier=0.0))  # the same program
     calm = simulation(quiet, model=MLP(hidden=(300,)))
     noise = []
     for _ in range(rounds):
@@ -256,16 +257,19 @@ def test_one_client_more_moves_the_count_below_the_clip_by_a_half():
     quantile = QuantileClip(initial=1.0, rate=0.2, noise=2.0)
     norms = jnp.asarray([0.5, 0.7, 2.0, 3.0, 0.1, 9.0])
 
-    def logs(multiplier, there):
-        privacy = CentralPrivacy(clip=quantile, noise_multiplier=multiplier)
-        present = (jnp.arange(6) < there).astype(jnp.float32)
-
+    @jax.jit
+    def clips(privacy, present, keys):
         def draw(key):
             state, zero = privacy.init(3), jnp.zeros(3)
             turn = Turn(present=present, expected=5, separation=1, mean=True)
             return privacy.release(zero, norms, turn, state, key)[1][0]
 
-        return np.log(np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 4_000))))
+        return jax.vmap(draw)(keys)
+
+    def logs(multiplier, there):
+        privacy = CentralPrivacy(clip=quantile, noise_multiplier=multiplier)
+        present = (np.arange(6) < there).astype(np.float32)
+        return np.log(clips(privacy, present, jax.random.split(jax.random.key(0), 4_000)))
 
     for there in (4, 5):
         step = logs(0.0, there + 1).mean() - logs(0.0, there).mean()
@@ -327,7 +331,7 @@ def test_crafted_messages_are_clipped_where_that_is_asked_for(order, clips, boun
 
 def test_noise_and_clip_can_be_swept():
     federation = Federation(
-        algorithm=FedAvg(batch_size=4), privacy=ExamplePrivacy(clip=1.0, noise_multiplier=1.0)
+        algorithm=FedSGD(batch_size=4), privacy=ExamplePrivacy(clip=1.0, noise_multiplier=1.0)
     )
     swept = [
         federation.replace(privacy=federation.privacy.replace(noise_multiplier=z, clip=c))

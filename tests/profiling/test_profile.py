@@ -19,6 +19,7 @@ from jaxfl.profiling.costs import OTHER, PHASES, phase_of
 from jaxfl.simulation import Simulation
 
 CLIENTS, BATCH, FEATURES, HIDDEN, CLASSES = 24, 20, 64, 32, 4
+ROUNDS = 3
 PEAKS = Peaks(device="test", cores=1, flops=1e11, bytes=1e10)
 
 
@@ -53,13 +54,28 @@ def brief():
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def simulation():
+    given = parts()
+    model, data, chunk = given.pop("model"), given.pop("data"), given.pop("client_chunk")
+    del given["peaks"]
+    return Simulation(jaxfl.Federation(**given), data, model, client_chunk=chunk)
+
+
+@pytest.fixture(scope="module")
+def found(simulation, tmp_path_factory):
+    """A profile of few calls, its folder, and the simulation's state before and after."""
     folder = tmp_path_factory.mktemp("trace") / "made"
-    return profile(**parts(), rounds=10, trace=folder), folder
+    before = jax.tree.map(np.asarray, simulation.state.replace(key=()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "REPEATS", 1)
+        patch.setattr(measuring, "BRIEF", 0.0)
+        result = profile(simulation, rounds=ROUNDS, trace=folder, peaks=PEAKS)
+    after = jax.tree.map(np.asarray, simulation.state.replace(key=()))
+    return result, folder, before, after
 
 
 def test_all_phases_are_there_in_order_and_take_time(found):
-    result, _ = found
+    result = found[0]
     assert [phase.name for phase in result.phases] == [*PHASES, OTHER]
     silent = {phase.name for phase in result.phases if phase.seconds == 0}
     assert silent <= {"privacy", "server", "record"}  # no mechanism; and what is too short here
@@ -69,7 +85,7 @@ def test_all_phases_are_there_in_order_and_take_time(found):
 
 
 def test_flops_of_a_dense_model_by_hand(found):
-    result, _ = found
+    result = found[0]
     images = CLIENTS * BATCH
     # Forward and the weights' gradient, of all layers; the inputs' gradient, not of the first.
     weights = FEATURES * HIDDEN + HIDDEN * CLASSES
@@ -84,8 +100,8 @@ def test_flops_of_a_dense_model_by_hand(found):
 
 
 @pytest.mark.slow  # of times: a busy machine may say anything
-def test_the_phases_make_up_the_round(found):
-    result, _ = found
+def test_the_phases_make_up_the_round():
+    result = profile(**parts(), rounds=10)
     inside = result.phase(OTHER).seconds
     assert inside < 0.1 * result.total
     # So small a block is not much longer than calling it.
@@ -93,7 +109,7 @@ def test_the_phases_make_up_the_round(found):
 
 
 def test_a_profile_is_plain_data(found):
-    result, _ = found
+    result = found[0]
     rows = result.table()
     assert [row["phase"] for row in rows] == [*PHASES, OTHER, "whole round"]
     work = rows[1]
@@ -103,14 +119,14 @@ def test_a_profile_is_plain_data(found):
     assert read["phases"] == rows[:-1]
     assert read["whole"]["seconds"] == result.seconds
     assert read["peaks"]["device"] == "test"
-    assert (read["clients"], read["chunk"], read["rounds"]) == (CLIENTS, 8, 10)
+    assert (read["clients"], read["chunk"], read["rounds"]) == (CLIENTS, 8, ROUNDS)
     # The update matrix and the state at least.
     assert result.memory > 4 * CLIENTS * result.parameters
     assert result.compile_seconds > 0
 
 
 def test_a_trace_reads_back_and_shows_the_phases(found):
-    _, folder = found
+    folder = found[1]
     trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
     events = trace["traceEvents"]
     rows = {e["args"]["name"]: e["pid"] for e in events if e.get("name") == "process_name"}
@@ -139,14 +155,8 @@ def test_every_phase_is_a_scope_of_the_round(order):
     assert {phase_of(path) for path in scopes} - {None} == {"evaluation"}
 
 
-def test_a_simulation_is_left_as_it_was():
-    given = parts()
-    peaks = given.pop("peaks")
-    model, data, chunk = given.pop("model"), given.pop("data"), given.pop("client_chunk")
-    simulation = Simulation(jaxfl.Federation(**given), data, model, client_chunk=chunk)
-    before = jax.tree.map(np.asarray, simulation.state.replace(key=()))
-    result = profile(simulation, rounds=2, peaks=peaks)
-    after = jax.tree.map(np.asarray, simulation.state.replace(key=()))
+def test_a_simulation_is_left_as_it_was(found, simulation):
+    result, _, before, after = found
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert result.clients == CLIENTS
     with pytest.raises(ValueError, match="give a simulation or its parts; got both, byzantine"):
