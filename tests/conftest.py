@@ -77,6 +77,7 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
     """Tests that compile the same programs run in one process, the longest first."""
     gc.freeze()

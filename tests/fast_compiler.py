@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 
 FLAGS = (
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
