@@ -65,7 +65,7 @@ def bulyan(x, f, variant="paper"):
 def test_krum_sums_powers_of_distances(kind, power, double):
     x, f = draw(kind), 2
     distances = np.sqrt(references.squared_distances(x))
-    for neighbours in (None, 8, 6):
+    for neighbours in (None, 8, 6) if power == 2 else (None, 6):
         scores = scores_of(distances**power, 7 if neighbours is None else neighbours)
         result = inspect(Krum(f=f, neighbours=neighbours, power=power), x, double)
         chosen = scores[np.argmax(result.info.selected)]
@@ -195,7 +195,8 @@ def test_unusable_rows_are_not_selected(variant):
     x = draw(random).astype(np.float32)
     distances = np.array(references.squared_distances(x), np.float32)
     distances[:2], distances[:, :2] = np.inf, np.inf
-    matrix = bulyan_selection(jnp.asarray(distances), jnp.arange(11) > 1, 2, variant)
+    select = jax.jit(bulyan_selection, static_argnums=(2, 3))
+    matrix = select(distances, jnp.arange(11) > 1, 2, variant)
     np.testing.assert_array_equal(matrix[:, :2], 0)
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
 
