@@ -35,7 +35,7 @@ def reference(x, f, samples, keep):
 
 @pytest.mark.parametrize("kind", ["random", "attacked", "skewed", "sparse", "tiny"])
 @pytest.mark.parametrize("f", [0, 2, 5])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_dnc_over_all_coordinates(kind, f, dtype):
     x = draw(kind).astype(dtype)
     kept, expected = reference(x.astype(np.float64), f, [slice(None)], 11 - f)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from inputs import both_types
 
 from jaxfl.aggregators import CGE, NBS, TNBS, Mean, NormClipping, Pipeline
 from jaxfl.preaggregators import Clipping
@@ -61,16 +62,16 @@ def test_screening_after_clipping():
     np.testing.assert_allclose(got, clipped(x, 9.5)[3:].mean(0), rtol=1e-5, atol=1e-5)
 
 
+@both_types
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("rule", "reference"), CASES, ids=[repr(rule) for rule, _ in CASES])
-def test_parity(rule, reference, kind):
-    x = draw(kind)
-    with jax.enable_x64(True):
+def test_parity(rule, reference, kind, double):
+    x = draw(kind).astype(np.float64 if double else np.float32)
+    rtol, atol = (1e-9, 1e-9) if double else (1e-4, 1e-5)
+    with jax.enable_x64(double):
         got = rule(jnp.asarray(x))
-    np.testing.assert_allclose(got, reference(x), rtol=1e-9, atol=1e-9 * np.abs(x).max())
-    single = x.astype(np.float32)
-    expected = reference(single.astype(np.float64))
-    np.testing.assert_allclose(rule(single), expected, rtol=1e-4, atol=1e-5 * np.abs(x).max())
+    expected = reference(x.astype(np.float64))
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol * np.abs(x).max())
 
 
 @pytest.mark.parametrize(("n", "p", "low"), [(100, 0.29, 29), (30, 0.1, 3), (10, 0.3, 3)])

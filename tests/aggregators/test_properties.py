@@ -90,30 +90,30 @@ def test_rows_that_are_not_finite_never_reach_the_answer(name, case):
         np.testing.assert_array_equal(np.asarray(result.info.weights)[bad], 0)
 
 
-ON_A_LINE = np.float32([0, 0, 1, 1, 1, -1, 2, 0, 1, 3, 1])[:, None]
-"""Every row is a number, some equal, some zero."""
-BY_ITSELF = [name for name, r in contract.RULES.items() if not (r.needs_root or r.follows_model)]
-
-
-@contract.each(BY_ITSELF)
-def test_rows_on_a_line_zeros_and_ties(name):
-    """Other coordinates are 0; but for noise, they stay so."""
-    x = np.pad(ON_A_LINE, ((0, 0), (0, D - 1)))
-    update = contract.run(contract.RULES[name], x).update
-    assert -1 <= float(update[0]) <= 3
-    if name != "flame":
-        np.testing.assert_allclose(update[1:], 0, atol=1e-6)
-    zero = contract.run(contract.RULES[name], 0 * x)
-    np.testing.assert_allclose(zero.update, 0, atol=1e-6)
-
-
-@contract.mostly_slow(BY_ITSELF)
-def test_one_coordinate(name):
-    """d = 1."""
+@contract.every_rule
+def test_zeros_and_ties_in_one_coordinate(name):
+    """Every row is a number and zeros, some numbers equal, some zero."""
     rule = contract.RULES[name]
-    result = rule.inspect(ON_A_LINE, context=contract.given())
+    if rule.needs_root:
+        pytest.skip("they follow the server's data, which are no numbers on this line")
+    x = np.zeros((N, D), np.float32)
+    x[:, 0] = [0, 0, 1, 1, 1, -1, 2, 0, 1, 3, 1]
+    update = contract.run(rule, x).update
+    assert -1 <= float(update[0]) <= 3
+    np.testing.assert_allclose(update[1:], 0, atol=0.1 if name == "flame" else 1e-6)  # noise
+    np.testing.assert_allclose(contract.run(rule, 0 * x).update, 0, atol=1e-6)
+
+
+@contract.mostly_slow(contract.RULES)
+def test_one_coordinate(name):
+    """d = 1: no other column is there."""
+    rule = contract.RULES[name]
+    if rule.needs_root or rule.follows_model:
+        pytest.skip("the server's data has more parameters")
+    x = np.float32([0, 0, 1, 1, 1, -1, 2, 0, 1, 3, 1])[:, None]
+    result = rule.inspect(x, context=contract.given())
     assert -1 <= float(result.update[0]) <= 3
-    zero = rule.inspect(0 * ON_A_LINE, context=contract.given())
+    zero = rule.inspect(np.zeros((N, 1), np.float32), context=contract.given())
     np.testing.assert_allclose(zero.update, 0, atol=1e-6)
 
 

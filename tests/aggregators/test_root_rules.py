@@ -22,7 +22,6 @@ INPUTS = RANDOM.normal(size=(ROOT, FEATURES))
 LABELS = np.argmax(INPUTS[:, :CLASSES] + RANDOM.normal(size=(ROOT, CLASSES)), axis=1)
 START = RANDOM.normal(size=DIM)
 METHODS = ("err", "lfr", "union")
-SLOW = pytest.mark.slow
 
 
 def loss(w):
@@ -169,14 +168,13 @@ def test_the_gradient_of_fltrust_agrees_with_differences():
     with jax.enable_x64(True):
         known = Context.of(N, root_update=jnp.asarray(ROOT_UPDATE))
 
-        @jax.jit
-        @jax.value_and_grad
         def norm(x):
             return jnp.sum(jnp.square(FLTrust().aggregate(x, (), known).update))
 
-        slope = np.sum(norm(x)[1] * direction)
-        up, down = (float(norm(x + e * direction)[0]) for e in (1e-6, -1e-6))
-        assert np.isfinite(norm(0 * x)[1]).all()
+        both = jax.jit(jax.value_and_grad(norm))
+        slope = np.sum(both(jnp.asarray(x))[1] * direction)
+        up, down = (float(both(jnp.asarray(x + e * direction))[0]) for e in (1e-6, -1e-6))
+        assert np.isfinite(both(jnp.zeros((N, DIM)))[1]).all()
     np.testing.assert_allclose(slope, (up - down) / 2e-6, rtol=1e-5)
 
 
@@ -220,7 +218,7 @@ def test_zeno_stands_a_majority_of_attackers():
     np.testing.assert_array_equal(got.info.selected, np.arange(N) < 3)
 
 
-@pytest.mark.parametrize("rule", [Zeno(f=2), pytest.param(LossRejection(f=2), marks=SLOW)])
+@pytest.mark.parametrize("rule", [Zeno(f=2), LossRejection(f=2)])
 def test_the_mask_and_the_chunk(rule):
     """Padding in the batch does not count, and chunks are a matter of memory."""
     x = updates().astype(np.float32)
@@ -229,7 +227,7 @@ def test_the_mask_and_the_chunk(rule):
     assert batch is not None
     padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:5]]), batch)
     padded = padded.replace(mask=jnp.arange(ROOT + 5) < ROOT)
-    for changes in ({"root_batch": padded}, {"client_chunk": 4}, {"client_chunk": 50}):
+    for changes in ({"root_batch": padded, "client_chunk": 4}, {"client_chunk": 50}):
         got = rule.inspect(x, context=context(**changes))
         np.testing.assert_array_equal(got.info.selected, expected.info.selected)
         np.testing.assert_allclose(got.info.scores, expected.info.scores, rtol=1e-4, atol=1e-6)

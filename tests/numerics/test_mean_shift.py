@@ -115,11 +115,15 @@ def test_random_sets_against_scikit_learn(count):
 @pytest.mark.parametrize(("n", "p"), [(1, 2), (2, 3), (3, 2), (7, 1), (65, 3), (600, 3)])
 def test_sizes(n, p):
     points = np.random.default_rng(n).normal(size=(n, p))
-    usable = np.ones(n, bool)
+
+    @jax.jit
+    def cluster(points, usable):
+        width = jnp.maximum(ms.bandwidth(points, usable), 0.5)
+        return width, ms.mean_shift(points, usable, width, KEY)
+
     with jax.enable_x64(True):
-        width = max(float(jax.jit(ms.bandwidth)(points, usable)), 0.5)
-        clusters = jax.jit(ms.mean_shift)(points, usable, jnp.asarray(width), KEY)
-    reference = scikit(points, width)
+        width, clusters = cluster(points, np.ones(n, bool))
+    reference = scikit(points, float(width))
     np.testing.assert_array_equal(clusters.labels, reference.labels_)
     assert clusters.centres.shape[1] == p
 
