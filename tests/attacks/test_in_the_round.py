@@ -146,8 +146,9 @@ def test_data_attacks_change_what_attackers_compute_and_nothing_else():
     clean = Simulation(base, images(), model).messages()
     for attack in (LabelFlip(to="random"), LabelFlip(to="least_likely"), DBA(size=2)):
         dirty = Simulation(base.replace(attack=attack), images(), model).messages()
-        changed = (np.asarray(dirty.own) != np.asarray(clean.own)).any(axis=1)
-        np.testing.assert_array_equal(changed, clean.byzantine)
+        off = np.abs(np.asarray(dirty.own) - np.asarray(clean.own)).max(axis=1)
+        # Two programs round differently; what an attacker computes is another thing altogether.
+        np.testing.assert_array_equal(off > 1e-6, clean.byzantine)
 
 
 @pytest.mark.parametrize(
