@@ -23,7 +23,7 @@ from rich.progress import track
 from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes
 from jaxfl import NBS, FedSGD, FLTrust, Krum, Mean, Median, SignGuard, Simulation, Uniform
 from jaxfl.aggregators import Aggregator
-from jaxfl.data import IID, FederatedData, RootData, mnist, synthetic
+from jaxfl.data import IID, Dataset, FederatedData, RootData, mnist, synthetic
 from jaxfl.federation import Federation
 from jaxfl.models import MLP
 
@@ -60,9 +60,8 @@ class Cost:
     compile: float
 
 
-def population(clients: int, quick: bool) -> FederatedData:
+def population(dataset: Dataset, clients: int) -> FederatedData:
     """So many clients with 10 images each."""
-    dataset = synthetic(samples=IMAGES * DISTINCT // 100) if quick else mnist()
     distinct = min(clients, len(dataset.labels) // IMAGES)
     data = dataset.split(IID(), distinct, root=RootData(size=100))
     repeats = -(-clients // distinct)
@@ -77,13 +76,18 @@ def population(clients: int, quick: bool) -> FederatedData:
 
 def measure(case: Case, quick: bool) -> Cost:
     """Time and memory of the case's round."""
+    return measure_on(synthetic(samples=IMAGES * DISTINCT // 100) if quick else mnist(), case)
+
+
+def measure_on(dataset: Dataset, case: Case) -> Cost:
+    """The same on images of one's own."""
     participation: dict[str, Any] = {}
     if case.cohort < case.population:
         participation = {"participation": Uniform(fraction=case.cohort / case.population)}
     rule: Aggregator = RULES[case.rule](case.cohort)
     parts = Federation(aggregator=rule, algorithm=FedSGD(batch_size=IMAGES), **participation)
     simulation = Simulation(
-        parts, population(case.population, quick), MLP(), storage=case.storage, evaluate_every=1
+        parts, population(dataset, case.population), MLP(), storage=case.storage, evaluate_every=1
     )
     rounds = max(1, min(10, 20_000 // case.cohort))
     block = simulation.block(rounds)
