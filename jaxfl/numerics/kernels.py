@@ -1,16 +1,19 @@
-"""Order statistics on a GPU in one pass over the matrix: a Pallas kernel (Triton).
+"""Order statistics on a GPU in one pass over the matrix: Pallas kernels (Triton).
 
-A block of columns is read once into registers; the values of the two ranks wanted are found
-there by bisection on the bits, and the mean of what lies between them is taken from the same
-registers. Tested in interpret mode, and lowered for CUDA, on machines without a GPU; it has not
-run on one yet.
+A block of columns is read once into registers. Few rows are sorted there by a network, a column to
+a thread; of many, the values of the two ranks wanted are found by bisection on the bits, and the
+mean of what lies between them is taken from the same registers. Tested in interpret mode, and
+lowered for CUDA, on machines without a GPU; it has not run on one yet.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxfl.numerics import network
 
 MOST_ROWS = 2048
 """Past this a block of 16 columns, one memory transaction wide, does not fit the registers."""
@@ -41,21 +44,29 @@ def mean_of_ranks(
     from jax.experimental.pallas import triton  # slow to import, and only GPUs want it
 
     n, c = values.shape
-    rows = pl.next_power_of_2(n)
-    width = max(16, min(128, _ELEMENTS // rows))
+    few, rows = n <= network.ROWS, pl.next_power_of_2(n)
+    width = 32 * _WARPS if few else max(16, min(128, _ELEMENTS // rows))
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     options: dict[str, Any] = {}
     if not interpret:
         options["compiler_params"] = triton.CompilerParams(num_warps=_WARPS)
 
-    def kernel(values_ref: Any, output_ref: Any) -> None:
-        first = pl.program_id(0) * width
+    def of_few(values_ref: Any, _: Array, own: Array) -> Array:
+        block = [triton.load(values_ref.at[i, own], mask=own < c, other=jnp.inf) for i in range(n)]
+        ordered = network.in_order([jnp.where(jnp.isnan(row), jnp.inf, row) for row in block])
+        return functools.reduce(jnp.add, ordered[low:high]) / (high - low)
+
+    def of_many(values_ref: Any, first: Array, own: Array) -> Array:
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, width), 0)
         column = first + jax.lax.broadcasted_iota(jnp.int32, (rows, width), 1)
         inside = (row < n) & (column < c)
         block = triton.load(values_ref.at[row, column], mask=inside, other=jnp.inf)
-        mean = _mean_of_ranks(block, low, high)
+        return _mean_of_ranks(block, low, high)
+
+    def kernel(values_ref: Any, output_ref: Any) -> None:
+        first = pl.program_id(0) * width
         own = first + jnp.arange(width)
+        mean = (of_few if few else of_many)(values_ref, first, own)
         triton.store(output_ref.at[own], mean, mask=own < c)
 
     return pl.pallas_call(

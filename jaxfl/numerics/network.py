@@ -36,7 +36,12 @@ def sorting_network(n: int) -> tuple[tuple[int, int], ...]:
 def sorted_rows(values: Float[Array, "n c"]) -> list[Float[Array, "1 c"]]:
     """Per column, the values in ascending order, as a list of rows. None may be NaN."""
     # Kept as matrices: XLA gives up fusing where reshapes stand between the comparators.
-    rows = jnp.split(values, values.shape[0])
+    return in_order(jnp.split(values, values.shape[0]))
+
+
+def in_order(rows: list[Array]) -> list[Array]:
+    """Arrays of one shape, exchanged element by element until they ascend. None may be NaN."""
+    rows = list(rows)
     for i, j in sorting_network(len(rows)):
         rows[i], rows[j] = jnp.minimum(rows[i], rows[j]), jnp.maximum(rows[i], rows[j])
     return rows

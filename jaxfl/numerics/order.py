@@ -2,7 +2,7 @@
 
 ``jnp.sort`` along the leading axis is slow on every backend we care about. Two methods replace
 it, and this module picks: for few rows a sorting network, for many a search for the bits of the
-values wanted (``digits``), on a GPU inside one kernel (``kernels``).
+values wanted (``digits``); on a GPU either is one kernel that reads the matrix once (``kernels``).
 """
 
 import functools
@@ -106,15 +106,19 @@ def _without_nan(values: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
-    n = values.shape[0]
-    if n <= network.ROWS:
-        ranks = network.sorted_rows(_without_nan(values))[low:high]
-        return functools.reduce(jnp.add, ranks)[0] / (high - low)
+    few = values.shape[0] <= network.ROWS
+    elsewhere = functools.partial(
+        _mean_of_few_ranks if few else _mean_of_many_ranks, low=low, high=high
+    )
     if not kernels.serves(values):
-        return _mean_of_many_ranks(values, low, high)
+        return elsewhere(values)
     on_gpu = functools.partial(kernels.mean_of_ranks, low=low, high=high)
-    elsewhere = functools.partial(_mean_of_many_ranks, low=low, high=high)
     return jax.lax.platform_dependent(values, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+
+def _mean_of_few_ranks(values: Array, low: int, high: int) -> Array:
+    ranks = network.sorted_rows(_without_nan(values))[low:high]
+    return functools.reduce(jnp.add, ranks)[0] / (high - low)
 
 
 def _mean_of_many_ranks(values: Array, low: int, high: int) -> Array:

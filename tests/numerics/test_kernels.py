@@ -30,10 +30,11 @@ def draw(kind, n, c):
 # A rank below those of NaN and +inf, whose means with finite values are no numbers.
 @pytest.mark.parametrize("kind", ["random", "tied", "wild"])
 @pytest.mark.parametrize(
-    ("n", "low", "high"), [(3, 0, 1), (65, 32, 33), (100, 49, 51), (200, 50, 150)]
+    ("n", "low", "high"),
+    [(3, 0, 1), (9, 3, 6), (16, 7, 9), (65, 32, 33), (100, 49, 51), (200, 50, 150)],
 )
 def test_mean_of_ranks(kind, n, low, high):
-    x = draw(kind, n, 150)  # no multiple of a block
+    x = draw(kind, n, 300)  # no multiple of a block
     got = kernels.mean_of_ranks(jnp.asarray(x), low, high, interpret=True)
     ordered = np.sort(np.where(np.isnan(x), np.inf, x).astype(np.float64), axis=0)[low:high]
     size = np.abs(np.where(np.isfinite(ordered), ordered, 0)).max(0)
@@ -58,7 +59,7 @@ def lowered_for(platform, function, x):
 
 
 @ON_A_GPU
-@pytest.mark.parametrize("n", [100, 1000])
+@pytest.mark.parametrize("n", [50, 100, 1000])
 def test_the_kernel_lowers_for_a_gpu(n):
     def call(x):
         return kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1)
@@ -67,12 +68,13 @@ def test_the_kernel_lowers_for_a_gpu(n):
 
 
 @ON_A_GPU
-def test_the_platform_that_runs_decides():
+@pytest.mark.parametrize("n", [50, 100])
+def test_the_platform_that_runs_decides(n):
     """Not the default one: of the same rule, placed here or there."""
-    x = jnp.zeros((100, 20_000))
+    x = jnp.zeros((n, 20_000))
 
     def rule(x):
-        return Median().aggregate(x, (), Context.of(100)).update
+        return Median().aggregate(x, (), Context.of(n)).update
 
     here, there = lowered_for("cpu", rule, x), lowered_for("cuda", rule, x)
     assert "triton" in there
