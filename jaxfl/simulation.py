@@ -134,7 +134,8 @@ class Simulation:
             state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
             state = init(parts[0], seeds[0])
-        self.state: FederationState = copy_to(state, devices)
+        # Each leaf its own memory, which the round may take: a part's memory can begin as one zero.
+        self.state: FederationState = copy_to(jax.tree.map(jnp.copy, state), devices)
         if any(map(has_own_code, parts)):
             self.measures()  # their mistakes show as they are traced: before anything is compiled
 
