@@ -17,7 +17,8 @@ import numpy as np
 from jaxfl.aggregators import Aggregator, FLTrust, Krum, Median, Pipeline, TrimmedMean
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.attacks import ALIE, Attack
-from jaxfl.attacks.base import ClientView, Defence, attack_rows
+from jaxfl.attacks.base import attack_rows
+from jaxfl.attacks.views import ClientView, Defence
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component

@@ -156,6 +156,21 @@ def make_mesh(devices: Sequence[Device]) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def apart(tree: PyTree) -> PyTree:
+    """The tree with memory of its own for every leaf, as a program needs that takes it over.
+
+    A part's memory may begin as one array of zeros in several places.
+    """
+    seen: set[int] = set()
+
+    def own(leaf: Array) -> Array:
+        known = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if known else leaf
+
+    return jax.tree.map(own, tree)
+
+
 def copy_to(tree: PyTree, devices: Sequence[Device] | None) -> PyTree:
     """The arrays whole on every one of these devices, so that no later call has to move them."""
     if devices is None:

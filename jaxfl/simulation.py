@@ -20,7 +20,7 @@ from jaxfl.clients import ClientAlgorithm, FedSGD
 from jaxfl.component import integer
 from jaxfl.contracts import has_own_code
 from jaxfl.data.federated import FederatedData
-from jaxfl.devices import Device, check_way, copy_to
+from jaxfl.devices import Device, apart, check_way, copy_to
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
@@ -131,7 +131,7 @@ class Simulation:
             state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
             state = init(parts[0], seeds[0])
-        self.state: FederationState = copy_to(state, devices)
+        self.state: FederationState = copy_to(apart(state), devices)
         if any(map(has_own_code, parts)):
             self.measures()  # their mistakes show as they are traced: before anything is compiled
 

@@ -13,14 +13,19 @@ from jaxfl import (
     QFFL,
     SCAFFOLD,
     SGD,
+    Aggregator,
     CenteredClipping,
+    CentralPrivacy,
     Cyclic,
     ExamplePrivacy,
     Federation,
     FedSGD,
     GeometricMedian,
     Krum,
+    Mean,
+    Median,
     MessagePrivacy,
+    Mixed,
     NormClipping,
     Pipeline,
     Poisson,
@@ -28,10 +33,15 @@ from jaxfl import (
     TrimmedMean,
 )
 from jaxfl.blocks import run_block
-from jaxfl.data import Dirichlet, RootData, synthetic
+from jaxfl.component import capability
+from jaxfl.data import IID, Dirichlet, RootData, digits, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
 from jaxfl.numerics.gram import inner_products
+from jaxfl.privacy import BandedNoise, NoPrivacy, QuantileClip
+from jaxfl.privacy.base import Privacy
+from jaxfl.registry import ATTACKS, REGISTRY
+from jaxfl.types import Aggregated, Info
 
 CLIENTS, BYZANTINE, FEATURES, ROUNDS = 50, 10, 20, 3
 DIM = FEATURES * 10 + 10
@@ -40,6 +50,8 @@ DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS, root=RootData(size=60))
 BASE = Federation(
     algorithm=FedSGD(batch_size=4), attack=ALIE(z=1.0), byzantine=BYZANTINE, optimizer=SGD()
 )
+QUICK = ("rules", "attacks", "mechanisms", "noise", "private", "stream")
+"""Checks of programs that take longer to compile than to run: they are optimised little."""
 LEAVES_OUT = Every(
     rules=(
         CenteredClipping(),
@@ -47,6 +59,19 @@ LEAVES_OUT = Every(
         Pipeline(pre=(NNM(f=10),), rule=Krum(f=10)),
     )
 )
+
+
+class Watched(Aggregator):
+    """The median, whose memory is the rows that it was sent."""
+
+    needs_root = capability(frozenset({"update"}))  # for the attack that FLTrust is met by
+
+    def init(self, spec):
+        return tuple(jax.numpy.zeros((spec.cohort, spec.dim), spec.dtype))
+
+    def aggregate(self, updates, state, context):
+        found = Median().aggregate(updates, (), context)
+        return Aggregated(update=found.update, state=tuple(updates), info=Info())
 
 
 def simulate(federation, data=DATA, **settings):
@@ -123,6 +148,36 @@ def private() -> None:
     check("private", federation, data=two, seeds=(1, 2), client_accuracy=True)
 
 
+def attacks() -> None:
+    """Every attack, side by side: each has an attacker of its own, whose rows are compared."""
+    every = tuple(cls.example() for cls in ATTACKS.values())
+    byzantine = len(every)
+    federation = BASE.replace(
+        attack=Mixed(attacks=every), byzantine=byzantine, aggregator=Watched()
+    )
+    data = digits().split(IID(), 2 * byzantine + 3, root=RootData(size=60))
+    check(f"{byzantine} attacks", federation, data=data)
+
+
+def mechanisms() -> None:
+    """Every mechanism of privacy with noise, and what else it can be made of."""
+    quantile = QuantileClip(initial=0.5, noise=2.0)
+    banded = BandedNoise(rounds=ROUNDS, bands=2)
+    found = {
+        "message": MessagePrivacy(clip=1.0, noise_multiplier=0.05),
+        "message, laplace": MessagePrivacy(clip=1.0, noise_multiplier=0.05, mechanism="laplace"),
+        "example": ExamplePrivacy(clip=1.0, noise_multiplier=0.05),
+        "central": CentralPrivacy(clip=1.0, noise_multiplier=0.05),
+        "central, quantile": CentralPrivacy(clip=quantile, noise_multiplier=0.05),
+        "central, banded": CentralPrivacy(clip=1.0, noise_multiplier=0.05, correlated=banded),
+    }
+    covered = {type(mechanism) for mechanism in found.values()} | {NoPrivacy}
+    assert covered == set(REGISTRY[Privacy].values())
+    for name, privacy in found.items():
+        check(name, BASE.replace(privacy=privacy, aggregator=Mean(weighted=False)))
+        jax.clear_caches()
+
+
 def stream() -> None:
     """Updates that are never all held, by both ways."""
     streaming = BASE.replace(aggregator=NormClipping())
@@ -168,7 +223,5 @@ if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
         # Compiling takes nearly all the time here; what is compiled for users is in ``each``.
-        jax.config.update(
-            "jax_disable_most_optimizations", part in ("rules", "noise", "private", "stream")
-        )
+        jax.config.update("jax_disable_most_optimizations", part in QUICK)
         globals()[part]()

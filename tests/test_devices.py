@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import process_check
 import pytest
-from helpers import ragged
+from helpers import every_rule, ragged
 
 from jaxfl import Federation, FedSGD, Simulation
 from jaxfl.devices import (
@@ -64,6 +64,8 @@ EIGHT = "--xla_force_host_platform_device_count=8"
     [
         "stream",
         pytest.param("rules", marks=pytest.mark.default_compiler),
+        pytest.param("attacks", marks=pytest.mark.slow),
+        pytest.param("mechanisms", marks=pytest.mark.slow),
         pytest.param("noise", marks=pytest.mark.slow),
         pytest.param("private", marks=pytest.mark.slow),
     ],
@@ -84,7 +86,8 @@ def test_updates_move_in_one_all_to_all():
 @pytest.mark.slow
 def test_each_rule_alone_on_eight_devices():
     output = run_script("device_check.py", "each", flags=EIGHT)
-    assert output.count("same: shard_map") == output.count("same: pmap") >= 12
+    rules = len(every_rule(f=1))
+    assert output.count("same: shard_map") == output.count("same: pmap") == rules
 
 
 @pytest.mark.slow

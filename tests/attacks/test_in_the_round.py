@@ -25,6 +25,7 @@ from jaxfl import (
     LabelFlip,
     Mean,
     MessagePrivacy,
+    Mimic,
     Mixed,
     Onset,
     Scaling,
@@ -269,3 +270,11 @@ def test_digits_under_the_distributed_backdoor():
         evaluate_every=50,
     ).run(100)
     assert history.evaluations.attack_success[-1] > clean.evaluations.attack_success[-1] + 0.4
+
+
+def test_a_memory_that_begins_as_one_zero_can_be_donated():
+    """The round takes the memory of the state before it, of each leaf once."""
+    federation = Federation(attack=Mimic(target=None), byzantine=2, aggregator=Mean())
+    simulation = Simulation(federation, ragged(), Softmax())
+    simulation.run(2)
+    assert int(simulation.state.attack.rounds) == 2
