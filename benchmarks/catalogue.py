@@ -90,6 +90,23 @@ def programs(size: Size) -> list[Program]:
     ]
 
 
+def distance(got: PyTree, want: PyTree) -> float:
+    """The largest error of any array, in units of its largest number; choices must be the same."""
+    worst = 0.0
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(one), np.asarray(other)
+        if not np.issubdtype(b.dtype, np.floating):
+            worst = max(worst, 0.0 if np.array_equal(a, b) else np.inf)
+            continue
+        finite = np.isfinite(b)
+        strange = np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        if not strange or not np.isfinite(a[finite]).all():
+            return np.inf
+        size = np.max(np.abs(b[finite]), initial=0) or 1
+        worst = max(worst, float(np.max(np.abs(a[finite] - b[finite]), initial=0) / size))
+    return worst
+
+
 def _rules(size: Size) -> dict[str, Aggregator]:
     f = size.byzantine
     found = {n: cls.example(f) for n, cls in AGGREGATORS.items() if cls is not Pipeline}
