@@ -66,11 +66,9 @@ def grouped(
     for index, cell in enumerate(cells):
         key = _program(cell) if index in wanted and cell.placed is None else None
         group = latest.get(key) if key is not None else None
-        if group is not None:
-            together = Group((*group, index), tuple(cells[i] for i in (*group, index)))
-            if messages_of(together.cell, load(cell)) <= MOST_BYTES:
-                group.append(index)
-                continue
+        if group is not None and (len(group) + 1) * messages_of(cell, load(cell)) <= MOST_BYTES:
+            group.append(index)
+            continue
         groups.append([index])
         if key is not None:
             latest[key] = groups[-1]

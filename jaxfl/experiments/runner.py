@@ -104,7 +104,8 @@ def run_experiment(
     def prepare(at: int) -> Ready:
         return prepared(groups[at].cell, load(groups[at].cell))
 
-    left = [at for at, group in enumerate(groups) if not folder.done.issuperset(group.indices)]
+    done = folder.done
+    left = [at for at, group in enumerate(groups) if not done.issuperset(group.indices)]
     # A group that is under way goes on here, from its checkpoint.
     away = left[1 if folder.progress.round else 0 :] if launcher == RAY else []
     jobs = {at: Job(folder.experiment, groups[at].indices) for at in away}
@@ -147,10 +148,9 @@ def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | N
     """Why each cell does not apply, or None; refuses those to be run that cannot fit."""
     cells = folder.experiment.cells
     reasons = [not_applicable(cell) for cell in cells]
+    done = folder.done
     left = [
-        cell
-        for index, cell in enumerate(cells)
-        if reasons[index] is None and index not in folder.done
+        cell for index, cell in enumerate(cells) if reasons[index] is None and index not in done
     ]
     _check_sizes(left, load)
     return [reason or unreachable(cell, load) for reason, cell in zip(reasons, cells, strict=True)]
