@@ -22,7 +22,8 @@ from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import schema
 from jaxfl.experiments.findings import verdicts
-from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted

@@ -114,7 +114,10 @@ class _Program:
                 operands = [None if hasattr(a, "val") else names[a] for a in equation.invars]
                 outputs = [self._new(names, v) for v in equation.outvars]
                 name = equation.primitive.name
-                self.steps.append(_Step(name, operands, outputs, equation.params))
+                step = _Step(name, operands, outputs, equation.params)
+                if name == "broadcast_in_dim" and self._of_equal_size(step):
+                    step.name = "reshape"  # an axis of one
+                self.steps.append(step)
                 continue
             own: dict[Any, int] = {}
             for variable, atom in zip(inner.invars, equation.invars, strict=True):
@@ -129,6 +132,9 @@ class _Program:
                     self.constants.append(self._new(names, variable))
                 else:
                     names[variable] = own[atom]
+
+    def _of_equal_size(self, step: _Step) -> bool:
+        return [self.bytes[v] for v in step.inputs] == [self.bytes[v] for v in step.outputs]
 
 
 def _called(equation: Any) -> Any:

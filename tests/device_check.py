@@ -50,8 +50,11 @@ DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS, root=RootData(size=60))
 BASE = Federation(
     algorithm=FedSGD(batch_size=4), attack=ALIE(z=1.0), byzantine=BYZANTINE, optimizer=SGD()
 )
-QUICK = ("rules", "attacks", "mechanisms", "noise", "private", "stream")
+QUICK = ("attacks", "mechanisms", "noise", "private", "stream")
 """Checks of programs that take longer to compile than to run: they are optimised little."""
+TABLE = every_rule(f=BYZANTINE)
+TOGETHER = 8
+"""Rules in a program: all in one would take more mappings than Linux allows."""
 LEAVES_OUT = Every(
     rules=(
         CenteredClipping(),
@@ -113,13 +116,16 @@ def check(name: str, federation, ways=WAYS, **settings) -> None:
 
 
 def rules() -> None:
-    """Every rule on the same matrices, with client momentum; by pmap in ``each``."""
-    table = every_rule(f=BYZANTINE)
-    federation = BASE.replace(
-        aggregator=Every(rules=tuple(table.values())),
-        algorithm=FedSGD(batch_size=4, momentum=0.9),
-    )
-    check(", ".join(table), federation, ways=WAYS[:1])
+    """Every rule, some side by side on the same matrices, with client momentum."""
+    names = list(TABLE)
+    for first in range(0, len(names), TOGETHER):
+        some = names[first : first + TOGETHER]
+        federation = BASE.replace(
+            aggregator=Every(rules=tuple(TABLE[name] for name in some)),
+            algorithm=FedSGD(batch_size=4, momentum=0.9),
+        )
+        check(", ".join(some), federation)
+        jax.clear_caches()
 
 
 def noise() -> None:
@@ -184,13 +190,6 @@ def stream() -> None:
     check("stream", streaming, storage="stream", client_chunk=2)
 
 
-def each() -> None:
-    """Every rule in a simulation of its own."""
-    for name, rule in every_rule(f=BYZANTINE).items():
-        check(name, BASE.replace(aggregator=rule))
-        jax.clear_caches()  # all programs together need more mappings than Linux allows
-
-
 def traffic() -> None:
     """One all-to-all moves the updates; nothing gathers the whole matrix on a device."""
     rule = Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10))
@@ -222,6 +221,6 @@ def traffic() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
-        # Compiling takes nearly all the time here; what is compiled for users is in ``each``.
+        # Compiling takes nearly all the time here; rules are compiled as for users.
         jax.config.update("jax_disable_most_optimizations", part in QUICK)
         globals()[part]()

@@ -22,7 +22,7 @@ import pytest
 from jaxfl import Krum, __version__, cli
 from jaxfl.data import SOURCES
 from jaxfl.experiments import schema
-from jaxfl.experiments.folder import read_results
+from jaxfl.experiments.finished import read_results
 from jaxfl.registry import REGISTRY
 
 SMALL = """

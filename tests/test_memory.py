@@ -136,6 +136,14 @@ def test_elementwise_work_fuses_into_its_reader():
     assert live(lambda x: jnp.square(x) @ x.T, (100, 50)) == 100 * 50 + 100 * 100
 
 
+def test_an_axis_of_one_takes_no_memory():
+    def sums(x):
+        one = x[None]
+        return jax.lax.map(lambda i: jnp.sum(one[0, i]), jnp.arange(100))
+
+    assert live(sums, (100, 50)) < 500
+
+
 def test_values_die_with_their_last_reader():
     def chain(x):
         for _ in range(5):

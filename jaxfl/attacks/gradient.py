@@ -90,7 +90,7 @@ class GradientAttack(InformedAttack):
             place = FIRST_STEP * std * normal(start_key, std.shape, mean.dtype)
             places = climb.cut(place)[None]
         values = jax.lax.map(climb.damage, places)
-        best = jnp.argmax(values)
+        best = _first_best(values)
         start = places[best], values[best], jnp.asarray(FIRST_STEP, mean.dtype)
         keys = jax.random.split(climb_key, self.iterations)
         (place, *_), _ = jax.lax.scan(climb.iterate, start, keys)
@@ -145,6 +145,8 @@ class _Climb(Struct):
         shares = jnp.where(self.known, normal(mix_key, self.known.shape, dtype), 0)
         mix = rows.weighted_sum(shares, self.updates, mean[None][:0]) - jnp.sum(shares) * mean
         here, mirrored = (jnp.abs(self.answer(u) - mean) for u in (place, -place))
+        # Where the answer is what was sent, both sides are equally far up to rounding.
+        noise = _margin(dtype) * (jnp.abs(mean) + here)
         moves = jnp.stack(
             [
                 place + step * std * jnp.sign(gradient),
@@ -152,7 +154,7 @@ class _Climb(Struct):
                 place + step * spread * _unit(mix),
                 place * (1 + step),
                 place / (1 + step),
-                jnp.where(mirrored > here, -place, place),
+                jnp.where(mirrored > here + noise, -place, place),
             ]
         )
         return jax.vmap(self.cut)(moves)
@@ -162,11 +164,25 @@ class _Climb(Struct):
         place, value, step = carry
         moves = self.moves(place, step, key)
         values = jax.lax.map(self.damage, moves)
-        best = jnp.argmax(values)
-        better = values[best] > value
+        best = _first_best(values)
+        better = values[best] > value * (1 + _margin(value.dtype))
         place = jnp.where(better, moves[best], place)
         step = step * jnp.where(better, LONGER, SHORTER)
         return (place, jnp.maximum(value, values[best]), step), None
+
+
+def _margin(dtype: jnp.dtype) -> float:
+    """Relative differences of damage below it are rounding."""
+    return 64 * float(jnp.finfo(dtype).eps)
+
+
+def _first_best(values: Float[Array, " moves"]) -> Array:
+    """The first of those that do the most damage.
+
+    Far out, a median answers the same whatever it is sent: rounding, which differs by machine and
+    by number of devices, must not choose among such moves.
+    """
+    return jnp.argmax(values >= jnp.max(values) * (1 - _margin(values.dtype)))
 
 
 def _unit(vector: Array) -> Array:

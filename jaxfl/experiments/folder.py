@@ -32,8 +32,7 @@ from jaxfl.experiments.commit import Progress, read_progress
 from jaxfl.experiments.difference import NOT_SET, differences
 from jaxfl.experiments.environment import describe
 from jaxfl.experiments.log import Line, encode, length_before, read_log
-from jaxfl.experiments.results import Result, conclude, not_run, result_of
-from jaxfl.experiments.schema import Experiment, importable, parse, read
+from jaxfl.experiments.schema import Experiment, read
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
 
@@ -294,30 +293,6 @@ class RunFolder:
     def _write_progress(self) -> None:
         text = json.dumps(dataclasses.asdict(self.progress), indent=1)
         write_aside(self.path / "progress.json", text.encode())
-
-
-def read_results(path: Path) -> tuple[Experiment, list[Result]]:
-    """The experiment and the results in the folder of a finished run.
-
-    Raises:
-      ValueError: it holds no finished run, or is damaged.
-    """
-    if not (path / "progress.json").is_file():
-        raise ValueError(f"{path} holds no run")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of no run's numbers
-        importable(json.loads((path / "environment.json").read_text())["modules"])
-    experiment = parse(path.name, read(path / "experiment.toml"))
-    progress = read_progress(path / "progress.json")
-    if progress.cell < len(experiment.cells):
-        raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
-    lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
-    results = [
-        result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
-        if i in lines
-        else not_run(cell, "not applicable")
-        for i, cell in enumerate(experiment.cells)
-    ]
-    return experiment, conclude(results)
 
 
 def _delete(path: Path) -> None:

@@ -151,7 +151,8 @@ def test_the_climb_from_a_random_start_is_ahead_of_fixed_attacks_in_its_ball(nam
     rival = max(harm(defence, x, cut(send(attack, x))) for attack in fixed)
     sent = send(GradientAttack(), x, defence=defence)
     assert np.linalg.norm(sent - mean, axis=1).max() <= ball * 1.001
-    assert harm(defence, x, sent) > rival
+    # A row at the edge of the ball that Krum selects cannot be outdone.
+    assert harm(defence, x, sent) > min(rival, ball * (1 - 1e-6))
 
 
 def test_the_climb_never_falls_behind_its_starts():

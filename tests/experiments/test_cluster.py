@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from jaxfl.experiments.cluster import Cluster
-from jaxfl.experiments.folder import read_results
+from jaxfl.experiments.finished import read_results
 
 TABLE = {
     "rounds": 4,
@@ -72,6 +72,8 @@ def answer(job):
     return os.getpid()
 
 
+# Ray starts its own programs, at once, by fork and exec, which JAX's warning is not about.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @WITH_RAY
 @pytest.mark.slow
 def test_lost_workers_errors_and_the_wish_to_stop(tmp_path, monkeypatch):

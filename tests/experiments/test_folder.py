@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from jaxfl.experiments import schema
-from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.running import Interrupted
 

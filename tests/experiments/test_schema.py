@@ -11,7 +11,8 @@ import tomli_w
 from jaxfl import IPM, Krum, Pipeline
 from jaxfl.data import RootData
 from jaxfl.experiments import running, schema
-from jaxfl.experiments.folder import RunFolder, read_results
+from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
 
 SMALL = {

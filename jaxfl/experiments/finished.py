@@ -1,0 +1,34 @@
+"""A finished run, read back from its folder."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from jaxfl.experiments.commit import read_progress
+from jaxfl.experiments.log import read_log
+from jaxfl.experiments.results import Result, conclude, not_run, result_of
+from jaxfl.experiments.schema import Experiment, importable, parse, read
+
+
+def read_results(path: Path) -> tuple[Experiment, list[Result]]:
+    """The experiment and the results in the folder of a finished run.
+
+    Raises:
+      ValueError: it holds no finished run, or is damaged.
+    """
+    if not (path / "progress.json").is_file():
+        raise ValueError(f"{path} holds no run")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of no run's numbers
+        importable(json.loads((path / "environment.json").read_text())["modules"])
+    experiment = parse(path.name, read(path / "experiment.toml"))
+    progress = read_progress(path / "progress.json")
+    if progress.cell < len(experiment.cells):
+        raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
+    lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
+    results = [
+        result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
+        if i in lines
+        else not_run(cell, "not applicable")
+        for i, cell in enumerate(experiment.cells)
+    ]
+    return experiment, conclude(results)
