@@ -12,9 +12,14 @@ calls ``jaxfl.cli`` (tests, notebooks, ``python -m jaxfl.cli``) is left alone.
 
 import contextlib
 import os
+import re
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 
+LOST = "another process of the run is gone"
+"""What a process says that cannot go on alone."""
 SWITCH = "JAXFL_MALLOC"
 """Environment variable: ``system`` leaves malloc as it is."""
 SETTINGS = "GLIBC_TUNABLES"
@@ -61,6 +66,38 @@ def has_glibc() -> bool:
         return False
 
 
+def supervised() -> int:
+    """Runs one of several processes of a run; its exit code.
+
+    JAX's service ends a process that has lost the others at once, with its own words and a stack.
+    Here that is one line.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jaxfl.cli", *sys.argv[1:]],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches it once, from here
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    assert child.stderr is not None
+    ended = told = theirs = False
+    for line in child.stderr:
+        logged = re.match(r"([IWEF])\d{4} ", line)
+        ended = ended or bool(logged and logged[1] == "F")
+        told = told or LOST in line
+        # What the service logs, over several lines, is not for users.
+        theirs = bool(logged) or (theirs and not line.startswith(("jaxfl", "Traceback", "Usage")))
+        if not theirs:
+            print(line, end="", file=sys.stderr, flush=True)
+    code = child.wait()
+    if ended:
+        if not told:
+            print(f"jaxfl: error: {LOST}; --resume goes on with the run", file=sys.stderr)
+        return 2
+    return code if code >= 0 else 128 - code
+
+
 def main() -> None:
     """The entry point."""
     try:
@@ -72,6 +109,8 @@ def main() -> None:
         with contextlib.suppress(OSError):  # where it is not allowed: slower, but right
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     os.environ[FLAGS] = a_device_per_core(os.environ)
+    if any(word.startswith("--coordinator") for word in sys.argv):
+        sys.exit(supervised())
     from jaxfl.cli import main as run
 
     run()

@@ -128,7 +128,7 @@ def describe_machine() -> dict[str, str]:
         "devices": f"{jax.device_count()} ({jax.devices()[0].device_kind})",
         "python": platform.python_version(),
     }
-    for package in ("jax", "jaxlib", "flax", "torch"):
+    for package in ("jax", "jaxlib", "flax", "torch", "byzfl", "byzpy", "flwr"):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:

@@ -2,8 +2,8 @@
 
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,27 +17,20 @@ from jaxfl import __version__
 from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
+from jaxfl.commands.reproduce import reproduce
+from jaxfl.commands.run import run
+from jaxfl.contracts import OwnCodeError
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
-from jaxfl.experiments import schema
-from jaxfl.experiments.findings import verdicts
+from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.finished import read_results
-from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.results import Result, conclude
-from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
-from jaxfl.files import user_cache
-from jaxfl.programs import keep_in
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
 from jaxfl.report.components import attacks_table, catalogue, rules_table
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
-from jaxfl.report.plots import accuracy_plot, sweep_plot
-from jaxfl.report.progress import Watcher
-from jaxfl.report.tables import privacy_statements, result_table, write_tables
-from jaxfl.signals import StopSignals
 
 TRACEBACK = "JAXFL_TRACEBACK"
 """Environment variable that asks for the traceback behind a one-line error."""
@@ -70,83 +63,7 @@ def common(
     """Options of the program itself."""
 
 
-@app.command()
-def run(
-    name: Name,
-    settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Results; default runs/NAME.")] = None,
-    devices: Annotated[
-        str | None, typer.Option(help="How many devices share the clients; all; auto.")
-    ] = None,
-    way: Annotated[str | None, typer.Option(help="How: shard_map or pmap.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of raw data files.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the run in the folder, whatever it is.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only the result.")] = False,
-    launcher: Annotated[
-        str, typer.Option(help="Where cells run: local, or ray, on a cluster's workers.")
-    ] = LOCAL,
-    reduced: Reduced = False,
-) -> None:
-    """Run an experiment and show what survived.
-
-    Ctrl-C stops after the block of rounds under way; --resume goes on from there.
-    """
-    if data_dir is not None:
-        os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    if launcher not in LAUNCHERS:
-        raise ValueError(f"--launcher: {unknown(launcher, LAUNCHERS)}")
-    chosen = {"devices": devices, "way": way}
-    changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
-    check(experiment)
-    use_compilation_cache()
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if not quiet:
-        for said in privacy_statements(experiment):
-            say(console, f"Privacy: {said}")
-    path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
-    with (
-        RunFolder(path, experiment, resume=resume, force=force) as folder,
-        StopSignals() as signals,
-        Watcher(experiment, console, quiet=quiet) as watcher,
-    ):
-        results = conclude(run_cells(folder, signals, watcher, launcher))
-        write_tables(path, experiment, results)
-        accuracy_plot(path / "accuracy.png", experiment, results)
-        swept = sweep_plot(path / "sweep.png", experiment, results)
-    print_results(console, path, experiment, results, swept=swept)
-
-
-def run_cells(
-    folder: RunFolder, signals: StopSignals, watcher: Watcher, launcher: str
-) -> list[Result]:
-    """The results of all cells; raises ``Interrupted``, with the place, where a signal came."""
-    try:
-        return list(run_experiment(folder, watcher.watch, lambda: signals.asked, launcher))
-    except Interrupted:
-        done, cells = folder.progress, folder.experiment.cells
-        place = f"round {done.round} of cell {done.cell + 1} of {len(cells)}"
-        raise Interrupted(f"stopped after {place}; go on with --resume") from None
-
-
-def print_results(
-    console: Console,
-    path: Path,
-    experiment: schema.Experiment,
-    results: Sequence[Result],
-    *,
-    swept: bool,
-) -> None:
-    """Prints the table, whether the stated findings hold, and where the files are."""
-    console.print(result_table(experiment, results))
-    for verdict in verdicts(experiment, results):
-        say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
-    shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
-    for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
-        say(console, f"{what + ':':6} {path / name}")
+app.command()(run)
 
 
 @app.command("list")
@@ -185,6 +102,7 @@ def rules(
     print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
 
 
+app.command()(reproduce)
 app.command()(plan)
 app.command()(profile)
 
@@ -235,17 +153,6 @@ def data(
         say(console, f"Plot: {out}")
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second run compiles nothing.
-
-    Unless JAX has a cache by the user's own choice.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-        keep_in(user_cache() / "programs")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 def print_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
 ) -> None:
@@ -272,10 +179,17 @@ def main() -> None:
     except Interrupted as stopped:
         print(f"jaxfl: {stopped}", file=sys.stderr)
         sys.exit(130)
+    except hosts.Lost as lost:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(lost)
+        print(f"jaxfl: error: {lost}", file=sys.stderr, flush=True)
+        os._exit(2)  # at its end JAX would wait for the process that is gone
     except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         text = reason(error)
         if text is None or os.environ.get(TRACEBACK):
             raise
+        if isinstance(error, OwnCodeError):
+            traceback.print_exception(error.__cause__)
         print(f"jaxfl: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 

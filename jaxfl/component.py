@@ -75,6 +75,9 @@ class Component(abc.ABC):
 
     Raises:
         ValueError: a field has the wrong type or is out of its range.
+
+    >>> jaxfl.TrimmedMean(f=1).replace(f=2)
+    TrimmedMean(f=2)
     """
 
     def __init_subclass__(cls) -> None:

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 from jaxfl.component import Component
 
 
+class OwnCodeError(ValueError):
+    """A ValueError that a user's own part raised: its traceback is of use."""
+
+
 @contextlib.contextmanager
 def own_code(part: Any, method: str = "") -> Iterator[None]:
     """Names the user's part whose code raises; the traceback of that code stands above.
@@ -24,8 +28,22 @@ def own_code(part: Any, method: str = "") -> Iterator[None]:
         if _is_ours(part):
             raise
         name = name_of(part) + method
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        kind = OwnCodeError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def while_running(what: str, *parts: Component) -> Iterator[None]:
+    """Names what was running where an error may be one of a user's own part among these."""
+    try:
+        yield
+    except Exception as error:
+        if any(map(has_own_code, parts)):
+            if isinstance(error, ValueError) and error.args:
+                error.args = (f"{what}: {error.args[0]}", *error.args[1:])
+            else:
+                error.add_note(f"while running {what}")
+        raise
 
 
 def name_of(part: Any) -> str:
@@ -42,6 +60,13 @@ def has_own_code(part: Component) -> bool:
 
 def _is_ours(part: Any) -> bool:
     return f"{getattr(part, '__module__', '')}.".startswith("jaxfl.")
+
+
+def asked(part: Any, method: str, *given: Any) -> Any:
+    """What a method of a part answers, or the value of a property."""
+    with own_code(part, f".{method}"):
+        found = getattr(part, method)
+        return found(*given) if callable(found) else found
 
 
 def started(part: Any, method: str, size: Any) -> Any:

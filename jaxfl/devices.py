@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -179,14 +180,20 @@ def copy_to(tree: PyTree, devices: Sequence[Device] | None) -> PyTree:
         return jax.device_put(tree, devices[0])
     whole = NamedSharding(make_mesh(devices), PartitionSpec())
 
+    def place(leaf: Array) -> Array:
+        if jax.process_count() == 1 or leaf.sharding == whole:
+            return jax.device_put(leaf, whole)
+        # ``device_put`` would compare what several processes put, and NaN differs from NaN.
+        mine = np.asarray(leaf)
+        return jax.make_array_from_callback(mine.shape, whole, lambda index: mine[index])
+
     def put(leaf: Array) -> Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             # Not by ``device_put``, which refuses keys where there are several processes.
-            bits = jax.device_put(jax.random.key_data(leaf), whole)
+            bits = place(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, whole)
+        return place(leaf)
 
-    # As JAX arrays first: several processes compare what they put, and not in float64.
     return jax.tree.map(put, jax.tree.map(jnp.asarray, tree))
 
 

@@ -16,7 +16,12 @@ from jaxfl.privacy.deployment import ATTACK_FIRST, NOISE_FIRST, NOTHING
 
 
 class Federation(Component):
-    """The parts of a federation. Each is replaceable; numbers in them are leaves."""
+    """The parts of a federation. Each is replaceable; numbers in them are leaves.
+
+    >>> federation = Federation(aggregator=jaxfl.Krum(f=2), byzantine=2)
+    >>> federation.replace(aggregator=jaxfl.Median()).aggregator
+    Median(lower=False)
+    """
 
     algorithm: ClientAlgorithm = FedSGD(batch_size=32)
     attack: Attack = NoAttack()

@@ -7,6 +7,14 @@ from pathlib import Path, PurePosixPath
 PROGRAM_BYTES = 2**29
 """What Python, the packages and compiled programs take besides any arrays."""
 
+_agreed: int | None = None
+
+
+def agree_on(memory: int) -> None:
+    """From now on ``process_memory`` is this: the least of all processes that run the same."""
+    global _agreed
+    _agreed = memory
+
 
 def process_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process's arrays may take in all; None: unknown.
@@ -17,6 +25,8 @@ def process_memory(root: Path = Path("/")) -> int | None:
     Args:
       root: where ``proc`` and ``sys`` are.
     """
+    if _agreed is not None:
+        return _agreed
     sizes = _kilobytes(root / "proc/meminfo", "MemAvailable")
     held = _kilobytes(root / "proc/self/status", "VmRSS")
     if sizes is None or held is None:

@@ -96,12 +96,17 @@ def estimate(
     measuring = live_bytes(_over(runs, measured), *given, platform=platform)
     least = _least(federation, plan, data, runs, devices)
     matrix = runs * _updates_bytes(federation, plan)
-    copies = devices if platform == "cpu" else 1
+    copies = _copies(platform, devices)
     return dataclasses.replace(
         least,
         work=copies * max(live - matrix, 0),
         evaluation=copies * measuring,
     )
+
+
+def _copies(platform: str, devices: int) -> int:
+    """How many of the devices share the memory that is estimated: those of one host's processor."""
+    return -(-devices // jax.process_count()) if platform == "cpu" else 1
 
 
 def _over(runs: int, function: Any) -> Any:
@@ -159,7 +164,7 @@ def _least(
 ) -> Estimate:
     """What is there whatever the round does: nothing is traced."""
     one = _one_state(federation, plan)
-    copies = devices if device_of(data).platform == "cpu" else 1
+    copies = _copies(device_of(data).platform, devices)
     updates = runs * _updates_bytes(federation, plan)
     return Estimate(
         data=copies * _bytes(shapes_of(data)),

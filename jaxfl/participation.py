@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxfl.component import Component, field, integer
-from jaxfl.contracts import name_of, own_code, sketch
+from jaxfl.contracts import asked, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
 SORTED = 10_000
@@ -32,18 +32,21 @@ class Participation(Component):
         """The mean number of clients in a round, rounded."""
         return self.cohort(population)
 
+    def check(self, population: int) -> None:
+        """Raises ValueError where a class of one's own counts in other than whole numbers."""
+        for method in ("cohort", "expected"):
+            counted = asked(self, method, population)
+            integer(counted, f"what {name_of(self)}.{method} returns", 1)
+        integer(asked(self, "separation"), f"{name_of(self)}.separation", 1)
+
     def leaves_slots(self, population: int) -> bool:
         """Whether slots of a round can be empty.
 
         Raises:
           ValueError: a class of one's own answers something else than it should.
         """
-        name = name_of(self)
-        for method in ("cohort", "expected"):
-            with own_code(self, f".{method}"):
-                slots = getattr(self, method)(population)
-            integer(slots, f"what {name}.{method} returns", 1)
-        slots = self.cohort(population)
+        self.check(population)
+        name, slots = name_of(self), self.cohort(population)
         with own_code(self, ".sample"):
             sample = functools.partial(self.sample, population)
             got = sketch(jax.eval_shape(sample, jax.random.key(0), jnp.int32(0)))

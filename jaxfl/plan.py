@@ -14,7 +14,6 @@ from jaxfl.federation import Federation
 from jaxfl.memory import client_bytes, fitting
 from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.zoo import Model
-from jaxfl.privacy import Privacy
 from jaxfl.state import BFLOAT16, MATRIX, STORAGES, STREAM, Plan
 from jaxfl.types import Spec
 
@@ -117,7 +116,7 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
     """The storage of the updates that was asked for, or the best one."""
     check_storage(asked)
     reason = _not_streamed(federation)
-    bounded = type(federation.privacy).bound is not Privacy.bound
+    bounded = federation.privacy.bounds
     if asked == STREAM and reason:
         raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
     if asked == BFLOAT16 and bounded:

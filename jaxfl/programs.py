@@ -80,7 +80,7 @@ def keeping() -> bool:
     return _folder is not None
 
 
-def prepare(program: Callable[..., PyTree], *arguments: PyTree) -> None:
+def make_ready(program: Callable[..., PyTree], *arguments: PyTree) -> None:
     """Compiles or loads what a call would run, and computes nothing; for kept programs only."""
     if isinstance(program, _Kept):
         leaves, structure = jax.tree.flatten(arguments)

@@ -149,7 +149,7 @@ def answer(
         result.update,
         result.info,
         minority=minority.at[context.client_ids].get(mode="fill", fill_value=False),
-        clip=federation.privacy.threshold(state.privacy),
+        clip=federation.privacy.checked("threshold", state.privacy),
         participations=new_state.participations,
     )
     return new_state, record

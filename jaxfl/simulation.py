@@ -39,7 +39,7 @@ from jaxfl.participation import Full, Participation
 from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
-from jaxfl.programs import prepare
+from jaxfl.programs import make_ready
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
@@ -74,6 +74,12 @@ class Simulation:
 
     Raises:
       ValueError: the parts do not fit together.
+
+    >>> data = jaxfl.data.synthetic(samples=40, features=2, classes=2)
+    >>> data = data.split(jaxfl.data.IID(), clients=4)
+    >>> simulation = Simulation(jaxfl.Federation(), data, jaxfl.models.Softmax())
+    >>> simulation.run(2).records.loss.shape
+    (2,)
     """
 
     def __init__(
@@ -174,9 +180,9 @@ class Simulation:
         self.state, record = self.block(rounds)(self.federation, self.data, self.state)
         return jax.device_get((record, self.evaluate()))
 
-    def prepare(self, rounds: int) -> None:
+    def make_ready(self, rounds: int) -> None:
         """Compiles or loads the program of so many rounds ahead, where programs are kept."""
-        prepare(self.block(rounds), self.federation, self.data, self.state)
+        make_ready(self.block(rounds), self.federation, self.data, self.state)
 
     def block(self, rounds: int) -> Callable[..., PyTree]:
         """The compiled program of so many rounds: (federation, data, state) to (state, records).

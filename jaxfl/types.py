@@ -40,7 +40,11 @@ class Spec:
 
 
 class Context(Struct):
-    """What the server knows besides the updates."""
+    """What the server knows besides the updates.
+
+    >>> Context.of(4).weights.tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
 
     key: Key[Array, ""]
     round: Int[Array, ""]

@@ -25,7 +25,10 @@ PERSISTENT_CACHE = {
 GARBAGE = (100_000, 20, 50)
 PROGRAMS = pytest.StashKey[ProgramCache]()
 # Few tests that take long: started first, so that no process is left alone with them at the end.
-LONG = ("documents", "auditing", "devices", "cli", "folder", "results", "findings")
+LONG = (
+    *("gpu", "devices", "documents", "mutations", "folder", "hosts", "auditing", "cli", "profile"),
+    *("cluster", "tfds", "results", "findings"),
+)
 # The same examples every time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
@@ -89,9 +92,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
             item.add_marker(pytest.mark.skip(reason="needs --default-compiler"))
     counts = Counter(map(_belongs_to, items))
 
-    def order(item: Any) -> tuple[bool, int, str]:
+    def order(item: Any) -> tuple[int, int, str]:
         group = _belongs_to(item)
-        return group not in LONG, -counts[group], group
+        place = LONG.index(group) if group in LONG else len(LONG)
+        return place, -counts[group], group
 
     items.sort(key=order)
 

@@ -119,6 +119,8 @@ def rules() -> None:
     """Every rule, some side by side on the same matrices, with client momentum."""
     names = list(TABLE)
     for first in range(0, len(names), TOGETHER):
+        # Compiling takes nearly all the time: one program as for users, the others quickly.
+        jax.config.update("jax_disable_most_optimizations", first > 0)
         some = names[first : first + TOGETHER]
         federation = BASE.replace(
             aggregator=Every(rules=tuple(TABLE[name] for name in some)),
@@ -221,6 +223,6 @@ def traffic() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
-        # Compiling takes nearly all the time here; rules are compiled as for users.
+        # Compiling takes nearly all the time here.
         jax.config.update("jax_disable_most_optimizations", part in QUICK)
         globals()[part]()

@@ -213,7 +213,7 @@ def test_a_mistake_is_told_by_the_command_itself(
     (tmp_path / "title.toml").write_text('title = "a\\u0000b"\n' + SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jaxfl.commands.run.use_compilation_cache", lambda: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     errors = capsys.readouterr().err
@@ -248,13 +248,13 @@ def test_a_full_memory_is_one_line(small, monkeypatch, capsys, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(cli, "check", full)
+    monkeypatch.setattr("jaxfl.commands.run.check", full)
     monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err.startswith("jaxfl: error: out of memory: lower client_chunk")
     wrong = jax.errors.JaxRuntimeError("INTERNAL: a fault of the compiler")
-    monkeypatch.setattr(cli, "check", lambda *_: (_ for _ in ()).throw(wrong))
+    monkeypatch.setattr("jaxfl.commands.run.check", lambda *_: (_ for _ in ()).throw(wrong))
     with pytest.raises(jax.errors.JaxRuntimeError, match="fault"):
         cli.main()
 
@@ -266,7 +266,7 @@ def test_a_warning_is_one_line(small, monkeypatch, capsys):
         warnings.warn("overflow", RuntimeWarning, stacklevel=1)
         raise ValueError("enough")
 
-    monkeypatch.setattr(cli, "check", warn)
+    monkeypatch.setattr("jaxfl.commands.run.check", warn)
     monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(small)])
     with pytest.raises(SystemExit):
         cli.main()

@@ -24,10 +24,12 @@ from jaxfl import (
     SignFlip,
     Simulation,
 )
+from jaxfl.accounting import guarantee
 from jaxfl.aggregators import PreAggregator
 from jaxfl.attacks import OptimizedIPM
 from jaxfl.component import capability
 from jaxfl.contracts import has_own_code
+from jaxfl.experiments.schema import parse
 from jaxfl.fairness import Fairness, Weighed
 from jaxfl.models import Softmax
 from jaxfl.optimizers import Optimizer, Schedule
@@ -120,10 +122,16 @@ class Protected(Privacy):
     protects, trusts = capability("words"), capability("nobody")
 
     def releases(self, run):
-        return ()
+        return {"releases": [2.0], "number": 2.0}.get(self.kind, ())
 
     def neighbours(self, run):
         return "none"
+
+    def multiplier(self):
+        return "1.0" if self.kind == "multiplier" else 1.0
+
+    def threshold(self, state):
+        return jnp.ones(2) if self.kind == "threshold" else jnp.ones(())
 
     def objective(self, objective, count, batch_size):
         return objective.value_and_grad if self.kind == "objective" else objective
@@ -163,6 +171,10 @@ class Drawn(Participation):
     """A user's participation: what it answers is given by a word."""
 
     kind: str = ""
+
+    @property
+    def separation(self):
+        return 0.5 if self.kind == "between" else 1
 
     def cohort(self, population):
         return population / 2 if self.kind == "cohort" else population
@@ -249,6 +261,8 @@ MECHANISMS = {
     "crafted": r"Protected.crafted returned \(2,\); needs \(15,\), as it was given",
     "bound": r"Protected.bound returned \(15, 7\); needs \(7, 15\), as it was given",
     "bound alone": "Protected.bound raised ValueError: too many values to unpack",
+    "threshold": r"Protected.threshold returned \(2,\); needs \(\), the server's clip",
+    "multiplier": "Protected.multiplier returned str; needs a number",
     "release": r"Protected.release returned \(\); needs \(15,\), as it was given",
     "memory": r"Protected.release returned the memory float32\[15\]; needs, as before, \(\)",
 }
@@ -259,6 +273,7 @@ MIXES = {
 }
 COHORTS = {
     "cohort": "what Drawn.cohort returns must be an integer, at least 1; got 3.5",
+    "between": "Drawn.separation must be an integer, at least 1; got 0.5",
     "floats": r"Drawn.sample returned \(float32\[7\], None\); needs \(int32\[7\], None\) or",
     "few": r"Drawn.sample returned \(int32\[6\], None\); needs \(int32\[7\], None\) or",
     "present": r"Drawn.sample returned \(int32\[7\], float32\[7\]\); needs .* or \(int32\[7\], ",
@@ -327,6 +342,38 @@ def test_an_own_part_that_answers_the_wrong_thing_is_named(federation, message, 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, RuntimeError), match=message):
         Simulation(federation, DATA, Softmax())
+
+
+@pytest.mark.parametrize("kind", ["releases", "number"])
+def test_what_an_own_mechanism_releases_is_looked_at(kind):
+    with pytest.raises(ValueError, match=r"Protected\.releases returned float; needs Releases"):
+        guarantee(Federation(privacy=Protected(kind=kind)), [6] * 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("used", "message"),
+    [
+        (3, r"Trained.uses returned 3; needs \(steps, passes\)"),
+        ((1.5, 1), "steps of Trained.uses must be an integer, at least 1; got 1.5"),
+        ((1, 0), "passes of Trained.uses must be an integer, at least 1; got 0"),
+    ],
+)
+def test_how_an_own_algorithm_uses_samples_is_looked_at(used, message, monkeypatch):
+    monkeypatch.setattr(Trained, "uses", lambda self, per_pass: used)
+    with pytest.raises(ValueError, match=message):
+        Trained().checked_uses(4)
+
+
+def test_an_own_participation_is_named_while_a_file_is_read():
+    table = {
+        "rounds": 1,
+        "model": "softmax",
+        "byzantine": 1,
+        "data": {"name": "synthetic", "clients": 5, "samples": 60, "features": 4, "classes": 2},
+        "participation": {"name": f"{__name__}:Drawn", "kind": "cohort"},
+    }
+    with pytest.raises(ValueError, match=COHORTS["cohort"].replace("3.5", "2.5")):
+        parse("own", table)
 
 
 def test_an_own_rule_is_named_in_a_notebook_too(monkeypatch):

@@ -2,6 +2,8 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import NumpySoftmax, client_arrays, ragged
@@ -28,6 +30,7 @@ from jaxfl import (
 )
 from jaxfl.data import Dirichlet, Minority, RootData, synthetic
 from jaxfl.models import Softmax
+from jaxfl.types import Context
 
 SIZES = (3, 9, 5, 12, 7)
 PLAIN = Federation(
@@ -69,6 +72,21 @@ def test_q_fedsgd_takes_the_papers_steps():
         np.testing.assert_allclose(after[row], w, rtol=1e-4, atol=1e-5)
     plain = alone.run(2).state.params
     np.testing.assert_allclose(after[0], plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("q", [1.0, 2.0])
+@pytest.mark.parametrize("rule", [FLTrust(), SignMajority()], ids=repr)
+def test_one_client_of_large_loss_makes_no_step_longer_than_the_rule_does(rule, q):
+    """Nine losses of 0.1, one of 2.0, a cap of 3: the step was 15 and 296 times |g_0|."""
+    losses, context = jnp.array([0.1] * 9 + [2.0]), Context.of(10, root_update=jnp.ones(4))
+    updates = jnp.ones((10, 4)) + 0.1 * jax.random.normal(jax.random.key(0), (10, 4))
+    fair = QFFL(q=q, lipschitz=1.0, cap=3.0)
+    squares = jnp.sum(jnp.square(updates), axis=1)
+    weighed = fair.weigh(losses, squares, True, (), context)
+    factors = weighed.factors * weighed.scale  # as the round does before such a rule
+    assert not rule.scale_equivariant
+    fairly = rule(factors[:, None] * updates, context=context)
+    np.testing.assert_allclose(fairly, rule(updates, context=context), rtol=0.05)
 
 
 @pytest.mark.parametrize(

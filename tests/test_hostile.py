@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jaxtyping
+import numpy as np
 import pytest
 
+import jaxfl
 from jaxfl import cli
+from jaxfl.data import IID, synthetic
 from jaxfl.experiments import schema
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
+from jaxfl.models import Softmax
 
 pytestmark = pytest.mark.slow
 
@@ -204,7 +209,7 @@ FILES = [
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jaxfl.commands.run.use_compilation_cache", lambda: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name, text in (("mine", MODULE), ("broken", "def"), ("raises", "1 / 0")):
         Path(f"{name}.py").write_text(text)
@@ -271,8 +276,88 @@ def run_once(tmp_path_factory):
     return folder / "out"
 
 
+DATASET = synthetic(samples=40, features=2, classes=2)
+SPLIT = DATASET.split(IID(), clients=4)
+PYTHON = {
+    "no rounds": (lambda: simulate(rounds=0), "rounds must be an integer"),
+    "half a round": (lambda: simulate(rounds=1.5), "rounds must be an integer"),
+    "rounds in words": (lambda: simulate(rounds="3"), "rounds must be an integer"),
+    "no data": (lambda: simulate(data=None), "data must be FederatedData"),
+    "data not divided": (lambda: simulate(data=DATASET), "data must be FederatedData"),
+    "data as numbers": (lambda: simulate(data=np.ones((4, 2))), "data must be FederatedData"),
+    "model as a word": (lambda: simulate(model="mlp"), "model must be"),
+    "model as a class": (lambda: simulate(model=object), "model must be|object"),
+    "rule as a word": (lambda: simulate(aggregator="krum"), "aggregator"),
+    "rule as a class": (lambda: simulate(aggregator=jaxfl.Median), "aggregator"),
+    "attack as a rule": (lambda: simulate(attack=jaxfl.Median()), "attack"),
+    "optimizer as a number": (lambda: simulate(optimizer=0.1), "optimizer"),
+    "too many attackers": (lambda: simulate(byzantine=5), "byzantine must be at most"),
+    "minus one attacker": (lambda: simulate(byzantine=-1), "byzantine must be"),
+    "a fraction of them": (lambda: simulate(byzantine=0.2), "byzantine must be"),
+    "unknown part": (lambda: simulate(agregator=jaxfl.Median()), "agregator"),
+    "chunk of nothing": (lambda: simulate(client_chunk=0), "client_chunk must be"),
+    "unknown storage": (lambda: simulate(storage="disk"), "storage must be one of"),
+    "unknown way": (lambda: simulate(way="vmap"), "way must be one of"),
+    "devices as a word": (lambda: simulate(devices="gpu"), "devices must be a list"),
+    "no seeds": (lambda: simulate(seeds=[]), "at least one seed"),
+    "seeds as text": (lambda: simulate(seeds="01"), "seed"),
+    "seed too large": (lambda: simulate(seed=2**33), "seed must be an integer"),
+    "f of half": (lambda: jaxfl.TrimmedMean(f=2)(np.ones((4, 3))), "TrimmedMean needs n > 2f"),
+    "f below nothing": (lambda: jaxfl.Krum(f=-1), "f must be"),
+    "f in words": (lambda: jaxfl.Krum(f="two"), "f must be"),
+    "tau of nothing": (lambda: jaxfl.CenteredClipping(tau=0.0), "tau must be above 0"),
+    "tau not a number": (lambda: jaxfl.CenteredClipping(tau=float("nan")), "tau must be"),
+    "no updates": (lambda: jaxfl.Mean()([]), "Mean"),
+    "one vector": (lambda: jaxfl.Mean()(np.ones(3)), "Mean"),
+    "integers": (lambda: jaxfl.Mean()(np.ones((3, 2), int)), "floating-point"),
+    "unequal vectors": (lambda: jaxfl.Mean()([np.ones(2), np.ones(3)]), "Mean"),
+    "words": (lambda: jaxfl.Mean()(["a", "b"]), "Mean"),
+    "another n": (
+        lambda: jaxfl.Mean()(np.ones((3, 2)), context=jaxfl.Context.of(4)),
+        "must be one of n = 3 clients",
+    ),
+    "no root": (lambda: jaxfl.FLTrust()(np.ones((3, 2))), "FLTrust needs the server's data"),
+    "no clients": (lambda: DATASET.split(IID(), clients=0), "clients must be"),
+    "more clients than samples": (lambda: DATASET.split(IID(), clients=41), "clients"),
+    "partition as a word": (lambda: DATASET.split("iid", clients=4), "partition must be"),
+    "alpha of nothing": (lambda: jaxfl.data.Dirichlet(alpha=0.0), "alpha must be above 0"),
+    "labels of text": (
+        lambda: jaxfl.data.from_arrays(np.ones((2, 1)), ["a", "b"], np.ones((1, 1)), [0]),
+        "labels",
+    ),
+    "fewer labels": (
+        lambda: jaxfl.data.from_arrays(np.ones((3, 1)), [0, 1], np.ones((1, 1)), [0]),
+        "labels|samples",
+    ),
+    "epsilon of nothing": (lambda: jaxfl.MessagePrivacy(clip=1.0, epsilon=0.0), "epsilon must"),
+    "noise and epsilon": (
+        lambda: jaxfl.MessagePrivacy(clip=1.0, noise_multiplier=1.0, epsilon=1.0),
+        "give noise_multiplier or epsilon, not both",
+    ),
+    "delta of one": (
+        lambda: jaxfl.MessagePrivacy(clip=1.0, noise_multiplier=1.0, delta=1.0),
+        "delta must be",
+    ),
+}
+
+
+def simulate(**changes):
+    given = {"model": Softmax(), "data": SPLIT, "rounds": 1} | changes
+    return jaxfl.simulate(**given)
+
+
+@pytest.mark.parametrize("what", PYTHON)
+def test_a_hostile_call(what, monkeypatch):
+    """In a notebook: one error of ours that names the field, before anything runs."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    call, expected = PYTHON[what]
+    with pytest.raises((ValueError, TypeError), match=expected) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_there_are_many():
-    assert len(COMMANDS) + len(TEXTS) + 2 * len(FILES) >= 150
+    assert len(COMMANDS) + len(TEXTS) + 2 * len(FILES) + len(PYTHON) >= 220
 
 
 @pytest.mark.parametrize(

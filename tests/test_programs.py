@@ -18,7 +18,7 @@ import jaxfl
 from jaxfl import identity, programs, seeds
 from jaxfl.identity import Unknown, describe
 from jaxfl.models import Objective
-from jaxfl.programs import compile_or_load, keep_in, prepare
+from jaxfl.programs import compile_or_load, keep_in, make_ready
 from jaxfl.types import Spec
 
 PARTS = (jaxfl.Krum(f=2), 3, "words")
@@ -181,7 +181,7 @@ def test_a_program_is_made_ready_by_many_threads_once_and_runs_without_another_t
     before = jax.config.jax_enable_compilation_cache
     program = made()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda size: prepare(program, *arguments(size)), (3, 4, 3, 4)))
+        list(pool.map(lambda size: make_ready(program, *arguments(size)), (3, 4, 3, 4)))
     assert len(TRACES) == 2
     assert jax.config.jax_enable_compilation_cache == before
     expected = bits(jax.jit(turn)(*arguments()))
@@ -189,7 +189,7 @@ def test_a_program_is_made_ready_by_many_threads_once_and_runs_without_another_t
     assert bits(program(*arguments())) == expected
     assert not TRACES
     keep_in(None)
-    prepare(made(), *arguments())
+    make_ready(made(), *arguments())
     assert not TRACES
 
 

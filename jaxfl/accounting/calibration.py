@@ -42,7 +42,7 @@ def calibrate(
 
     def epsilon(multiplier: float, kind: str) -> float:
         noisy = with_noise(multiplier)
-        found = noisy.privacy.releases(deployment(noisy, rounds, sizes))
+        found = noisy.privacy.declared(deployment(noisy, rounds, sizes))
         return worst(found, privacy.delta, kind, privacy.discretisation)
 
     if epsilon(MOST, RDP) > target and epsilon(MOST, accountant) > target:

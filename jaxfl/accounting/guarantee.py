@@ -74,7 +74,7 @@ def guarantee(
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
     run = deployment(federation, rounds, sizes, participations)
-    epsilon = worst(privacy.releases(run), privacy.delta, accountant, privacy.discretisation)
+    epsilon = worst(privacy.declared(run), privacy.delta, accountant, privacy.discretisation)
     found = _caveats(privacy, run)
     if math.isinf(epsilon) and not found:
         found = (f"truncated samples have used up delta = {privacy.delta:g}",)
@@ -170,7 +170,7 @@ class Meter:
         return self._epsilon(rounds=rounds, taken=participations)
 
     def _epsilon(self, **changes: int | tuple[int, ...]) -> float:
-        found = self._privacy.releases(dataclasses.replace(self._run, **changes))  # pyright: ignore[reportArgumentType]
+        found = self._privacy.declared(dataclasses.replace(self._run, **changes))  # pyright: ignore[reportArgumentType]
         return worst(found, self._privacy.delta, PLD if all(map(exact, found)) else RDP)
 
 

@@ -39,6 +39,9 @@ class Aggregator(Component):
     """A rule that turns n updates into one. Abstract.
 
     ``rule(updates)`` is the notebook's way in; ``rule.aggregate`` is the simulator's.
+
+    >>> jaxfl.Median().inspect(jnp.array([[1.0], [2.0], [9.0]])).update
+    Array([2.], dtype=float32)
     """
 
     tolerates = capability(True)

@@ -17,7 +17,11 @@ from jaxfl.types import Aggregated, Context, Info, State
 
 
 class CoordinatewiseRule(Aggregator):
-    """A rule whose every output coordinate depends on its own column alone. Abstract."""
+    """A rule whose every output coordinate depends on its own column alone. Abstract.
+
+    >>> isinstance(jaxfl.TrimmedMean(f=1), CoordinatewiseRule)
+    True
+    """
 
     @abc.abstractmethod
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:

@@ -27,7 +27,12 @@ def with_f(cls: type[C], f: int) -> C:
 
 
 class PreAggregator(Component):
-    """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract."""
+    """Replaces the m rows by ``matrix @ rows`` before a rule sees them. Abstract.
+
+    >>> jaxfl.Clipping(tau=2.0)(jnp.array([[1.0], [9.0]]))
+    Array([[1.],
+           [2.]], dtype=float32)
+    """
 
     accepts_absent = capability(False)
     needs = capability(frozenset({"gram"}))

@@ -14,6 +14,7 @@ from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import order
 from jaxfl.numerics.mean_shift import largest_cluster
 from jaxfl.numerics.rows import masked_median, median_row, safe_ratio, safe_sqrt
+from jaxfl.numerics.runs import in_all_runs
 from jaxfl.types import Context, Info, Spec, State, Struct
 
 
@@ -82,7 +83,7 @@ class _SignGuard(WeightingRule):
 
     @abc.abstractmethod
     def feature(
-        self, statistics: Statistics, state: State
+        self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
         """One more feature for the clustering, as a column, and the scores it comes from."""
 
@@ -120,7 +121,7 @@ class _SignGuard(WeightingRule):
         ordinary = usable
         if self.filter_norms:
             ordinary &= ((low * median <= norms) & (norms <= high * median)) | (median == 0)
-        feature, scores = self.feature(statistics, state)
+        feature, scores = self.feature(statistics, state, context)
         alike = usable
         if self.cluster_signs:
             assert statistics.sample is not None
@@ -173,7 +174,7 @@ class SignGuard(_SignGuard):
     name = "signguard"
 
     def feature(
-        self, statistics: Statistics, state: State
+        self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
         return jnp.zeros((statistics.usable.shape[0], 0)), None
 
@@ -202,7 +203,7 @@ class _Remembering(_SignGuard):
         return state.previous[None]
 
     def wants_gram(self, state: State, context: Context) -> Bool[Array, ""]:
-        return state.rounds < self.warmup
+        return in_all_runs(state.rounds < self.warmup)
 
     def remember(
         self, state: State, output: Float[Array, " d"], statistics: Statistics, context: Context
@@ -232,7 +233,7 @@ class SignGuardSim(_Remembering):
     needs = capability(frozenset({"norms", "inner", "products"}))
 
     def feature(
-        self, statistics: Statistics, state: State
+        self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
         usable = statistics.usable
         n = usable.shape[0]
@@ -244,7 +245,7 @@ class SignGuardSim(_Remembering):
         def to_previous() -> Float[Array, " n"]:
             return statistics.reference_cosines()[:, 0]
 
-        scores = jax.lax.cond(state.rounds < self.warmup, to_clients, to_previous)
+        scores = jax.lax.cond(self.wants_gram(state, context), to_clients, to_previous)
         scores = jnp.where(usable, scores, 0)
         middle = _lower_median(scores[:, None], usable)
         scaled = jnp.clip(scores, 0, jnp.maximum(middle, 0)) / (5 * middle + 1e-8)
@@ -275,7 +276,7 @@ class SignGuardDist(_Remembering):
     unit_free = capability(True)
 
     def feature(
-        self, statistics: Statistics, state: State
+        self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, "n f"], Float[Array, " n"] | None]:
         usable = statistics.usable
         n = usable.shape[0]
@@ -293,7 +294,7 @@ class SignGuardDist(_Remembering):
             reference = jnp.square(statistics.reference_norms[0])
             return safe_sqrt(jnp.maximum(squares + reference - 2 * statistics.products[:, 0], 0))
 
-        scores = jax.lax.cond(state.rounds < self.warmup, to_clients, to_previous)
+        scores = jax.lax.cond(self.wants_gram(state, context), to_clients, to_previous)
         scores = jnp.where(usable, scores, 0)
         middle = _lower_median(scores[:, None], usable)
         return ((scores >= 1.1 * middle) / 5).astype(scores.dtype)[:, None], scores

@@ -28,7 +28,11 @@ from jaxfl.types import Aggregated, Context, Info, State, present_mask
 
 
 class WeightingRule(Aggregator):
-    """A rule whose answer is ``weights @ [updates; references]``. Abstract."""
+    """A rule whose answer is ``weights @ [updates; references]``. Abstract.
+
+    >>> jaxfl.Krum(f=0).inspect(jnp.array([[1.0], [2.0], [9.0]])).info.weights
+    Array([1., 0., 0.], dtype=float32)
+    """
 
     needs = capability(frozenset({"gram"}))
     """Statistics that ``weigh`` reads: any of "norms", "gram", "inner", "products"."""

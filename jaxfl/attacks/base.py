@@ -28,6 +28,12 @@ class Attack(Component):
       TypeError: a class declares one of the two without its method, or has a method that it does
         not declare (raised when the class is defined); it has neither and is not ``NoAttack``
         (raised when an attack is made).
+
+    >>> updates, byzantine = jnp.array([[1.0], [3.0], [5.0]]), jnp.array([False, False, True])
+    >>> jaxfl.Zero()(updates, byzantine)
+    Array([[1.],
+           [3.],
+           [0.]], dtype=float32)
     """
 
     poisons = capability(False)

@@ -21,6 +21,9 @@ class InformedAttack(Attack):
 
     With ``knowledge="full"`` they know all honest updates of the round, with ``"partial"`` only
     what they would send themselves if they were honest.
+
+    >>> jaxfl.IPM(knowledge="partial").threat_model
+    ('its messages', 'its own updates')
     """
 
     knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))

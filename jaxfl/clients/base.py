@@ -14,8 +14,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.component import Component, capability, field
-from jaxfl.contracts import expect, expect_like, name_of, own_code
+from jaxfl.component import Component, capability, field, integer
+from jaxfl.contracts import asked, expect, expect_like, name_of, own_code
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics.permutation import permute
 from jaxfl.types import Batch, Context, PyTree, Spec, State, Struct
@@ -108,6 +108,9 @@ class ClientAlgorithm(Component):
 
     Raises:
       ValueError: ``private`` is set but ``uses`` is not overridden.
+
+    >>> jaxfl.FedSGD().gradients, jaxfl.FedAvg().gradients
+    (True, False)
     """
 
     batch_size: int | None = field(default=None, at_least=1)
@@ -239,6 +242,17 @@ class ClientAlgorithm(Component):
           Gradient steps in a round, and the passes over the samples that these begin.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it uses samples")
+
+    def checked_uses(self, per_pass: int) -> tuple[int, int]:
+        """``uses``, looked at as ``checked_step`` does."""
+        used = asked(self, "uses", per_pass)
+        if not isinstance(used, tuple | list) or len(used) != 2:
+            raise ValueError(f"{name_of(self)}.uses returned {used!r}; needs (steps, passes)")
+        steps, passes = used
+        return (
+            integer(steps, f"steps of {name_of(self)}.uses", 1),
+            integer(passes, f"passes of {name_of(self)}.uses", 1),
+        )
 
     def starting_loss(
         self, objective: Objective, broadcast: Broadcast, samples: Samples, message: Message

@@ -14,7 +14,7 @@ from jaxfl.commands.common import Name, Settings, say
 from jaxfl.experiments import schema
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.runner import check, not_applicable
-from jaxfl.experiments.running import prepared
+from jaxfl.experiments.running import made_ready
 from jaxfl.files import write_aside
 from jaxfl.profiling import Profile, scaling
 from jaxfl.profiling import profile as measure
@@ -113,7 +113,7 @@ def _with_clients(name: str, settings: Sequence[str], place: int, n: int) -> Cel
 def _simulation(cell: Cell) -> Simulation:
     """The cell's first candidate on its first seed."""
     first = dataclasses.replace(cell, seeds=cell.seeds[:1], federations=cell.federations[:1])
-    return prepared(first, first.load()).simulation
+    return made_ready(first, first.load()).simulation
 
 
 def _write(path: Path, found: Profile) -> None:

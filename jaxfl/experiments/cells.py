@@ -114,6 +114,13 @@ class Cell:
         """
         there = jax.devices()
         wanted = self.devices
+        if jax.process_count() > 1:
+            if wanted not in (AUTOMATIC, "all", len(there)) or self.way != "shard_map":
+                raise ValueError(
+                    "several processes share the clients over all devices by shard_map; got "
+                    f"devices = {wanted!r}, way = {self.way!r}"
+                )
+            return there
         if wanted == AUTOMATIC:
             alone = not self.model.convolves or there[0].platform != "cpu"
             cohort = self.federation.participation.cohort(self.clients)
@@ -226,6 +233,7 @@ def _federation(table: dict[str, Any], clients: int) -> Federation:
         if key in table and key not in last
     }
     participation = parts.get("participation", Federation().participation)
+    participation.check(clients)
     # The expected number of Byzantine clients in a round, rounded up.
     f = -(-byzantine * participation.expected(clients) // clients)
     if "byzantine_per_round" in table:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,19 @@ from jaxfl.types import PyTree
 def save(path: Path, state: PyTree) -> str:
     """Writes a state into a new folder and returns the SHA-256 of what it holds.
 
+    Of several processes the first writes.
+
     Raises:
       OSError: the disk does not take it; nothing is left there.
     """
-    import orbax.checkpoint as ocp
-
     arrays = _arrays(state)
+    if jax.process_index() > 0:
+        return _digest(arrays)
     shutil.rmtree(path, ignore_errors=True)  # left by a run killed before its commit
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # Orbax logs every step of a failure; it is raised below
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(path.resolve(), arrays)
             checkpointer.wait_until_finished()
     except Exception as error:  # Orbax raises many kinds
@@ -46,17 +49,26 @@ def restore(path: Path, like: PyTree, digest: str) -> PyTree:
     Raises:
       ValueError: it is not whole, or not the state whose SHA-256 is ``digest``.
     """
-    import orbax.checkpoint as ocp
-
     damaged = f"the checkpoint {path} is damaged"
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             arrays = checkpointer.restore(path.resolve(), _arrays(like))
     except Exception as error:  # by what is damaged, Orbax raises many kinds
         raise ValueError(f"{damaged} ({type(error).__name__})") from error
     if _digest(arrays) != digest:
         raise ValueError(f"{damaged} (its sum differs)")
     return _with_arrays(like, arrays)
+
+
+def _checkpointer() -> Any:
+    """Of this process alone: it waits for no other."""
+    import orbax.checkpoint as ocp  # slow to import
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _arrays(tree: PyTree) -> dict[str, np.ndarray]:

@@ -103,8 +103,9 @@ def pairs(
 
 def value_of(result: Result, metric: str) -> float:
     """The metric of a cell; 0 accuracy where it diverged."""
-    value = result.final if metric == "accuracy" else result.of_clients(metric[len("client_") :])
-    return 0.0 if result.status == "diverged" and math.isnan(value) else value
+    if metric != "accuracy":
+        return result.of_clients(metric[len("client_") :])  # no variance is no even one
+    return 0.0 if result.status == "diverged" and math.isnan(result.final) else result.final
 
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:

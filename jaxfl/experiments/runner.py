@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from jaxfl.accounting import calibrate
+from jaxfl.contracts import while_running
 from jaxfl.data import Dataset
 from jaxfl.experiments.ahead import Ahead
 from jaxfl.experiments.cells import Cell, Datasets
@@ -25,7 +26,7 @@ from jaxfl.experiments.running import (
     Ready,
     Watch,
     gather,
-    prepared,
+    made_ready,
     run_group,
     run_job,
 )
@@ -101,8 +102,8 @@ def run_experiment(
     order = folder.arrange(grouped(cells, apply, load))
     groups = [Group(tuple(g), tuple(cells[i] for i in g)) for g in order if apply.issuperset(g)]
 
-    def prepare(at: int) -> Ready:
-        return prepared(groups[at].cell, load(groups[at].cell))
+    def make_ready(at: int) -> Ready:
+        return made_ready(groups[at].cell, load(groups[at].cell))
 
     done = folder.done
     left = [at for at, group in enumerate(groups) if not done.issuperset(group.indices)]
@@ -110,7 +111,10 @@ def run_experiment(
     away = left[1 if folder.progress.round else 0 :] if launcher == RAY else []
     jobs = {at: Job(folder.experiment, groups[at].indices) for at in away}
     early = [] if away else _worth_preparing(groups, left, load)
-    with Ahead(early, prepare) as ahead, Cluster(run_job, jobs) if jobs else nullcontext() as far:
+    with (
+        Ahead(early, make_ready) as ahead,
+        Cluster(run_job, jobs) if jobs else nullcontext() as far,
+    ):
         for index, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
             if reason is not None:
                 if index not in folder.done:
@@ -120,11 +124,12 @@ def run_experiment(
             while index not in folder.done:
                 at = left.pop(0)
                 started = time.perf_counter()
-                if far is not None and at in jobs:
-                    gather(folder, groups, at, far, watch, stop)
-                else:
-                    ready = ahead.take(at) or prepare(at)
-                    run_group(folder, groups, at, ready, started, watch, stop)
+                with while_running(f"cell {groups[at].name}", groups[at].cell.federation):
+                    if far is not None and at in jobs:
+                        gather(folder, groups, at, far, watch, stop)
+                    else:
+                        ready = ahead.take(at) or make_ready(at)
+                        run_group(folder, groups, at, ready, started, watch, stop)
             if index not in folder.lines:
                 raise ValueError(
                     f"{folder.path} is damaged: cell {index + 1} is done, but not logged"

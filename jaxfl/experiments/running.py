@@ -66,7 +66,7 @@ class Ready:
     """Samples of every client, by run."""
 
 
-def prepared(cell: Cell, dataset: Dataset) -> Ready:
+def made_ready(cell: Cell, dataset: Dataset) -> Ready:
     """All runs of a cell, its data divided, its noise found, its program ready where it is kept."""
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
     sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
@@ -75,7 +75,7 @@ def prepared(cell: Cell, dataset: Dataset) -> Ready:
         for (candidate, _), own in zip(cell.runs, sizes, strict=True)
     ]
     simulation = _simulation(cell, federations, parts)
-    simulation.prepare(min(cell.evaluate_every, cell.rounds))
+    simulation.make_ready(min(cell.evaluate_every, cell.rounds))
     return Ready(simulation, federations, sizes)
 
 
@@ -161,7 +161,7 @@ def run_job(job: Job) -> Done:
         return lambda _, evaluation: evaluations.append(evaluation)
 
     with TemporaryDirectory() as path, RunFolder(Path(path), job.experiment) as folder:
-        ready = prepared(group.cell, Datasets().of(group.cell))
+        ready = made_ready(group.cell, Datasets().of(group.cell))
         run_group(folder, [group], 0, ready, started, watch, lambda: False)
         text = (folder.path / "rounds.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
 from jaxfl.component import Component, Scalar, capability, depth_of, field
-from jaxfl.contracts import expect, expect_like, name_of, own_code
+from jaxfl.contracts import asked, expect, expect_like, name_of, own_code
 from jaxfl.models.objective import Objective
 from jaxfl.models.per_example import check_per_example
 from jaxfl.numerics.noise import laplace, normal
@@ -45,6 +46,9 @@ class Privacy(Component):
     A class of one's own overrides at least one of ``objective``, ``message`` and ``release``,
     which add noise, and declares ``protects``, ``trusts``, ``neighbours`` and ``releases``; one
     that changes a hook of another mechanism declares ``releases`` anew. ``check`` refuses others.
+
+    >>> jaxfl.MessagePrivacy(clip=1.0, noise_multiplier=2.0).on_messages
+    True
     """
 
     noise_multiplier: Scalar | None = field(default=None, at_least=0)
@@ -77,6 +81,12 @@ class Privacy(Component):
         "crafted",
         "bound",
         "release",
+        # What is said of it: words and numbers that belong to what is released.
+        "protects",
+        "trusts",
+        "neighbours",
+        "replaces",
+        "caveats",
     )
 
     def __post_init__(self) -> None:
@@ -93,6 +103,11 @@ class Privacy(Component):
         return self.epsilon is None
 
     @property
+    def bounds(self) -> bool:
+        """Whether the server bounds what it receives, as noise on the aggregate needs."""
+        return type(self).bound is not Privacy.bound
+
+    @property
     def on_messages(self) -> bool:
         """Whether it works on messages, so that it can come before or after the attack."""
         return type(self).message is not Privacy.message
@@ -103,6 +118,11 @@ class Privacy(Component):
         if all(getattr(type(self), hook) is getattr(Privacy, hook) for hook in self.NOISING):
             raise ValueError(
                 f"{name} overrides none of {', '.join(self.NOISING)}: it would add no noise"
+            )
+        multiplier = asked(self, "multiplier")
+        if not isinstance(multiplier, int | float | np.number | np.ndarray | Array):
+            raise ValueError(
+                f"{name}.multiplier returned {type(multiplier).__name__}; needs a number"
             )
         missing = [what for what in ("protects", "trusts") if not getattr(self, what)]
         if missing:
@@ -200,7 +220,9 @@ class Privacy(Component):
             got = getattr(self, hook)(*given)
             first, memory = got if hook in ("bound", "release") else (got, ())
         kind = {"objective": Objective, "samples": Samples}.get(hook)
-        if kind is None:
+        if hook == "threshold":
+            expect(name, first, (), "the server's clip")
+        elif kind is None:
             expect(name, first, given[0].shape, "as it was given")
         elif not isinstance(first, kind):
             raise ValueError(f"{name} {type(first).__name__}; needs {kind.__name__}")
@@ -209,6 +231,19 @@ class Privacy(Component):
         return got
 
     # What that amounts to.
+
+    def declared(self, run: Deployment) -> Sequence[Release]:
+        """``releases``, whose answer is looked at.
+
+        Raises:
+          ValueError: a class of one's own answers something else than it should.
+        """
+        found = asked(self, "releases", run)
+        each = found if isinstance(found, Sequence) else [found]
+        wrong = [type(one).__name__ for one in each if not isinstance(one, Release)]
+        if wrong:
+            raise ValueError(f"{name_of(self)}.releases returned {wrong[0]}; needs Releases")
+        return each
 
     @abc.abstractmethod
     def releases(self, run: Deployment) -> Sequence[Release]:
@@ -243,18 +278,24 @@ class NoPrivacy(Privacy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for asked in ("noise_multiplier", "epsilon"):
-            if getattr(self, asked) is not None:
-                raise ValueError(f"NoPrivacy adds no noise; got {asked} = {getattr(self, asked)}")
+        for given in ("noise_multiplier", "epsilon"):
+            if getattr(self, given) is not None:
+                raise ValueError(f"NoPrivacy adds no noise; got {given} = {getattr(self, given)}")
 
     def check_declared(self) -> None:
-        """Nothing is promised."""
+        """Nothing is promised; a class below this one that promises something is looked at."""
+        if type(self) is not NoPrivacy:
+            super().check_declared()
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         """Goes with everything."""
+        if type(self) is not NoPrivacy:
+            super().check(algorithm, noise_order, expected)
 
     def check_model(self, objective: Objective) -> None:
         """Goes with every model."""
+        if type(self) is not NoPrivacy:
+            super().check_model(objective)
 
     def releases(self, run: Deployment) -> Sequence[Release]:
         return ()

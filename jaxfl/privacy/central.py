@@ -27,6 +27,9 @@ class QuantileClip(Component):
     still has the noise multiplier z that it is given: updates get ``(z^-2 - (2 noise)^-2)^-1/2``,
     which needs ``2 noise > z``.
     Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021.
+
+    >>> jaxfl.CentralPrivacy(clip=QuantileClip(initial=0.5), noise_multiplier=1.0).hides_cohort
+    True
     """
 
     name = "quantile"
@@ -49,6 +52,9 @@ class BandedNoise(Component):
     back after ``participation.separation`` rounds at the earliest; sampling adds nothing.
     Kairouz et al., "Practical and private (deep) learning without sampling or shuffling", ICML
     2021; Choquette-Choo et al., "(Amplified) banded matrix factorization", NeurIPS 2023.
+
+    >>> BandedNoise(rounds=8, bands=2).bands
+    2
     """
 
     name = "banded"

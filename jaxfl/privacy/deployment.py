@@ -28,7 +28,11 @@ SAID_OPENLY = "clients also send their losses and norms, which are not noised"
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Releases of noised data about what is protected, as an accountant counts them."""
+    """Releases of noised data about what is protected, as an accountant counts them.
+
+    >>> Release(multiplier=2.0, count=10).rate
+    1.0
+    """
 
     multiplier: float
     """Noise in units of the sensitivity; 0 is no noise."""

@@ -82,7 +82,7 @@ class ExamplePrivacy(Privacy):
         """What is released about one example of a client with so many."""
         multiplier, algorithm = float(np.min(self.multiplier())), run.algorithm
         size = min(algorithm.batch_size or samples, samples)
-        steps, passes = algorithm.uses(-(-samples // size))
+        steps, passes = algorithm.checked_uses(-(-samples // size))
         if self.sampling != FIXED:
             lost = steps * run.taken * self.overflow if size < samples else 0.0
             return Release(multiplier, steps * run.taken, size / samples, lost)

@@ -5,6 +5,7 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxfl
+import jaxfl.accounting
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
 from jaxfl.devices import WAYS
@@ -140,6 +142,19 @@ def experiments_page() -> str:
     return "\n".join(pieces).rstrip() + "\n"
 
 
+OWN_PARTS = (
+    ("jaxfl.aggregators.base", "needs_more_than"),
+    ("jaxfl.attacks.informed", "mean_of_known"),
+    ("jaxfl.component", "capability"),
+    ("jaxfl.component", "field"),
+    ("jaxfl.numerics.order", "smallest"),
+    ("jaxfl.types", "Aggregated"),
+    ("jaxfl.types", "Info"),
+    ("jaxfl.types", "Spec"),
+)
+"""What the tutorials use besides, by module."""
+
+
 def public_page() -> str:
     """The whole of ``docs/public_api.md``."""
     lines = [
@@ -147,22 +162,33 @@ def public_page() -> str:
         "",
         "<!-- Written by `python -m jaxfl.report.reference docs`; a test compares it. -->",
         "",
-        "Public are the names below, importable from `jaxfl`; the names that `jaxfl.data`,",
-        "`jaxfl.models` and `jaxfl.accounting` export; the keys of",
-        "[experiment files](experiments.md); the commands and options of `jaxfl`; and the files",
-        "of a run's folder. A change that breaks them is named in the changelog. All other modules",
-        "may change at any time; the API reference of the site (`make docs`) shows some of them.",
-        "",
+        "Public are the names below; the keys of [experiment files](experiments.md); the commands",
+        "and options of `jaxfl`; and the files of a run's folder. A change that breaks them is",
+        "named in the changelog. Everything else may change at any time; the API reference of the",
+        "site (`make docs`) shows some of it.",
     ]
-    rows = [(f"`{name}`", first_sentence(value)) for name, value in public_names().items()]
-    lines += ["| name | what it is |", "| --- | --- |", *(f"| {n} | {w} |" for n, w in rows)]
+    for title, found in public_names().items():
+        rows = [f"| `{name}` | {first_sentence(value)} |" for name, value in found.items()]
+        lines += ["", f"## {title}", "", "| name | what it is |", "| --- | --- |", *rows]
     return "\n".join(lines) + "\n"
 
 
-def public_names() -> dict[str, Any]:
-    """The public names of ``jaxfl`` and what they name, in alphabetical order."""
-    names = (name for name in jaxfl.__all__ if not name.startswith("_"))
-    return {name: getattr(jaxfl, name) for name in sorted(names, key=str.lower)}
+def public_names() -> dict[str, dict[str, Any]]:
+    """The public names and what they name, in alphabetical order, by where they are."""
+    found = {
+        f"From {module.__name__}": {
+            name: getattr(module, name) for name in module.__all__ if not name.startswith("_")
+        }
+        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting)
+    }
+    found["For parts of one's own"] = {
+        f"{module}.{name}": getattr(importlib.import_module(module), name)
+        for module, name in OWN_PARTS
+    }
+    return {
+        title: dict(sorted(names.items(), key=lambda pair: pair[0].lower()))
+        for title, names in found.items()
+    }
 
 
 def first_sentence(value: Any) -> str:

@@ -235,6 +235,8 @@ def test_data_that_is_not_there_is_one_line(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="missing") as caught:
         sources.SOURCES[name](data_dir=tmp_path)
     assert str(tmp_path / name) in str(caught.value)
+    if name in ("mnist", "fashion_mnist", "cifar10"):
+        assert "https://" in str(caught.value), "where it can be had"
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=f"{name}: source must be one of raw, .*; got 'ftp'"):
         sources.SOURCES[name](source="ftp", data_dir=tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from jaxfl.accounting import Meter
-from jaxfl.cli import print_results
+from jaxfl.commands.run import print_results
 from jaxfl.experiments.findings import findings, pairs, verdicts
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.lines import add_guarantee, add_privacy

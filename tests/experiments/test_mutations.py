@@ -76,7 +76,7 @@ def check(seed, folder, monkeypatch, capsys):
     table, path = mutated(seed)
     experiment, out = folder / "mutated.toml", folder / "out"
     experiment.write_text(tomli_w.dumps(table))
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("jaxfl.commands.run.use_compilation_cache", lambda: None)
     monkeypatch.setattr(sys, "argv", ["jaxfl", "run", str(experiment), "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         cli.main()

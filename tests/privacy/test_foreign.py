@@ -17,7 +17,7 @@ from jaxfl.cli import main
 from jaxfl.component import Scalar, capability, field
 from jaxfl.models import Softmax
 from jaxfl.privacy import MessagePrivacy, NoPrivacy, Privacy, Release
-from jaxfl.privacy.deployment import MESSAGE
+from jaxfl.privacy.deployment import CLIENT, MESSAGE
 
 EQUAL = np.full(20, 1_000)
 
@@ -55,6 +55,21 @@ class Wordless(Silent):
 
     def releases(self, run):
         return super().releases(run)
+
+
+class Renamed(jaxfl.ExamplePrivacy):
+    """Counts for an example, and says it of the client."""
+
+    protects = capability(CLIENT)
+
+
+class Nothing(NoPrivacy):
+    """Promises what the class above it does not."""
+
+    protects = capability(MESSAGE)
+
+    def releases(self, run):
+        return (Release(9.0, run.taken),)
 
 
 class Bounded(Privacy):
@@ -105,6 +120,10 @@ def run(privacy, rounds=3):
             "Undeclared changes message and does not declare what it releases",
         ),
         (Wordless(noise_multiplier=100.0), "Wordless does not declare protects"),
+        (
+            Renamed(clip=1.0, noise_multiplier=1.0),
+            "Renamed changes protects and does not declare what it releases",
+        ),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, Privacy) else "",
 )
@@ -117,6 +136,14 @@ def test_who_does_not_declare_what_it_does_is_refused_before_anything_runs(priva
         guarantee(federation(privacy), EQUAL, 10)
     with pytest.raises(ValueError, match=message):
         calibrate(federation(privacy.replace(noise_multiplier=None, epsilon=1.0)), EQUAL, 10)
+
+
+def test_no_privacy_promises_nothing_below_it_either():
+    message = "Nothing overrides none of objective, message, release: it would add no noise"
+    with pytest.raises(ValueError, match=message):
+        Simulation(federation(Nothing()), ragged(), Softmax())
+    with pytest.raises(ValueError, match=message):
+        guarantee(federation(Nothing()), EQUAL, 10)
 
 
 def test_a_class_that_leaves_a_declaration_out_cannot_be_made():

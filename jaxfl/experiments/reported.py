@@ -1,0 +1,91 @@
+"""What papers report, as data files, and ours beside it."""
+
+import dataclasses
+import math
+import tomllib
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from jaxfl.experiments.kept import Cell, Kept
+from jaxfl.experiments.results import half_interval
+from jaxfl.registry import unknown
+
+BEST, LAST = METRICS = ("best", "last")
+"""Best test accuracy over the run, or that after the last round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """A paper's table: percent, by row and column, which are labels of cells."""
+
+    source: str
+    """Paper and table."""
+    metric: str
+    scale: str
+    """How long it was trained, and how often."""
+    axes: tuple[str, str]
+    """The axes of the grid that rows and columns name."""
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+    """NaN where the paper says nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A cell of ours beside the paper's number, in percent."""
+
+    row: str
+    column: str
+    best: float
+    last: float
+    theirs: float
+    difference: float
+    """Ours by the paper's metric, less theirs."""
+    within: bool | None
+    """Whether the difference is within the 95 % interval of ours over seeds; None for one seed."""
+
+
+def available() -> list[str]:
+    """Names of the experiments for which a paper's numbers are at hand."""
+    folder = resources.files("jaxfl.experiments") / "papers"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
+
+
+def read_reported(name: str) -> Reported:
+    """The paper's numbers for an experiment.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if name not in available():
+        raise ValueError(f"reported numbers: {unknown(name, available())}")
+    file = resources.files("jaxfl.experiments") / "papers" / f"{name}.toml"
+    table: dict[str, Any] = tomllib.loads(file.read_text())
+    rows = {row: tuple(map(float, values)) for row, values in table.pop("rows").items()}
+    axes, columns = tuple(table.pop("axes")), tuple(table.pop("columns"))
+    return Reported(axes=axes, columns=columns, rows=rows, **table)
+
+
+def compared(kept: Kept, reported: Reported) -> list[Compared]:
+    """Every number of the paper with ours; those that were not run are left out."""
+    down, across = reported.axes
+    cells = {(cell.labels.get(down), cell.labels.get(across)): cell for cell in kept.cells}
+    found = []
+    for row, values in reported.rows.items():
+        for column, theirs in zip(reported.columns, values, strict=True):
+            cell = cells.get((row, column))
+            if cell is not None and cell.last and not math.isnan(theirs):
+                found.append(_beside(cell, row, column, theirs, reported.metric))
+    return found
+
+
+def _beside(cell: Cell, row: str, column: str, theirs: float, metric: str) -> Compared:
+    best, last = (100 * np.asarray(values, float) for values in (cell.best, cell.last))
+    ours = best if metric == BEST else last
+    difference, half = float(np.mean(ours)) - theirs, half_interval(ours)
+    within = None if math.isnan(half) else abs(difference) <= half
+    return Compared(
+        row, column, float(np.mean(best)), float(np.mean(last)), theirs, difference, within
+    )

@@ -1,0 +1,202 @@
+"""One run over two processes of this machine, by the command line."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from jaxfl.cli import app
+
+TABLE = {
+    "rounds": 6,
+    "evaluate_every": 2,
+    "checkpoint_every": 2,
+    "byzantine": 2,
+    "model": "softmax",
+    "optimizer": {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9},
+    "attack": "alie",
+    "data": {"name": "synthetic", "clients": 9, "samples": 120, "features": 4, "classes": 3},
+    "sweep": {
+        "aggregator": ["multi_krum", {"name": "pipeline", "pre": ["nnm"], "rule": "median"}],
+        "seed": [0, 1],
+    },
+}
+
+
+ROOT = Path(__file__).parent.parent.parent
+ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+BEGUN = []
+"""Processes of the test that runs."""
+
+
+def begin(folder, *words, **changes):
+    (folder / "grid.toml").write_text(tomli_w.dumps(TABLE | changes))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxfl_launch", "run", "grid.toml", *words],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    BEGUN.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+    yield
+    for process in BEGUN:
+        process.terminate()  # and with it the one that it watches over
+        process.terminate()
+        process.communicate(timeout=60)
+    BEGUN.clear()
+
+
+def begin_two(folder, *words, **changes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ways = ("--coordinator", address, "--processes", "2", "--process-id")
+    return [begin(folder, *words, *ways, str(i), **changes) for i in range(2)]
+
+
+def end(process, seconds=240):
+    """Exit code and what was said, but for what Gloo says of itself."""
+    output, _ = process.communicate(timeout=seconds)
+    said = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+    return process.returncode, "\n".join(said)
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def assert_alike(one, other):
+    """The same numbers to rounding, and exactly the same choices."""
+    assert len(one) == len(other) == 2 * 2 * TABLE["rounds"]
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(b[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+            elif not key.endswith("sha256"):
+                assert b[key] == value, key
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    assert end(begin(tmp_path, "--out", "one"))[0] == 0
+    ends = [end(process) for process in begin_two(tmp_path, "--out", "two")]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "MultiKrum" in ends[0][1], "the first process shows the table"
+    assert ends[1][1].strip() == "", "the other says nothing"
+    assert_alike(logged(tmp_path / "one"), logged(tmp_path / "two"))
+
+
+def wait_for_a_checkpoint(folder):
+    path, until = folder / "progress.json", time.monotonic() + 200
+    while time.monotonic() < until:
+        if path.exists() and json.loads(path.read_text())["round"]:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint came")
+
+
+def children(parent):
+    """Of the process, which watches over the one that runs."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path, killed):
+    long = {"rounds": 20_000}
+    pair = begin_two(tmp_path, "--out", "run", "--quiet", **long)
+    wait_for_a_checkpoint(tmp_path / "run")
+    for child in children(pair[killed].pid):
+        os.kill(child, signal.SIGKILL)
+    code, said = end(pair[1 - killed], 60)
+    assert code == 2, said
+    assert said.strip().splitlines()[-1] == (
+        "jaxfl: error: another process of the run is gone; --resume goes on with the run"
+    )
+    assert len(said.strip().splitlines()) == 1, said
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_than_it_began_with(tmp_path):
+    """Stopped on one and on two, by the signal of either, it ends as if it never had been."""
+    assert end(begin(tmp_path, "--out", "whole"))[0] == 0
+    alone = begin(tmp_path, "--out", "run", "--quiet")
+    wait_for_a_checkpoint(tmp_path / "run")
+    alone.send_signal(signal.SIGINT)
+    assert end(alone)[0] in (0, 130)
+    pair = begin_two(tmp_path, "--out", "run", "--quiet", "--resume")
+    time.sleep(8)
+    pair[1].send_signal(signal.SIGINT)
+    ends = [end(process) for process in pair]
+    assert [code for code, _ in ends] in ([130, 130], [0, 0]), ends
+    assert end(begin(tmp_path, "--out", "run", "--quiet", "--resume"))[0] == 0
+    assert_alike(logged(tmp_path / "whole"), logged(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_belong_together(tmp_path):
+    pair = begin_two(tmp_path, "--out", "run", "--quiet")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for process in pair:
+        end(process)
+    ways = ("--coordinator", address, "--processes", "2", "--process-id")
+    words = ("--out", "other", "--quiet")
+    unlike = [begin(tmp_path, *words, "--set", f"rounds={4 + i}", *ways, str(i)) for i in range(2)]
+    for process in unlike:
+        code, said = end(process)
+        assert code == 2
+        assert "processes [1] run another experiment" in said
+    held = begin_two(tmp_path, "--out", "run", "--quiet", "--set", "rounds=5")
+    for process in held:
+        code, said = end(process)
+        assert code == 2
+        assert "holds another experiment" in said
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_does_not_answer(tmp_path):
+    words = ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "1")
+    started = time.monotonic()
+    code, said = end(begin(tmp_path, *words))
+    assert time.monotonic() - started < 60
+    assert code == 2
+    assert "no process of the run answers at 127.0.0.1:1 within 50 s" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--coordinator", "nowhere"), "--coordinator must be HOST:PORT; got 'nowhere'"),
+        (("--coordinator", "h:0", "--processes", "2"), "--coordinator must be HOST:PORT"),
+        (("--coordinator", "h:1"), "--processes must be an integer, at least 2; got 1"),
+        (
+            ("--coordinator", "h:1", "--processes", "2", "--process-id", "2"),
+            "--process-id must be an integer, at least 0 and at most 1; got 2",
+        ),
+        (("--processes", "2"), "--processes and --process-id need --coordinator HOST:PORT"),
+    ],
+)
+def test_wrong_words_are_refused(words, message):
+    result = CliRunner().invoke(app, ["run", "quickstart", *words])
+    assert message in str(result.exception)
