@@ -76,18 +76,23 @@ def supervised() -> int:
         [sys.executable, "-m", "jaxfl.cli", *sys.argv[1:]],
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,  # Ctrl-C reaches it once, from here
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # a terminal that is closed asks it to stop as well
+            sent = signal.SIGTERM if name == "SIGHUP" else getattr(signal, name)
+            signal.signal(getattr(signal, name), lambda *_, sent=sent: child.send_signal(sent))
     assert child.stderr is not None
     ended = told = theirs = False
     for line in child.stderr:
         logged = re.match(r"([IWEF])\d{4} ", line)
         ended = ended or bool(logged and logged[1] == "F")
         told = told or LOST in line
-        # What the service logs, over several lines, is not for users.
-        theirs = bool(logged) or (theirs and not line.startswith(("jaxfl", "Traceback", "Usage")))
+        # What the service says of lost processes, over several lines, is not for users.
+        again = line.startswith(("jaxfl", "Traceback", "Usage", "Fatal"))
+        theirs = logged[1] in "EF" if logged else theirs and not again
+        theirs = theirs or "recoverable task" in line
         if not theirs:
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()

@@ -25,7 +25,7 @@ def own_code(part: Any, method: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_ours(part):
+        if _is_ours(part) or isinstance(error, OwnCodeError):
             raise
         name = name_of(part) + method
         kind = OwnCodeError if isinstance(error, ValueError) else RuntimeError

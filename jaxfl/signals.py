@@ -2,8 +2,12 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+TWICE = 1.0
+"""Seconds within which a second SIGTERM is the first one's echo."""
 
 
 class StopSignals:
@@ -18,6 +22,7 @@ class StopSignals:
 
     def __init__(self, *numbers: int) -> None:
         self.asked = False
+        self._at = -TWICE
         self._numbers = numbers or (signal.SIGINT, signal.SIGTERM)
         self._before: dict[int, Any] = {}
 
@@ -32,6 +37,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        # A cluster tells every process of a job, and a parent its child: that is one wish.
+        again = time.monotonic() - self._at < TWICE and number == signal.SIGTERM
+        if self.asked and not again:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._at = True, time.monotonic()

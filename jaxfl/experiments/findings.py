@@ -101,11 +101,15 @@ def pairs(
     ]
 
 
+SPREADS = ("client_variance", "client_gini")
+"""Metrics that are best at 0."""
+
+
 def value_of(result: Result, metric: str) -> float:
-    """The metric of a cell; 0 accuracy where it diverged."""
-    if metric != "accuracy":
-        return result.of_clients(metric[len("client_") :])  # no variance is no even one
-    return 0.0 if result.status == "diverged" and math.isnan(result.final) else result.final
+    """The metric of a cell. Where it diverged 0, but NaN where 0 would be the best there is."""
+    value = result.final if metric == "accuracy" else result.of_clients(metric[len("client_") :])
+    lost = result.status == "diverged" and math.isnan(value)
+    return 0.0 if lost and metric not in SPREADS else value
 
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:

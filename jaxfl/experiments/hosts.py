@@ -28,9 +28,11 @@ from jaxfl.component import integer
 from jaxfl.experiments.folder import OWN, RunFolder
 from jaxfl.experiments.schema import Experiment
 from jaxfl.machine import agree_on, process_memory
+from jaxfl.types import PyTree
 
 PATIENCE = 50
 """Seconds within which all processes must have come."""
+LOST = "another process of the run is gone"
 PIECE = 2**26
 """Bytes that are sent at once."""
 
@@ -72,7 +74,7 @@ def connect(coordinator: str, processes: int, process_id: int) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"not all of the {processes} processes came to {coordinator} within {PATIENCE} s "
-            f"({type(error).__name__})"
+            f"({str(error).splitlines()[0][:200]})"
         ) from error
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
@@ -136,7 +138,8 @@ def together() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not several() or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        raise Lost("another process of the run is gone; --resume goes on with the run") from error
+        said = str(error).split("\n")[0][:200]
+        raise Lost(f"{LOST}; --resume goes on with the run ({said})") from error
 
 
 def agreed(wish: Callable[[], bool]) -> Callable[[], bool]:
@@ -180,20 +183,35 @@ def folder_of(
         yield folder
 
 
+def check_data(parts: PyTree) -> None:
+    """Refuses processes that have read different data. To be called by all at the same point.
+
+    Raises:
+      ValueError: on all of them.
+    """
+    if several():
+        total = hashlib.sha256()
+        for leaf in jax.tree.leaves(parts):
+            total.update(np.ascontiguousarray(leaf).tobytes())
+        _check_equal(total.digest(), "have other data")
+
+
 def _check_alike(asked: Any) -> None:
     """Refuses processes that would not compute the same."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "jaxfl", "flax", "optax")}
     facts = [asked, versions, str(jnp.asarray(1.0).dtype)]
     text = json.dumps(facts, sort_keys=True, default=str)
-    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digest = hashlib.sha256(text.encode()).digest()
+    _check_equal(digest, "run another experiment, or with other versions or options,")
+
+
+def _check_equal(digest: bytes, what: str) -> None:
+    mine = np.frombuffer(digest, np.uint8)
     others = np.asarray(multihost_utils.process_allgather(mine))
     if np.any(others != others[0]):
         different = np.flatnonzero(np.any(others != others[0], axis=1)).tolist()
         leave()
-        raise ValueError(
-            f"processes {different} run another experiment, or with other versions or options, "
-            "than process 0"
-        )
+        raise ValueError(f"processes {different} {what} than process 0")
 
 
 def _from_first(make: Callable[[], bytes]) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxfl.accounting import Meter, calibrate
 from jaxfl.data import Dataset, FederatedData
 from jaxfl.evaluation import Evaluation
+from jaxfl.experiments import hosts
 from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.folder import RunFolder
@@ -69,6 +70,7 @@ class Ready:
 def made_ready(cell: Cell, dataset: Dataset) -> Ready:
     """All runs of a cell, its data divided, its noise found, its program ready where it is kept."""
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
+    hosts.check_data(parts)
     sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
     federations = [
         calibrate(cell.federations[candidate], own, cell.rounds)

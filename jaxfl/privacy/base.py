@@ -81,12 +81,12 @@ class Privacy(Component):
         "crafted",
         "bound",
         "release",
-        # What is said of it: words and numbers that belong to what is released.
-        "protects",
-        "trusts",
+        "hides_cohort",
+        # What is said of it belongs to what is released.
         "neighbours",
         "replaces",
-        "caveats",
+        "protects",
+        "trusts",
     )
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Privacy(Component):
             raise ValueError(
                 f"{name} overrides none of {', '.join(self.NOISING)}: it would add no noise"
             )
-        multiplier = asked(self, "multiplier")
+        multiplier = asked(self, "multiplier") if self.calibrated else 0.0
         if not isinstance(multiplier, int | float | np.number | np.ndarray | Array):
             raise ValueError(
                 f"{name}.multiplier returned {type(multiplier).__name__}; needs a number"
@@ -128,8 +128,10 @@ class Privacy(Component):
         if missing:
             raise ValueError(f"{name} does not declare {' and '.join(missing)}")
         declared = depth_of(type(self), "releases")
+        declaring = type(self).__mro__[declared]
         for hook in self.HOOKS:
-            if depth_of(type(self), hook) < declared:
+            new = getattr(declaring, hook, None) != ""  # a word that was left out may be filled in
+            if new and depth_of(type(self), hook) < declared:
                 raise ValueError(
                     f"{name} changes {hook} and does not declare what it releases: define "
                     "releases in the same class"
@@ -284,18 +286,22 @@ class NoPrivacy(Privacy):
 
     def check_declared(self) -> None:
         """Nothing is promised; a class below this one that promises something is looked at."""
-        if type(self) is not NoPrivacy:
+        if self._promises:
             super().check_declared()
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         """Goes with everything."""
-        if type(self) is not NoPrivacy:
+        if self._promises:
             super().check(algorithm, noise_order, expected)
 
     def check_model(self, objective: Objective) -> None:
         """Goes with every model."""
-        if type(self) is not NoPrivacy:
+        if self._promises:
             super().check_model(objective)
+
+    @property
+    def _promises(self) -> bool:
+        return self.protects != NOTHING or type(self).releases is not NoPrivacy.releases
 
     def releases(self, run: Deployment) -> Sequence[Release]:
         return ()
