@@ -9,6 +9,7 @@ which that is known.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ def cost_of_a_round(clients: int, repeats: int) -> tuple[float, float]:
     each, together = [block([seed]) for seed in range(SEEDS)], block(range(SEEDS))
     runs = {"alone": lambda: [call() for call in each], "together": together}
     seconds = timing.interleaved(runs, repeats)
-    return tuple(seconds[way].best / SEEDS / BLOCK for way in ("alone", "together"))
+    one, many = (seconds[way].best / SEEDS / BLOCK for way in ("alone", "together"))
+    return one, many
 
 
 def main() -> None:
@@ -101,12 +103,12 @@ def main() -> None:
     title = f"Milliseconds a seed, {n} x {d:,} updates"
     report = Report(title, ("rule", "one by one", f"{SEEDS} together", "ratio"))
     repeats = 3 if options.quick else 9
-    costs = {
-        entry.name: lambda rule=entry.make(f): cost_per_seed(rule, n, d, repeats)
+    costs: dict[str, Callable[[], tuple[float, float]]] = {
+        entry.name: functools.partial(cost_per_seed, entry.make(f), n, d, repeats)
         for entry in ENTRIES
     }
-    costs[ROUND] = lambda: cost_of_a_round(n, repeats)
-    found = {}
+    costs[ROUND] = functools.partial(cost_of_a_round, n, repeats)
+    found: dict[str, tuple[float, float]] = {}
     for name in track([name for name in costs if options.only in name], console=console):
         one, many = found[name] = costs[name]()
         report.rows.append((name, f"{1e3 * one:.2f}", f"{1e3 * many:.2f}", f"{many / one:.2f}"))

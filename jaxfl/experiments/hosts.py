@@ -135,8 +135,10 @@ def together() -> Iterator[None]:
     """Turns the failure of a collective operation into ``Lost``; without effect on one process."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not several() or "RESOURCE_EXHAUSTED" in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Where an array is fetched, JAX raises the collective's failure as a ValueError.
+        own = isinstance(error, ValueError) and "Gloo" not in str(error)
+        if not several() or own or "RESOURCE_EXHAUSTED" in str(error):
             raise
         said = str(error).split("\n")[0][:200]
         raise Lost(f"{LOST}; --resume goes on with the run ({said})") from error
