@@ -31,32 +31,31 @@ RULES = {n: r for n, r in every_rule(f=2).items() if "+" not in n or n == "arc+n
 OF_EACH_KIND = ("krum", "mea_med", "mean", "signguard", "signguard_dist", "arc+nnm+krum")
 
 
-def branches(jaxpr) -> int:
-    """How many ``cond`` are decided as it runs, in loops and inner functions too."""
-    total = 0
+def equations(jaxpr):
+    """All of them, in loops and inner functions too."""
     for equation in jaxpr.eqns:
-        # Those that choose a platform are decided when the program is compiled.
-        total += {"cond": 1, "platform_index": -1}.get(equation.primitive.name, 0)
+        yield equation
         parameters = list(equation.params.values())
         for parameter in jax.tree.leaves(parameters, is_leaf=lambda p: hasattr(p, "eqns")):
             body = getattr(parameter, "jaxpr", parameter)
-            total += branches(body) if hasattr(body, "eqns") else 0
-    return total
+            if hasattr(body, "eqns"):
+                yield from equations(body)
+
+
+def branches(jaxpr) -> int:
+    """How many ``cond`` are decided as it runs."""
+    # Those that choose a platform are decided when the program is compiled.
+    counts = {"cond": 1, "platform_index": -1}
+    return sum(counts.get(equation.primitive.name, 0) for equation in equations(jaxpr))
 
 
 def chosen_matrices(jaxpr, rows: int) -> int:
     """How many ``select`` choose between matrices of all rows with all rows."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "select_n":
-            shape = equation.outvars[0].aval.shape
-            # One answer for a run's whole matrix: a branch that became a choice.
-            total += shape[1:] == (rows, rows) and equation.invars[0].aval.ndim < 2
-        parameters = list(equation.params.values())
-        for parameter in jax.tree.leaves(parameters, is_leaf=lambda p: hasattr(p, "eqns")):
-            body = getattr(parameter, "jaxpr", parameter)
-            total += chosen_matrices(body, rows) if hasattr(body, "eqns") else 0
-    return total
+    chosen = [e for e in equations(jaxpr) if e.primitive.name == "select_n"]
+    # One answer for a run's whole matrix: a branch that became a choice.
+    return sum(
+        e.outvars[0].aval.shape[1:] == (rows, rows) and e.invars[0].aval.ndim < 2 for e in chosen
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jaxfl.commands.common import Reduced, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, keep, read_kept
-from jaxfl.experiments.reported import METRICS, Compared, Reported, compared, read_reported
+from jaxfl.experiments.reported import BEST, Compared, Reported, compared, read_reported
 
 FAR = 5.0
 """Points from which a difference asks for a reason."""
@@ -81,7 +81,7 @@ def beside(reported: Reported, kept: Kept, found: list[Compared]) -> Table:
             if cell is None:
                 texts.append("-")
                 continue
-            ours = cell.best if reported.metric == METRICS[0] else cell.last
+            ours = cell.best if reported.metric == BEST else cell.last
             text = f"{ours:.1f} ({cell.theirs:.1f})"
             texts.append(f"[red]{text}[/red]" if is_far(cell) else text)
         table.add_row(*texts)
@@ -92,7 +92,7 @@ def verdict(reported: Reported, kept: Kept, found: list[Compared]) -> list[str]:
     """How near ours are to theirs, in words."""
     seeds = max(len(cell.seeds) for cell in kept.cells)
     ours = f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
-    metric = "best test accuracy" if reported.metric == METRICS[0] else "last test accuracy"
+    metric = "best test accuracy" if reported.metric == BEST else "last test accuracy"
     lines = [f"{metric} in %; ours: {ours}; theirs: {reported.scale}"]
     near = sum(abs(c.difference) <= 1 for c in found)
     far = sum(map(is_far, found))

@@ -43,6 +43,11 @@ def save(path: Path, state: PyTree) -> str:
     return _digest(arrays)
 
 
+def digest_of(tree: PyTree) -> str:
+    """The SHA-256 of all leaves, their shapes and types."""
+    return _digest(_arrays(tree))
+
+
 def restore(path: Path, like: PyTree, digest: str) -> PyTree:
     """The state in a folder, in the structure of ``like``, as NumPy arrays.
 

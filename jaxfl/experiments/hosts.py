@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxfl.component import integer
+from jaxfl.experiments.checkpoint import digest_of
 from jaxfl.experiments.folder import OWN, RunFolder
 from jaxfl.experiments.schema import Experiment
 from jaxfl.machine import agree_on, process_memory
@@ -192,10 +193,7 @@ def check_data(parts: PyTree) -> None:
       ValueError: on all of them.
     """
     if several():
-        total = hashlib.sha256()
-        for leaf in jax.tree.leaves(parts):
-            total.update(np.ascontiguousarray(leaf).tobytes())
-        _check_equal(total.digest(), "have other data")
+        _check_equal(digest_of(parts), "have other data")
 
 
 def _check_alike(asked: Any) -> None:
@@ -203,12 +201,12 @@ def _check_alike(asked: Any) -> None:
     versions = {name: version(name) for name in ("jax", "jaxlib", "jaxfl", "flax", "optax")}
     facts = [asked, versions, str(jnp.asarray(1.0).dtype)]
     text = json.dumps(facts, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = hashlib.sha256(text.encode()).hexdigest()
     _check_equal(digest, "run another experiment, or with other versions or options,")
 
 
-def _check_equal(digest: bytes, what: str) -> None:
-    mine = np.frombuffer(digest, np.uint8)
+def _check_equal(digest: str, what: str) -> None:
+    mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
     others = np.asarray(multihost_utils.process_allgather(mine))
     if np.any(others != others[0]):
         different = np.flatnonzero(np.any(others != others[0], axis=1)).tolist()

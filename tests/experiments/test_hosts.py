@@ -14,7 +14,9 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
+import jaxfl_launch
 from jaxfl.cli import app
+from jaxfl.experiments import hosts
 
 TABLE = {
     "rounds": 6,
@@ -36,6 +38,10 @@ ROOT = Path(__file__).parent.parent.parent
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 BEGUN = []
 """Processes of the test that runs."""
+
+
+def test_the_launcher_knows_what_a_lost_process_says():
+    assert jaxfl_launch.LOST == hosts.LOST
 
 
 def begin(folder, *words, **changes):
