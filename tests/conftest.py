@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fast_compiler
 import jax
 import pytest
-from fast_compiler import ask_for_it
 from hypothesis import settings
 from program_cache import ProgramCache
 
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_traceback_in_locations_limit", 0)
     cache = getattr(config, "cache", None)
     if not config.option.default_compiler:
-        ask_for_it(cache)
+        fast_compiler.ask_for_it(cache)
         if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
             jax.config.update("jax_disable_most_optimizations", True)
     if config.getoption("numprocesses", None):
@@ -130,3 +130,9 @@ def _belongs_to(item: Any) -> str:
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def fast_compiler_settings(request):
+    """The environment of a process that compiles as fast as can be, whatever this one does."""
+    return fast_compiler.settings(request.config.cache)

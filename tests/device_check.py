@@ -50,8 +50,6 @@ DATA = DATASET.split(Dirichlet(alpha=1.0), CLIENTS, root=RootData(size=60))
 BASE = Federation(
     algorithm=FedSGD(batch_size=4), attack=ALIE(z=1.0), byzantine=BYZANTINE, optimizer=SGD()
 )
-QUICK = ("attacks", "mechanisms", "noise", "private", "stream")
-"""Checks of programs that take longer to compile than to run: they are optimised little."""
 TABLE = every_rule(f=BYZANTINE)
 TOGETHER = 8
 """Rules in a program: all in one would take more mappings than Linux allows."""
@@ -115,12 +113,17 @@ def check(name: str, federation, ways=WAYS, **settings) -> None:
         print("same:", way, name, flush=True)
 
 
-def rules() -> None:
-    """Every rule, some side by side on the same matrices, with client momentum."""
-    names = list(TABLE)
+def first_rules() -> None:
+    rules(list(TABLE)[:TOGETHER])
+
+
+def other_rules() -> None:
+    rules(list(TABLE)[TOGETHER:])
+
+
+def rules(names: list[str]) -> None:
+    """Some side by side on the same matrices, with client momentum."""
     for first in range(0, len(names), TOGETHER):
-        # Compiling takes nearly all the time: one program as for users, the others quickly.
-        jax.config.update("jax_disable_most_optimizations", first > 0)
         some = names[first : first + TOGETHER]
         federation = BASE.replace(
             aggregator=Every(rules=tuple(TABLE[name] for name in some)),
@@ -223,6 +226,4 @@ def traffic() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for part in sys.argv[1:]:
-        # Compiling takes nearly all the time here.
-        jax.config.update("jax_disable_most_optimizations", part in QUICK)
         globals()[part]()

@@ -14,20 +14,24 @@ FLAGS = (
 
 
 def ask_for_it(cache) -> None:
-    """Sets the environment, for this process and those it starts.
+    """For this process and those it starts; to be called before JAX starts its backend."""
+    os.environ.update(settings(cache))
 
-    To be called before JAX starts its backend, which reads the flags. A jaxlib that does not know
-    one of them would abort; JAX's own setting then does less, but something.
+
+def settings(cache) -> dict[str, str]:
+    """What the environment needs besides what is in it.
+
+    A jaxlib that does not know one of the flags would abort; JAX's own setting then does less, but
+    something.
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.split("=")[0] for flag in given}
     flags = [flag for flag in FLAGS if flag.split("=")[0] not in names]
     if not flags:
-        return
+        return {}
     if _known(cache):
-        os.environ["XLA_FLAGS"] = " ".join(flags + given)
-    else:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        return {"XLA_FLAGS": " ".join(flags + given)}
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def _known(cache) -> bool:

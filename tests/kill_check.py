@@ -23,7 +23,14 @@ byzantine = 2
 attack = { name = "ipm", scale = 0.5 }
 optimizer = { name = "sgd", learning_rate = 0.1, momentum = 0.9, weight_decay = 1e-3 }
 model = { name = "mlp", hidden = [16], dropout = 0.2 }
-data = { name = "digits", clients = 10, partition = { name = "dirichlet", alpha = 0.5 } }
+
+[data]
+name = "synthetic"
+clients = 10
+samples = 1800
+features = 64
+classes = 10
+partition = { name = "dirichlet", alpha = 0.5 }
 
 [sweep]
 seed = [0, 1]

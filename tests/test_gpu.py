@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +41,17 @@ lowering = pytest.mark.filterwarnings(
 )
 
 
-def run(folder, *options):
+def run(folder, *options, settings=MappingProxyType({})):
     """The command, as where nothing is installed but what it says it needs."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT})); "
         "import runpy; runpy.run_module('benchmarks.gpu', run_name='__main__')"
     )
+    environment = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(
         [sys.executable, "-c", code, "--quick", "--out", str(folder), *options],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")},
+        env=os.environ | settings | environment,
         capture_output=True,
         text=True,
         timeout=1800,
@@ -67,8 +69,9 @@ def test_some_lines_of_the_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_command(tmp_path):
-    done = run(tmp_path, "--seconds", "1e9")  # however busy the machine
+def test_the_whole_command(tmp_path, fast_compiler_settings):
+    time = ("--seconds", "1e9")  # however busy the machine
+    done = run(tmp_path, *time, settings=fast_compiler_settings)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     skipped = {row["name"]: row["note"] for row in found["rows"] if row["status"] != "ok"}
