@@ -17,6 +17,7 @@ from jaxfl import __version__
 from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
+from jaxfl.commands.report import report
 from jaxfl.commands.reproduce import reproduce
 from jaxfl.commands.run import run
 from jaxfl.contracts import OwnCodeError
@@ -102,6 +103,7 @@ def rules(
     print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
 
 
+app.command()(report)
 app.command()(reproduce)
 app.command()(plan)
 app.command()(profile)

@@ -125,10 +125,12 @@ def answer(
         update, state.optimizer, state.params
     )
     params: Any = optax.apply_updates(state.params, change)
-    present = present_mask(context, received.sent.shape[0])
+    kept = present_mask(context, received.sent.shape[0])
+    if result.info.selected is not None:
+        kept &= result.info.selected
     new_state = state.replace(
         params=replicate(params),
-        model_state=_mean_model_state(told.model_state, state.model_state, present),
+        model_state=_mean_model_state(told.model_state, state.model_state, kept),
         optimizer=optimizer,
         clients=jax.tree.map(
             lambda x, m: x.at[context.client_ids].set(m, mode="drop"), state.clients, told.memory
@@ -243,14 +245,25 @@ def _share(federation: Federation, plan: Plan, context: Context) -> Float[Array,
 
 
 def _mean_model_state(
-    messages: ModelState, before: ModelState, present: Bool[Array, " n"]
+    messages: ModelState, before: ModelState, kept: Bool[Array, " n"]
 ) -> ModelState:
-    """Batch statistics averaged over the clients that took part; all else stays as it was."""
+    """Batch statistics averaged over the clients whose messages the rule kept.
+
+    Those that are not finite are left out; where none is left, and all else, stays as it was.
+    """
+
+    def floating(x: Array) -> bool:
+        return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+    for new in filter(floating, jax.tree.leaves(messages)):
+        kept &= jnp.all(jnp.isfinite(new.reshape(new.shape[0], -1)), axis=1)
+    weights = kept / jnp.maximum(jnp.sum(kept), 1)
 
     def mean(new: Array, old: Array) -> Array:
-        if not jnp.issubdtype(old.dtype, jnp.floating):
+        if not floating(old):
             return old
-        weights = present / jnp.maximum(jnp.sum(present), 1)
-        return jnp.tensordot(weights, new, axes=1, precision="highest").astype(old.dtype)
+        new = jnp.where(jnp.expand_dims(kept, tuple(range(1, new.ndim))), new, 0)
+        total = jnp.tensordot(weights, new, axes=1, precision="highest").astype(old.dtype)
+        return jnp.where(jnp.any(kept), total, old)
 
     return jax.tree.map(mean, messages, before)

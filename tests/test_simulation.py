@@ -247,6 +247,32 @@ def test_an_own_module(how):
     np.testing.assert_allclose(history.model(x), expected, rtol=1e-4, atol=1e-5)
 
 
+class Keeps(Aggregator):
+    """The mean of these clients, which it says it kept."""
+
+    kept: tuple[int, ...]
+
+    def aggregate(self, updates, state, context):
+        chosen = jnp.isin(jnp.arange(updates.shape[0]), jnp.array(self.kept, int))
+        update = jnp.mean(jnp.where(chosen[:, None], updates, 0), axis=0)
+        return Aggregated(update=update, state=state, info=Info(selected=chosen))
+
+
+@pytest.mark.parametrize("kept", [(0, 2), (0,), ()])
+def test_batch_statistics_are_those_of_the_clients_that_were_kept(kept):
+    """Of those that are finite; of none: as they were."""
+    data = ragged(sizes=(6, 6, 6))
+    start = int(data.start[2])
+    own = np.asarray(data.order)[start : start + 6]
+    data = data.replace(inputs=jnp.asarray(data.inputs).at[own].set(jnp.inf))
+    federation = Federation(algorithm=FedSGD(), aggregator=Keeps(kept=kept))
+    norm = Simulation(federation, data, Net, evaluate_every=1, seeds=(3,)).run(1).model.norm
+    x = client_arrays(data, 0)[0]
+    mean, variance = (0.1 * x.mean(axis=0), 0.9 + 0.1 * x.var(axis=0)) if kept else (0, 1)
+    np.testing.assert_allclose(norm.mean.get_value(), mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norm.var.get_value(), variance, rtol=1e-4)
+
+
 def test_own_arrays_with_client_ids():
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(20, 2)), np.arange(20) % 2

@@ -15,7 +15,7 @@ from jaxfl.commands.common import Reduced, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, keep, read_kept
-from jaxfl.experiments.reported import BEST, Compared, Reported, compared, read_reported
+from jaxfl.experiments.reported import METRICS, Compared, Reported, compared, read_reported
 
 FAR = 5.0
 """Points from which a difference asks for a reason."""
@@ -34,7 +34,7 @@ def reproduce(
 
     A run that stopped goes on. What has run is kept in the folder of results.
     """
-    reported = read_reported(name)
+    tables = read_reported(name)
     console = Console(width=None if sys.stdout.isatty() else 160)
     full = f"{name}_reduced" if reduced else name
     known = [folder / full for folder in _folders(results)]
@@ -47,14 +47,16 @@ def reproduce(
         keep(path, at)
         say(console, f"Kept: {at}")
     kept = read_kept(at)
-    found = compared(kept, reported)
-    if not found:
+    pairs = [(reported, compared(kept, reported)) for reported in tables]
+    pairs = [(reported, found) for reported, found in pairs if found]
+    if not pairs:
         raise ValueError(f"{at} has no cell of the table that is reported")
-    console.print(beside(reported, kept, found))
-    for line in verdict(reported, kept, found):
-        say(console, line)
+    for reported, found in pairs:
+        console.print(beside(reported, kept, found))
+        for line in verdict(reported, kept, found):
+            say(console, line)
     if write is not None:
-        as_csv(write, found)
+        as_csv(write, pairs)
 
 
 def _folders(results: Path | None) -> list[Path]:
@@ -81,8 +83,7 @@ def beside(reported: Reported, kept: Kept, found: list[Compared]) -> Table:
             if cell is None:
                 texts.append("-")
                 continue
-            ours = cell.best if reported.metric == BEST else cell.last
-            text = f"{ours:.1f} ({cell.theirs:.1f})"
+            text = f"{cell.ours:.1f} ({cell.theirs:.1f})"
             texts.append(f"[red]{text}[/red]" if is_far(cell) else text)
         table.add_row(*texts)
     return table
@@ -92,7 +93,7 @@ def verdict(reported: Reported, kept: Kept, found: list[Compared]) -> list[str]:
     """How near ours are to theirs, in words."""
     seeds = max(len(cell.seeds) for cell in kept.cells)
     ours = f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
-    metric = "best test accuracy" if reported.metric == BEST else "last test accuracy"
+    metric, _ = METRICS[reported.metric]
     lines = [f"{metric} in %; ours: {ours}; theirs: {reported.scale}"]
     near = sum(abs(c.difference) <= 1 for c in found)
     far = sum(map(is_far, found))
@@ -111,12 +112,15 @@ def is_far(cell: Compared) -> bool:
     return not abs(cell.difference) < FAR
 
 
-def as_csv(path: Path, found: list[Compared]) -> None:
-    """Writes every cell: ours by both metrics, theirs, the difference."""
+def as_csv(path: Path, pairs: list[tuple[Reported, list[Compared]]]) -> None:
+    """Writes every cell: ours by the paper's metric, our last accuracy, theirs, the difference."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("row", "column", "best", "last", "theirs", "difference", "within_seeds"))
-        for c in found:
-            within = "" if c.within is None else c.within
-            numbers = (f"{value:.2f}" for value in (c.best, c.last, c.theirs, c.difference))
-            writer.writerow((c.row, c.column, *numbers, within))
+        writer.writerow(
+            ("metric", "row", "column", "ours", "last", "theirs", "difference", "within_seeds")
+        )
+        for reported, found in pairs:
+            for c in found:
+                within = "" if c.within is None else c.within
+                numbers = (f"{value:.2f}" for value in (c.ours, c.last, c.theirs, c.difference))
+                writer.writerow((reported.metric, c.row, c.column, *numbers, within))

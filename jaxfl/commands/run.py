@@ -10,7 +10,7 @@ import jax
 import typer
 from rich.console import Console
 
-from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.commands.common import REPORT, Name, Reduced, Settings, say
 from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder
@@ -20,6 +20,7 @@ from jaxfl.experiments.running import Interrupted
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
+from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, sweep_plot
 from jaxfl.report.progress import Watcher
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
@@ -107,6 +108,7 @@ def execute(
             return
         write_tables(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
+        write_page(path / REPORT, [(path, experiment, results)])
         swept = sweep_plot(path / "sweep.png", experiment, results)
     print_results(console, path, experiment, results, swept=swept)
     hosts.leave()
@@ -137,8 +139,9 @@ def print_results(
     for verdict in verdicts(experiment, results):
         say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
-    for what, name in (*shown, ("Table", "summary.csv"), ("Log", "rounds.jsonl")):
-        say(console, f"{what + ':':6} {path / name}")
+    shown += [("Table", "summary.csv"), ("Log", "rounds.jsonl")]
+    for what, name in (("Report", REPORT), *shown):
+        say(console, f"{what + ':':7} {path / name}")
 
 
 def use_compilation_cache() -> None:

@@ -10,8 +10,13 @@ from jaxfl.accounting import Meter, guarantee
 from jaxfl.evaluation import Evaluation, named
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.log import Line
+from jaxfl.experiments.results import HISTOGRAM
 from jaxfl.federation import Federation
 from jaxfl.record import RoundRecord
+
+
+CLIENT_BINS = 20
+"""Of equal width, in which clients are counted by accuracy."""
 
 
 def lines_of(
@@ -40,6 +45,22 @@ def lines_of(
                 line |= {name: value[run].item() for name, value in ends.items()}
             lines.append(line)
     return lines
+
+
+def add_clients(lines: Sequence[Line], accuracy: np.ndarray | None, byzantine: np.ndarray) -> None:
+    """Adds to the last line of every run how many honest clients have which accuracy.
+
+    Args:
+      lines: of the last block.
+      accuracy: of every client, [runs, K]; None where it was not measured.
+      byzantine: which clients are, [runs, K].
+    """
+    if accuracy is None:
+        return
+    accuracy, byzantine = np.atleast_2d(accuracy), np.atleast_2d(byzantine)
+    for run, (own, bad) in enumerate(zip(accuracy, byzantine, strict=True)):
+        counts, _ = np.histogram(own[~bad & np.isfinite(own)], bins=CLIENT_BINS, range=(0, 1))
+        _of_run(lines, run, len(accuracy))[-1][HISTOGRAM] = counts.tolist()
 
 
 def add_privacy(lines: Sequence[Line], meters: Sequence[Meter]) -> None:

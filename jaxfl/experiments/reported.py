@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,8 +13,14 @@ from jaxfl.experiments.kept import Cell, Kept
 from jaxfl.experiments.results import half_interval
 from jaxfl.registry import unknown
 
-BEST = "best"
-"""The metric of a paper that reports the best test accuracy over the run, not the last."""
+METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float]]]] = {
+    "best": ("best test accuracy", lambda cell: cell.best),
+    "last": ("last test accuracy", lambda cell: cell.last),
+    "success": ("success of the backdoor", lambda cell: cell.success),
+    "honest_selected": ("honest clients selected", lambda cell: [cell.honest_selected]),
+    "malicious_selected": ("malicious clients selected", lambda cell: [cell.malicious_selected]),
+}
+"""What papers report, in words, and of a cell: a share for each seed, or for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Reported:
     source: str
     """Paper and table."""
     metric: str
+    """A key of ``METRICS``."""
     scale: str
     """How long it was trained, and how often."""
     axes: tuple[str, str]
@@ -38,11 +46,13 @@ class Compared:
 
     row: str
     column: str
-    best: float
+    ours: float
+    """By the paper's metric."""
     last: float
+    """Test accuracy after the last round."""
     theirs: float
     difference: float
-    """Ours by the paper's metric, less theirs."""
+    """Ours less theirs."""
     within: bool | None
     """Whether the difference is within the 95 % interval of ours over seeds; None for one seed."""
 
@@ -53,8 +63,8 @@ def available() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
 
 
-def read_reported(name: str) -> Reported:
-    """The paper's numbers for an experiment.
+def read_reported(name: str) -> list[Reported]:
+    """The paper's tables for an experiment.
 
     Raises:
       ValueError: there are none.
@@ -62,10 +72,13 @@ def read_reported(name: str) -> Reported:
     if name not in available():
         raise ValueError(f"reported numbers: {unknown(name, available())}")
     file = resources.files("jaxfl.experiments") / "papers" / f"{name}.toml"
-    table: dict[str, Any] = tomllib.loads(file.read_text())
-    rows = {row: tuple(map(float, values)) for row, values in table.pop("rows").items()}
-    axes, columns = tuple(table.pop("axes")), tuple(table.pop("columns"))
-    return Reported(axes=axes, columns=columns, rows=rows, **table)
+    return [_reported(table) for table in tomllib.loads(file.read_text())["tables"]]
+
+
+def _reported(table: dict[str, Any]) -> Reported:
+    rows = {row: tuple(map(float, values)) for row, values in table["rows"].items()}
+    axes, columns = tuple(table["axes"]), tuple(table["columns"])
+    return Reported(**table | {"axes": axes, "columns": columns, "rows": rows})
 
 
 def compared(kept: Kept, reported: Reported) -> list[Compared]:
@@ -82,10 +95,10 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
 
 
 def _beside(cell: Cell, row: str, column: str, theirs: float, metric: str) -> Compared:
-    best, last = (100 * np.asarray(values, float) for values in (cell.best, cell.last))
-    ours = best if metric == BEST else last
+    _, of = METRICS[metric]
+    ours, last = (100 * np.asarray(values, float) for values in (of(cell), cell.last))
     difference, half = float(np.mean(ours)) - theirs, half_interval(ours)
     within = None if math.isnan(half) else abs(difference) <= half
     return Compared(
-        row, column, float(np.mean(best)), float(np.mean(last)), theirs, difference, within
+        row, column, float(np.mean(ours)), float(np.mean(last)), theirs, difference, within
     )

@@ -15,6 +15,10 @@ from jaxfl.metrics import FairnessMetrics
 
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
+HISTOGRAM = "client_histogram"
+"""Key of a line: honest clients by accuracy."""
+MOST_STRETCHES = 60
+"""Of the rounds, in which rates of selection are averaged."""
 ADVERSARY = ("attack", "byzantine", "byzantine_per_round", "noise_order")
 """What a defence does not know when it is tuned: keys of an experiment, and all that is below."""
 
@@ -45,6 +49,12 @@ class Result:
     nothing bounds it, None without a mechanism."""
     clients: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Each of ``FAIRNESS`` of the clients' accuracies, [c, s, e]; empty where not measured."""
+    rates: np.ndarray | None = None
+    """Share of the honest and of the malicious clients that the rule selected, [c, 2, r]: means
+    over seeds and over r stretches of the rounds; NaN of a rule that selects nobody."""
+    histograms: np.ndarray | None = None
+    """Honest clients of all seeds by accuracy after the last round, [c, bins]; None where not
+    measured."""
     minority_selected: float = float("nan")
     reference: float = float("nan")
     """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
@@ -84,6 +94,22 @@ class Result:
         if self.success is None or not self.success.size:
             return float("nan")
         return float(np.mean(self.success[self.chosen][:, -1]))
+
+    @property
+    def selection(self) -> np.ndarray | None:
+        """``rates`` of the chosen candidate, [2, r]."""
+        return None if self.rates is None else self.rates[self.chosen]
+
+    @property
+    def selection_rounds(self) -> np.ndarray:
+        """The last round of each stretch of ``selection``, [r]."""
+        stretches = _stretches(self.cell)
+        return (np.arange(stretches) + 1) * self.cell.rounds // stretches
+
+    @property
+    def histogram(self) -> np.ndarray | None:
+        """``histograms`` of the chosen candidate, [bins]."""
+        return None if self.histograms is None else self.histograms[self.chosen]
 
     @property
     def epsilon(self) -> float:
@@ -169,6 +195,8 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         clients={
             name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
         },
+        rates=_rates(cell, lines),
+        histograms=_histograms(cell, lines),
         minority_selected=_mean(lines, "minority_selected"),
     )
 
@@ -236,6 +264,35 @@ def _largest(lines: Sequence[Line], candidates: int) -> np.ndarray:
             largest[line["candidate"]], math.inf if value is None else value
         )
     return largest
+
+
+def _stretches(cell: Cell) -> int:
+    return min(cell.rounds, MOST_STRETCHES)
+
+
+def _rates(cell: Cell, lines: Sequence[Line]) -> np.ndarray:
+    stretches = _stretches(cell)
+    candidates = np.array([line["candidate"] for line in lines])
+    places = np.array([(line["round"] - 1) * stretches // cell.rounds for line in lines])
+    rates = np.full((len(cell.federations), 2, stretches), np.nan)
+    for which, name in enumerate(("honest_selected", "malicious_selected")):
+        values = np.array([_number(line.get(name)) for line in lines])
+        known = np.isfinite(values)
+        total, count = np.zeros((2, len(cell.federations), stretches))
+        np.add.at(total, (candidates[known], places[known]), values[known])
+        np.add.at(count, (candidates[known], places[known]), 1)
+        np.divide(total, count, out=rates[:, which], where=count > 0)
+    return rates
+
+
+def _histograms(cell: Cell, lines: Sequence[Line]) -> np.ndarray | None:
+    known = [line for line in lines if HISTOGRAM in line]
+    if not known:
+        return None
+    total = np.zeros((len(cell.federations), len(known[0][HISTOGRAM])), int)
+    for line in known:
+        total[line["candidate"]] += line[HISTOGRAM]
+    return total
 
 
 def _mean(lines: Sequence[Line], name: str) -> float:

@@ -23,7 +23,13 @@ from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.groups import Group
-from jaxfl.experiments.lines import add_end, add_guarantee, add_privacy, lines_of
+from jaxfl.experiments.lines import (
+    add_clients,
+    add_end,
+    add_guarantee,
+    add_privacy,
+    lines_of,
+)
 from jaxfl.experiments.log import Line
 from jaxfl.experiments.schema import Experiment, importable
 from jaxfl.federation import Federation
@@ -121,6 +127,8 @@ def run_group(
             if params is not None:
                 add_end(lines, group.runs_of(place, params))
                 add_guarantee(lines, federations[own], sizes[own])
+                byzantine = np.asarray(group.runs_of(place, simulation.state.byzantine))
+                add_clients(lines, answer[1].client_accuracy, byzantine)
             folder.append(index, lines)
         done += length
         tick(done, evaluation)

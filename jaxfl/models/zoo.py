@@ -4,6 +4,7 @@ import abc
 import itertools
 import math
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,23 @@ class Model(Component):
         """A module that maps inputs ``[b, *sample_shape]`` to logits ``[b, classes]``."""
 
 
-class Softmax(Model):
+class Computes(Model):
+    """A model whose products can be made in another type than its parameters are kept in.
+
+    With ``compute="bfloat16"`` layers multiply and add biases in bfloat16, which accelerators do
+    at twice the rate of float32 or more, and CPUs slowly. Parameters, gradients, normalisation
+    and logits stay float32.
+    """
+
+    compute: str = field(default="float32", choices=("float32", "bfloat16"))
+
+    @property
+    def _dtype(self) -> Any:
+        """For the layers; None: that of parameters and inputs."""
+        return jnp.bfloat16 if self.compute == "bfloat16" else None
+
+
+class Softmax(Computes):
     """Softmax regression: one linear layer.
 
     >>> jaxfl.models.Objective.of(jaxfl.models.Softmax(), (8, 8, 1), 10).dim
@@ -37,10 +54,10 @@ class Softmax(Model):
     """
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return _Dense((math.prod(sample_shape), classes), 0.0, rngs)
+        return Dense((math.prod(sample_shape), classes), rngs, self._dtype)
 
 
-class MLP(Model):
+class MLP(Computes):
     """A multilayer perceptron with ReLU and optional dropout.
 
     >>> jaxfl.models.Objective.of(jaxfl.models.MLP(hidden=(64,)), (8, 8, 1), 10).dim
@@ -51,14 +68,16 @@ class MLP(Model):
     dropout: float = field(default=0.0, at_least=0, below=1)
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return _Dense((math.prod(sample_shape), *self.hidden, classes), self.dropout, rngs)
+        sizes = (math.prod(sample_shape), *self.hidden, classes)
+        return Dense(sizes, rngs, self._dtype, dropout=self.dropout)
 
 
-class SignGuardCNN(Model):
+class SignGuardCNN(Computes):
     """The CNN of the SignGuard code for 28x28 grey images; 51,710 parameters for 10 classes.
 
     conv 5x5 1-8, conv 3x3 8-16, conv 3x3 16-32, each followed by 2x2 pooling and ReLU, then
-    dense 120, 84, classes with dropout after the hidden two.
+    dense layers of the ``hidden`` widths with dropout after each, and classes. The code has two
+    hidden ones; ``hidden=(120,)`` is the head of two dense layers that the paper states.
 
     >>> jaxfl.models.Objective.of(jaxfl.models.SignGuardCNN(), (28, 28, 1), 10).dim
     51710
@@ -70,15 +89,53 @@ class SignGuardCNN(Model):
     name = "signguard_cnn"
     convolves = capability(True)
 
+    hidden: tuple[int, ...] = field(default=(120, 84), at_least=1)
     dropout: float = field(default=0.5, at_least=0, below=1)
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         if sample_shape != (28, 28, 1):
             raise ValueError(f"SignGuardCNN needs 28x28x1 images; got inputs of {sample_shape}")
-        return _SignGuardCNN(classes, self.dropout, rngs)
+        conv = partial(convolution, rngs=rngs, dtype=self._dtype)
+        convs = [
+            conv(1, 8, (5, 5), padding="VALID"),
+            conv(8, 16, (3, 3), padding=1),
+            conv(16, 32, (3, 3), padding=1),
+        ]
+        sizes = (288, *self.hidden, classes)
+        return _Pooled(convs, Dense(sizes, rngs, self._dtype, dropout=self.dropout))
 
 
-class CNN(Model):
+class FLTrustCNN(Computes):
+    """The CNN of the FLTrust paper; 139,960 parameters for 28x28 grey images and 10 classes.
+
+    conv 3x3 to 30 channels, conv 3x3 to 50, without padding, each followed by 2x2 pooling and
+    ReLU, then dense 100 and classes; Xavier initialisation.
+
+    >>> jaxfl.models.Objective.of(jaxfl.models.FLTrustCNN(), (28, 28, 1), 10).dim
+    139960
+
+    Cao et al., "FLTrust: Byzantine-robust federated learning via trust bootstrapping", NDSS 2021.
+    """
+
+    name = "fltrust_cnn"
+    convolves = capability(True)
+
+    def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
+        if len(sample_shape) != 3 or min(sample_shape[:2]) < 10:
+            raise ValueError(
+                f"FLTrustCNN needs images of at least 10x10; got inputs of {sample_shape}"
+            )
+        xavier = nnx.initializers.xavier_uniform()
+        conv = partial(
+            convolution, padding="VALID", rngs=rngs, dtype=self._dtype, kernel_init=xavier
+        )
+        convs = [conv(sample_shape[2], 30, (3, 3)), conv(30, 50, (3, 3))]
+        height, width = (((size - 2) // 2 - 2) // 2 for size in sample_shape[:2])
+        sizes = (height * width * 50, 100, classes)
+        return _Pooled(convs, Dense(sizes, rngs, self._dtype, kernel_init=xavier))
+
+
+class CNN(Computes):
     """3x3 convolutions with these ``channels``, each with 2x2 pooling and ReLU, and a dense layer.
 
     The default has four convolutions and one dense layer, as the study of Krum with local privacy,
@@ -98,30 +155,31 @@ class CNN(Model):
                 f"CNN of {len(self.channels)} convolutions needs images of at least "
                 f"{least}x{least}; got inputs of {sample_shape}"
             )
-        return _CNN(self.channels, sample_shape, classes, rngs)
+        conv = partial(convolution, rngs=rngs, dtype=self._dtype)
+        channels = (sample_shape[2], *self.channels)
+        convs = [conv(a, b, (3, 3), padding=1) for a, b in itertools.pairwise(channels)]
+        height, width = (size // least for size in sample_shape[:2])
+        sizes = (height * width * channels[-1], classes)
+        return _Pooled(convs, Dense(sizes, rngs, self._dtype))
 
 
-class _CNN(nnx.Module):
+convolution = partial(nnx.Conv, conv_general_dilated=patches_convolution)
+"""A layer that stays fast when vmapped over clients."""
+
+
+class Dense(nnx.Module):
+    """Dense layers with ReLU, and dropout, between them; answers float32 at least."""
+
     def __init__(
-        self, channels: tuple[int, ...], shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
+        self,
+        sizes: tuple[int, ...],
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        dropout: float = 0.0,
+        **settings: Any,
     ) -> None:
-        conv = partial(nnx.Conv, conv_general_dilated=patches_convolution, rngs=rngs)
-        self.convs = nnx.List(
-            [conv(a, b, (3, 3), padding=1) for a, b in itertools.pairwise((shape[2], *channels))]
-        )
-        height, width = (size // 2 ** len(channels) for size in shape[:2])
-        self.head = _Dense((height * width * channels[-1], classes), 0.0, rngs)
-
-    def __call__(self, x: Array | np.ndarray) -> Array:
-        x = jnp.asarray(x)
-        for conv in self.convs:
-            x = nnx.relu(max_pool(conv(x)))
-        return self.head(x)
-
-
-class _Dense(nnx.Module):
-    def __init__(self, sizes: tuple[int, ...], dropout: float, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
+        linear = partial(nnx.Linear, rngs=rngs, dtype=dtype, **settings)
+        self.layers = nnx.List([linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: Array | np.ndarray) -> Array:
@@ -129,20 +187,16 @@ class _Dense(nnx.Module):
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
             x = x if self.dropout is None else self.dropout(x)
-        return self.layers[-1](x)
+        x = self.layers[-1](x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class _SignGuardCNN(nnx.Module):
-    def __init__(self, classes: int, dropout: float, rngs: nnx.Rngs) -> None:
-        conv = partial(nnx.Conv, conv_general_dilated=patches_convolution, rngs=rngs)
-        self.convs = nnx.List(
-            [
-                conv(1, 8, (5, 5), padding="VALID"),
-                conv(8, 16, (3, 3), padding=1),
-                conv(16, 32, (3, 3), padding=1),
-            ]
-        )
-        self.head = _Dense((288, 120, 84, classes), dropout, rngs)
+class _Pooled(nnx.Module):
+    """Convolutions, each with 2x2 pooling and ReLU, and a head."""
+
+    def __init__(self, convs: list[nnx.Conv], head: nnx.Module) -> None:
+        self.convs = nnx.List(convs)
+        self.head = head
 
     def __call__(self, x: Array | np.ndarray) -> Array:
         x = jnp.asarray(x)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from jaxfl.cli import app
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
-from jaxfl.experiments.reported import Reported, available, compared, read_reported
+from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval, not_run
 
 TABLE = {
@@ -70,13 +70,16 @@ def test_what_is_damaged_is_named(run, tmp_path, change, message):
 @pytest.mark.parametrize("name", available())
 def test_every_reported_number_is_of_a_cell(name):
     """Rows and columns are labels of the experiment's grid, and every cell of it is there."""
-    reported = read_reported(name)
-    down, across = reported.axes
-    labels = {(c.labels[down], c.labels[across]) for c in schema.load(name, []).cells}
-    assert labels == {(row, column) for row in reported.rows for column in reported.columns}
-    for values in reported.rows.values():
-        assert len(values) == len(reported.columns)
-        assert all(0 <= value <= 100 for value in values)
+    tables, cells = read_reported(name), schema.load(name, []).cells
+    for reported in tables:
+        down, across = reported.axes
+        labels = {(c.labels[down], c.labels[across]) for c in cells}
+        assert labels == {(row, column) for row in reported.rows for column in reported.columns}
+        for values in reported.rows.values():
+            assert len(values) == len(reported.columns)
+            assert all(math.isnan(value) or 0 <= value <= 100 for value in values)
+        assert reported.metric in METRICS
+    assert len({reported.metric for reported in tables}) == len(tables)
 
 
 def cell(row, column, best, last):
@@ -91,12 +94,21 @@ def test_ours_stands_beside_theirs():
     kept = Kept({}, {}, [cell("r", "a", [0.91, 0.93], [0.9, 0.9]), cell("r", "c", [1.0], [1.0])])
     (found,) = compared(kept, reported)
     assert found.difference == pytest.approx(2)
-    assert (found.best, found.last, found.theirs) == pytest.approx((92, 90, 90))
+    assert (found.ours, found.last, found.theirs) == pytest.approx((92, 90, 90))
     assert found.within is (half_interval(np.array([91.0, 93.0])) >= 2)
     alone = Kept({}, {}, [cell("r", "b", [0.7], [0.6])])
     (found,) = compared(alone, reported)
     assert found.difference == pytest.approx(-10)
     assert found.within is None
+
+
+def test_rates_of_selection_are_set_beside_the_papers():
+    kept = Kept({}, {}, [cell("r", "a", [0.9, 0.9], [0.9, 0.9])])
+    for metric, ours in (("honest_selected", 100.0), ("malicious_selected", 0.0)):
+        reported = Reported("p", metric, "", ("aggregator", "attack"), ("a",), {"r": (40.0,)})
+        (found,) = compared(kept, reported)
+        assert (found.ours, found.within) == (ours, None)
+        assert found.difference == ours - 40
 
 
 def test_a_cell_that_did_not_run_has_no_numbers():
@@ -112,7 +124,7 @@ def reproduce(*words):
 
 def test_kept_results_are_shown_without_a_run(tmp_path):
     name = "signguard-table1-mnist"
-    reported = read_reported(name)
+    (reported,) = read_reported(name)
     folder = tmp_path / "results" / name
     folder.mkdir(parents=True)
     (folder / "experiment.toml").write_text(tomli_w.dumps(schema.load(name, []).table))
