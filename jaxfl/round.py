@@ -127,7 +127,7 @@ def answer(
     params: Any = optax.apply_updates(state.params, change)
     kept = present_mask(context, received.sent.shape[0])
     if result.info.selected is not None:
-        kept &= result.info.selected
+        kept &= result.info.selected.astype(bool)
     new_state = state.replace(
         params=replicate(params),
         model_state=_mean_model_state(told.model_state, state.model_state, kept),

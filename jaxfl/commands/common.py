@@ -5,9 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-REPORT = "report.html"
-"""Of a run, in its folder."""
-
 Name = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
 ]

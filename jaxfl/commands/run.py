@@ -10,10 +10,10 @@ import jax
 import typer
 from rich.console import Console
 
-from jaxfl.commands.common import REPORT, Name, Reduced, Settings, say
+from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.findings import verdicts
-from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.folder import REPORT, RunFolder
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
@@ -108,8 +108,8 @@ def execute(
             return
         write_tables(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
-        write_page(path / REPORT, [(path, experiment, results)])
         swept = sweep_plot(path / "sweep.png", experiment, results)
+        write_page(path / REPORT, [(path, experiment, results)])
     print_results(console, path, experiment, results, swept=swept)
     hosts.leave()
 

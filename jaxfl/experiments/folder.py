@@ -39,7 +39,8 @@ from jaxfl.types import PyTree
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
 """What a run writes on its way, and the next one in the same folder replaces."""
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
-RESULTS = ("summary.csv", "summary.md", "summary.tex", "accuracy.png", "sweep.png")
+REPORT = "report.html"
+RESULTS = (REPORT, "summary.csv", "summary.md", "summary.tex", "accuracy.png", "sweep.png")
 """What is made of it at the end."""
 
 

@@ -14,7 +14,6 @@ from jaxfl.experiments.results import HISTOGRAM
 from jaxfl.federation import Federation
 from jaxfl.record import RoundRecord
 
-
 CLIENT_BINS = 20
 """Of equal width, in which clients are counted by accuracy."""
 
@@ -47,16 +46,14 @@ def lines_of(
     return lines
 
 
-def add_clients(lines: Sequence[Line], accuracy: np.ndarray | None, byzantine: np.ndarray) -> None:
+def add_clients(lines: Sequence[Line], accuracy: np.ndarray, byzantine: np.ndarray) -> None:
     """Adds to the last line of every run how many honest clients have which accuracy.
 
     Args:
       lines: of the last block.
-      accuracy: of every client, [runs, K]; None where it was not measured.
+      accuracy: of every client, [runs, K]; those not finite are left out.
       byzantine: which clients are, [runs, K].
     """
-    if accuracy is None:
-        return
     accuracy, byzantine = np.atleast_2d(accuracy), np.atleast_2d(byzantine)
     for run, (own, bad) in enumerate(zip(accuracy, byzantine, strict=True)):
         counts, _ = np.histogram(own[~bad & np.isfinite(own)], bins=CLIENT_BINS, range=(0, 1))

@@ -104,7 +104,7 @@ class Result:
     def selection_rounds(self) -> np.ndarray:
         """The last round of each stretch of ``selection``, [r]."""
         stretches = _stretches(self.cell)
-        return (np.arange(stretches) + 1) * self.cell.rounds // stretches
+        return -(-(np.arange(stretches) + 1) * self.cell.rounds // stretches)
 
     @property
     def histogram(self) -> np.ndarray | None:

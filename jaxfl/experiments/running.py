@@ -127,8 +127,9 @@ def run_group(
             if params is not None:
                 add_end(lines, group.runs_of(place, params))
                 add_guarantee(lines, federations[own], sizes[own])
-                byzantine = np.asarray(group.runs_of(place, simulation.state.byzantine))
-                add_clients(lines, answer[1].client_accuracy, byzantine)
+                if answer[1].client_accuracy is not None:
+                    byzantine = group.runs_of(place, np.asarray(simulation.state.byzantine))
+                    add_clients(lines, answer[1].client_accuracy, byzantine)
             folder.append(index, lines)
         done += length
         tick(done, evaluation)

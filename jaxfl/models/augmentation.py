@@ -13,9 +13,10 @@ from jaxfl.models.zoo import Model
 class Augmented(Model):
     """A ``model`` that trains on random crops and reflections of its images.
 
-    Each image is padded by ``padding`` pixels of zero on every side, a window of its own size is
-    cut at random, and with ``flip`` it is mirrored left to right with probability 1/2: drawn anew
-    for every image and step, inside the compiled round. In evaluation images stay as they are.
+    Each image is padded by ``padding`` pixels of zero on every side, which is the mean colour of
+    normalised images, a window of its own size is cut at random, and with ``flip`` it is mirrored
+    left to right with probability 1/2: drawn anew for every image and step, inside the compiled
+    round. In evaluation images stay as they are.
 
     >>> jaxfl.models.Augmented(model=jaxfl.models.CNN()).padding
     4

@@ -21,7 +21,7 @@ class TextRNN(Computes):
     sizes.
 
     >>> jaxfl.models.Objective.of(jaxfl.models.TextRNN(vocabulary=5_000), (50,), 4).dim
-    2337028
+    2334564
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022; Hochreiter, Schmidhuber, "Long short-term memory", 1997.
@@ -43,7 +43,9 @@ class TextRNN(Computes):
 
 class _TextRNN(nnx.Module):
     def __init__(self, model: TextRNN, classes: int, rngs: nnx.Rngs) -> None:
-        self.embedding = nnx.Embed(model.vocabulary, model.embedding, dtype=model._dtype, rngs=rngs)
+        # Rows are taken before they are rounded: their gradients, sums over words, stay exact.
+        self.embedding = nnx.Embed(model.vocabulary, model.embedding, rngs=rngs)
+        self.dtype = model._dtype
         cell = partial(
             nnx.OptimizedLSTMCell, hidden_features=model.hidden, dtype=model._dtype, rngs=rngs
         )
@@ -62,6 +64,7 @@ class _TextRNN(nnx.Module):
         words = jnp.asarray(words)
         lengths = jnp.sum(words != PADDING, axis=1)
         x, ends = self.embedding(words), None
+        x = x if self.dtype is None else x.astype(self.dtype)
         nothing = jnp.zeros((x.shape[0], self.hidden), x.dtype)
         start = (nothing, nothing)
         for layer in self.layers:

@@ -13,7 +13,7 @@ from jaxfl.component import capability, field
 from jaxfl.models.zoo import Computes, Dense, convolution
 
 GROUPS = 32
-"""Of group normalisation, where there are as many channels; else one a channel."""
+"""Of group normalisation, where these divide the channels; else one a channel."""
 
 
 class ResNet(Computes):
@@ -43,9 +43,9 @@ class ResNet(Computes):
     norm: str = field(default="batch", choices=("batch", "group"))
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        if len(self.blocks) != len(self.channels):
+        if len(self.blocks) != len(self.channels) or not self.blocks:
             raise ValueError(
-                "ResNet: blocks and channels must be as many, one of each a stage; "
+                "ResNet: blocks and channels must be as many, one of each a stage, and not empty; "
                 f"got {self.blocks} and {self.channels}"
             )
         if len(sample_shape) != 3:
@@ -80,9 +80,10 @@ class _Block(nnx.Module):
         self.first = conv(before, width, (3, 3), strides=(stride, stride))
         self.second = conv(width, width, (3, 3))
         self.norms = nnx.List([_norm(norm, width, rngs) for _ in range(2)])
-        self.shortcut = None
-        if stride > 1 or before != width:
-            self.shortcut = conv(before, width, (1, 1), strides=(stride, stride), padding=0)
+        changes, strides = stride > 1 or before != width, (stride, stride)
+        shortcut = conv(before, width, (1, 1), strides=strides, padding=0) if changes else None
+        self.shortcut = shortcut
+        if changes:
             self.norms.append(_norm(norm, width, rngs))
 
     def __call__(self, x: Array) -> Array:

@@ -34,8 +34,9 @@ class Computes(Model):
     """A model whose products can be made in another type than its parameters are kept in.
 
     With ``compute="bfloat16"`` layers multiply and add biases in bfloat16, which accelerators do
-    at twice the rate of float32 or more, and CPUs slowly. Parameters, gradients, normalisation
-    and logits stay float32.
+    at twice the rate of float32 or more, and CPUs slowly. Parameters, gradients and logits are
+    kept in float32, though rounded to bfloat16 by the products they come from; normalisation
+    computes in float32.
     """
 
     compute: str = field(default="float32", choices=("float32", "bfloat16"))

@@ -3,9 +3,25 @@ const chosen = Object.fromEntries(
   ["dataset", "attack", "defence"].map((name) => [name, document.getElementById(name)]),
 );
 const sorting = { run: null, column: null, down: true };
+const several = runs.length > 1;
+const narrow = matchMedia("(max-width: 600px)");
+const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
+  "#7f7f7f", "#b5a642", "#2fa4b5"];
+
 const unique = (values) => [...new Set(values)];
 const percent = (x) => (x === null ? null : 100 * x);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const element = (tag, values) => Object.assign(document.createElement(tag), values);
+const titled = (run) => (several ? `${run.title} [${run.name}]` : run.title);
+const named = (cell) => (several ? `${cell.row} [${runs[cell.run].name}]` : cell.row);
+const number = (cell) => (cell && cell.status === "done" ? cell.final : null);
+
+// The middle is cut: names of cells begin and end with what tells them apart.
+function short(name) {
+  const most = narrow.matches ? 16 : 36;
+  if (name.length <= most) return name;
+  return `${name.slice(0, most / 2 - 1)}\u2026${name.slice(1 - most / 2)}`;
+}
 
 for (const [name, select] of Object.entries(chosen)) {
   select.append(new Option("all", ""));
@@ -24,7 +40,25 @@ function text(cell) {
   return percent(cell.final).toFixed(1) + spread;
 }
 
-const number = (cell) => (cell && cell.status === "done" ? cell.final : null);
+function note(cell) {
+  if (!cell) return "";
+  const said = [cell.status === "done" ? "" : cell.status, cell.tuned];
+  if (cell.epsilon !== null) said.push(`epsilon ${cell.epsilon}${cell.covered ? "" : ", not for all"}`);
+  return said.filter(Boolean).join("; ");
+}
+
+// A run that diverged is the worst there is.
+function marks(cells) {
+  const known = cells.map(number).filter((x) => x !== null);
+  if (cells.length < 2 || !known.length) return () => "";
+  const [least, most] = [Math.min(...known), Math.max(...known)];
+  const lost = cells.some((cell) => cell.status === "diverged");
+  return (cell) => {
+    if (cell.status === "diverged") return "worst";
+    if (number(cell) === null || (least === most && !lost)) return "";
+    return cell.final === most ? "best" : cell.final === least && !lost ? "worst" : "";
+  };
+}
 
 function table(run, shown) {
   const columns = unique(shown.map((cell) => cell.attack));
@@ -40,69 +74,70 @@ function table(run, shown) {
     };
     rows = [...rows].sort(order);
   }
-  const element = document.createElement("table");
-  const head = element.createTHead().insertRow();
-  for (const name of ["", ...columns]) {
-    const button = Object.assign(document.createElement("button"), { textContent: name || "defence" });
+  const made = document.createElement("table");
+  const head = made.createTHead().insertRow();
+  ["", ...columns].forEach((name, place) => {
+    const button = element("button", { type: "button", textContent: name || "defence" });
     button.addEventListener("click", () => {
       const same = sorting.run === run && sorting.column === name;
       Object.assign(sorting, { run, column: name, down: same ? !sorting.down : name !== "" });
-      show();
+      showTables(cells.filter(passes));
+      const tables = [...document.querySelectorAll("#tables table")];
+      const again = tables.find((other) => other.dataset.run === String(run));
+      again.querySelectorAll("th button")[place].focus();
     });
-    const cell = document.createElement("th");
-    cell.scope = "col";
+    const cell = element("th", { scope: "col" });
     if (sorting.run === run && sorting.column === name)
       cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
     cell.append(button);
     head.append(cell);
-  }
-  const ends = new Map(
-    columns.map((column) => {
-      const known = rows.map((row) => number(find(row, column))).filter((x) => x !== null);
-      return [column, known.length > 1 ? [Math.min(...known), Math.max(...known)] : [null, null]];
-    }),
+  });
+  made.dataset.run = run;
+  const mark = new Map(
+    columns.map((column) => [column, marks(shown.filter((cell) => cell.attack === column))]),
   );
-  const body = element.createTBody();
+  const body = made.createTBody();
   for (const row of rows) {
     const line = body.insertRow();
-    Object.assign(line.insertCell(), { textContent: row, title: row });
+    line.append(element("th", { scope: "row", textContent: row, title: row }));
     for (const column of columns) {
-      const [cell, [least, most]] = [find(row, column), ends.get(column)];
-      const box = Object.assign(line.insertCell(), { textContent: text(cell) });
-      if (number(cell) === null || least === most) continue;
-      if (cell.final === most) box.className = "best";
-      if (cell.final === least) box.className = "worst";
+      const cell = find(row, column);
+      const className = cell ? mark.get(column)(cell) : "";
+      Object.assign(line.insertCell(), { textContent: text(cell), title: note(cell), className });
     }
   }
-  return element;
+  return made;
 }
 
 function showTables(shown) {
   const place = document.getElementById("tables");
   place.replaceChildren();
+  document.getElementById("nothing").hidden = shown.length > 0;
   runs.forEach((run, index) => {
     const own = shown.filter((cell) => cell.run === index);
     if (!own.length) return;
-    const title = Object.assign(document.createElement("h2"), { textContent: run.title });
-    const caption = Object.assign(document.createElement("p"), {
-      className: "soft",
-      textContent: `${run.caption} \u25b2 best and \u25bc worst of a column; a click on its head sorts.`,
-    });
-    const box = Object.assign(document.createElement("div"), { className: "wide" });
+    const caption = `${run.caption} \u25b2 best and \u25bc worst of a column; a click on its head sorts.`;
+    const box = element("div", { className: "wide" });
     box.append(table(index, own));
-    place.append(title, caption, box);
+    place.append(
+      element("h2", { textContent: titled(run) }),
+      element("p", { className: "soft", textContent: caption }),
+      box,
+    );
   });
 }
 
 function draw(id, traces, layout, height) {
   document.getElementById(`${id}-section`).hidden = !traces.length;
   if (!traces.length) return;
+  document.getElementById(id).style.height = `${height}px`;
   const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), automargin: true };
   const base = {
-    height,
+    autosize: true,
+    uirevision: id,
     margin: { l: 10, r: 10, t: 10, b: 10 },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
+    paper_bgcolor: style("--back"),
+    plot_bgcolor: style("--back"),
     font: { color: style("--text") },
     legend: { orientation: "h", y: -0.2 },
   };
@@ -110,14 +145,27 @@ function draw(id, traces, layout, height) {
   const config = {
     responsive: true,
     displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
     toImageButtonOptions: { format: "svg", filename: id },
   };
   Plotly.react(id, traces, { ...base, ...layout, ...axes }, config);
 }
 
-const several = runs.length > 1;
-const named = (cell) => (several ? `${cell.row} [${runs[cell.run].name}]` : cell.row);
-const short = (name) => (name.length > 34 ? `${name.slice(0, 33)}\u2026` : name);
+const heat = () => ({
+  type: "heatmap",
+  zmin: 0,
+  zmax: 100,
+  colorscale: "Viridis",
+  showscale: !narrow.matches,
+  colorbar: { thickness: 10 },
+});
+
+const labelled = (names) => ({
+  autorange: "reversed",
+  tickvals: names,
+  ticktext: names.map(short),
+});
 
 function showHeat(shown) {
   const rows = unique(shown.map(named));
@@ -128,31 +176,25 @@ function showHeat(shown) {
     columns.map((column) => percent(number(at.get(JSON.stringify([row, column])) ?? null))),
   );
   const trace = {
-    type: "heatmap", x: columns, y: rows, z, zmin: 0, zmax: 100, colorscale: "Viridis",
-    texttemplate: columns.length * rows.length <= 400 ? "%{z:.0f}" : "",
-    hovertemplate: "%{y}<br>%{x}: %{z:.1f} %<extra></extra>", colorbar: { thickness: 10 },
+    ...heat(), x: columns, y: rows, z,
+    texttemplate: columns.length * rows.length <= 400 && !narrow.matches ? "%{z:.0f}" : "",
+    hovertemplate: "%{y}<br>%{x}: %{z:.1f} %<extra></extra>",
   };
-  const layout = {
-    yaxis: { autorange: "reversed", tickvals: rows, ticktext: rows.map(short) },
-    xaxis: { side: "top", tickangle: -40 },
-  };
-  draw("heat", [trace], layout, 160 + 24 * rows.length);
+  const across = { tickvals: columns, ticktext: columns.map(short), side: "top", tickangle: -40 };
+  return draw("heat", [trace], { yaxis: labelled(rows), xaxis: across }, 160 + 24 * rows.length);
 }
 
-const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
-  "#7f7f7f", "#b5a642", "#2fa4b5"];
-
+// Curves and the like are of one attack: the one that is chosen, or the first.
 function ofOneAttack(shown) {
   const attack = chosen.attack.value || (shown[0] ?? {}).attack;
   return [attack, shown.filter((cell) => cell.attack === attack)];
 }
 
-function showCurves(shown) {
-  const [attack, own] = ofOneAttack(shown.filter((cell) => cell.rounds.length));
-  document.getElementById("curves-attack").textContent = attack ? `Under: ${attack}.` : "";
-  const traces = own.flatMap((cell, i) => {
+function showCurves(own) {
+  const traces = own.filter((cell) => cell.rounds.length).flatMap((cell, i) => {
     const colour = colours[i % colours.length];
     const line = { color: colour, dash: ["solid", "dash", "dot"][Math.floor(i / 10) % 3] };
+    const name = short(named(cell));
     const band = {
       x: [...cell.rounds, ...[...cell.rounds].reverse()],
       y: [...cell.high, ...[...cell.low].reverse()].map(percent),
@@ -160,8 +202,9 @@ function showCurves(shown) {
       showlegend: false, legendgroup: String(i), mode: "lines",
     };
     const mean = {
-      x: cell.rounds, y: cell.mean.map(percent), name: short(named(cell)), mode: "lines", line,
-      legendgroup: String(i), hovertemplate: `%{y:.1f} %<extra>${short(named(cell))}</extra>`,
+      x: cell.rounds, y: cell.mean.map(percent), name, line, legendgroup: String(i),
+      mode: cell.rounds.length < 20 ? "lines+markers" : "lines",
+      hovertemplate: `%{y:.1f} %<extra>${name.replace(/</g, "&lt;")}</extra>`,
     };
     return cell.spread === null ? [mean] : [band, mean];
   });
@@ -172,28 +215,33 @@ function showCurves(shown) {
   draw("curves", traces, layout, 460);
 }
 
-function showSelection(shown) {
-  const [, own] = ofOneAttack(shown.filter((cell) => cell.selection));
-  if (!own.length) return draw("selection", [], {}, 0);
-  const lines = own.flatMap((cell) => [
-    [`${short(named(cell))}: honest`, cell.selection.honest],
-    [`${short(named(cell))}: malicious`, cell.selection.malicious],
-  ]);
-  const longest = own.reduce((a, b) => (b.selection.rounds.length > a.selection.rounds.length ? b : a));
-  const trace = {
-    type: "heatmap", x: longest.selection.rounds, y: lines.map(([name]) => name),
-    z: lines.map(([, values]) => values.map(percent)), zmin: 0, zmax: 100, colorscale: "Viridis",
-    hovertemplate: "%{y}<br>round %{x}: %{z:.0f} %<extra></extra>", colorbar: { thickness: 10 },
-  };
-  const layout = { xaxis: { title: { text: "round" } }, yaxis: { autorange: "reversed" } };
-  draw("selection", [trace], layout, 120 + 22 * lines.length);
+function showSelection(own) {
+  const kinds = (cell) =>
+    ["honest", "malicious"].filter((kind) => cell.selection[kind].some((x) => x !== null));
+  const rows = [];
+  const traces = own.filter((cell) => cell.selection).map((cell, i) => {
+    const names = kinds(cell).map((kind) => `${named(cell)}: ${kind}`);
+    const y = names.map((_, k) => rows.length + k);
+    rows.push(...names);
+    return {
+      ...heat(), y, x: cell.selection.rounds, showscale: i === 0 && !narrow.matches,
+      z: kinds(cell).map((kind) => cell.selection[kind].map(percent)),
+      text: names.map((name) => cell.selection.rounds.map(() => name)),
+      hovertemplate: "%{text}<br>round %{x}: %{z:.0f} %<extra></extra>",
+    };
+  });
+  const yaxis = { ...labelled(rows), tickvals: rows.map((_, place) => place) };
+  const layout = { xaxis: { title: { text: "round" } }, yaxis };
+  draw("selection", traces, layout, 120 + 22 * rows.length);
 }
 
-function showClients(shown) {
-  const [, own] = ofOneAttack(shown.filter((cell) => cell.histogram));
-  const traces = own.map((cell, i) => ({
-    type: "bar", name: short(named(cell)), marker: { color: colours[i % colours.length] },
-    x: cell.histogram.map((_, bin) => (100 * (bin + 0.5)) / cell.histogram.length), y: cell.histogram,
+function showClients(own) {
+  const traces = own.filter((cell) => cell.histogram).map((cell, i) => ({
+    type: "bar",
+    name: short(named(cell)),
+    marker: { color: colours[i % colours.length] },
+    x: cell.histogram.map((_, bin) => (100 * (bin + 0.5)) / cell.histogram.length),
+    y: cell.histogram,
   }));
   const layout = {
     barmode: "group",
@@ -205,12 +253,16 @@ function showClients(shown) {
 
 function show() {
   const shown = cells.filter(passes);
+  const [attack, own] = ofOneAttack(shown);
+  for (const place of document.querySelectorAll(".under"))
+    place.textContent = attack ? `Under: ${attack}.` : "";
   showTables(shown);
   showHeat(shown);
-  showCurves(shown);
-  showSelection(shown);
-  showClients(shown);
+  showCurves(own);
+  showSelection(own);
+  showClients(own);
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+narrow.addEventListener("change", show);
 show();

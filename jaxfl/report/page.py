@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+import jaxfl
 from jaxfl.attacks import NoAttack
+from jaxfl.component import Component
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.tables import caption, named, privacy_statements
+from jaxfl.report.tables import measured, named, privacy_statements
 
 MOST_POINTS = 400
 """Of a curve: more than there are pixels for would only make the file large."""
@@ -36,22 +39,42 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     ).from_string((here / "page.html").read_text())
     told = [_told(*run) for run in runs]
+    for run, name in zip(told, _names(runs), strict=True):
+        run["name"] = name
     text = template.render(
-        title=" · ".join(run["title"] for run in told),
-        made=f"Made by jaxfl {told[-1]['version']}; "
+        title=" · ".join(dict.fromkeys(run["title"] for run in told)),
+        made=f"Made by jaxfl {jaxfl.__version__}; "
         f"{sum(len(results) for _, _, results in runs)} cells.",
         runs=told,
-        data=[_data(*run) for run in runs],
+        data=[
+            {"name": name, **_data(experiment, results)}
+            for name, (_, experiment, results) in zip(_names(runs), runs, strict=True)
+        ],
         plotly=Markup(get_plotlyjs()),
         script=Markup((here / "page.js").read_text()),
     )
-    write_aside(path, text.encode())
+    write_aside(path, text.encode(errors="replace"))
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What runs are called: their folders, whole where two end alike."""
+    paths = [folder.resolve() for folder, _, _ in runs]
+    ends = Counter(path.name for path in paths)
+    return [path.name if ends[path.name] == 1 else str(path) for path in paths]
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """What is recorded of it; nothing where that is damaged, as results do not depend on it."""
+    try:
+        found = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """What is said of a run in words."""
-    file = folder / "environment.json"
-    environment = json.loads(file.read_text()) if file.is_file() else {}
+    environment = _environment(folder)
     threats = {
         describe(attack): "controls {}, knows {}".format(*attack.threat_model)
         for attack in (cell.federation.attack for cell in experiment.cells)
@@ -59,7 +82,6 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
     }
     return {
         "title": experiment.title,
-        "version": environment.get("packages", {}).get("jaxfl", ""),
         "said": [
             (
                 "What was stated, and what came out",
@@ -71,34 +93,37 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
                 [f"{name}: {threat}" for name, threat in threats.items()],
             ),
         ],
-        "command": shlex.join(map(str, environment.get("command", []))),
+        "command": shlex.join(map(str, environment.get("command") or [])),
         "environment": json.dumps(environment, indent=1),
         "experiment": tomli_w.dumps(experiment.table),
     }
 
 
-def _data(folder: Path, experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
+def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """The numbers of a run, as the page's script reads them."""
     return {
-        "name": folder.name,
         "title": experiment.title,
-        "caption": caption(experiment),
+        "caption": f"{measured(experiment)}. Epsilon, what was tuned and why a cell did not run "
+        "stand in its tip.",
         "cells": [_cell(experiment, result) for result in results],
     }
 
 
 def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
-    labels, parts = dict(result.cell.labels), result.cell.federation
-    attack = labels.pop("attack", None) or describe(parts.attack)
+    labels, parts = dict(result.cell.labels), result.cell.federations[result.chosen]
+    attack = labels.pop("attack", None) or _fixed(parts.attack, "attack", labels)
     rest = " / ".join(named(axis, value) for axis, value in labels.items())
     at = _places(len(result.rounds))
     accuracy = result.accuracy[:, at] if result.accuracy.size else np.zeros((1, 0))
     return {
         "dataset": result.cell.data[0],
         "attack": attack,
-        "defence": labels.get("aggregator") or describe(parts.aggregator),
+        "defence": labels.get("aggregator") or _fixed(parts.aggregator, "aggregator", labels),
         "row": rest or experiment.name,
         "status": result.status,
+        "tuned": experiment.candidates[result.chosen] if len(experiment.candidates) > 1 else "",
+        "epsilon": _number(result.epsilon),
+        "covered": result.guaranteed == "yes",
         "final": _number(result.final),
         "spread": _number(result.spread),
         "rounds": result.rounds[at].tolist(),
@@ -108,6 +133,12 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
         "selection": _selection(result),
         "histogram": None if result.histogram is None else result.histogram.tolist(),
     }
+
+
+def _fixed(component: Component, axis: str, labels: dict[str, str]) -> str:
+    """A part that no axis names; without its numbers where an axis goes over one of them."""
+    swept = any(label.startswith(f"{axis}.") for label in labels)
+    return type(component).__name__ if swept else describe(component)
 
 
 def _selection(result: Result) -> dict[str, Any] | None:

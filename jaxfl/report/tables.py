@@ -65,11 +65,16 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
     return table
 
 
-def caption(experiment: Experiment) -> str:
+def measured(experiment: Experiment) -> str:
     """What the numbers are."""
     seeds = len(experiment.cells[0].seeds)
     over = "one seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
-    text = f"Test accuracy in % after the last round; {over}"
+    return f"Test accuracy in % after the last round; {over}"
+
+
+def caption(experiment: Experiment) -> str:
+    """What the numbers are, and those of privacy and tuning beside them."""
+    text = measured(experiment)
     deltas = {c.federation.privacy.delta for c in experiment.cells if c.federation.private}
     if deltas:
         text += f"; epsilon at delta {', '.join(f'{d:g}' for d in sorted(deltas))}"

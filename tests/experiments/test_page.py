@@ -1,5 +1,6 @@
 """The report of a run as one HTML file: what is in it, and how a browser shows it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from jaxfl.cli import app
 from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.lines import CLIENT_BINS, add_clients
+from jaxfl.experiments.results import _rates
 from jaxfl.report.page import MOST_POINTS, _places, write_page
 
 TABLE = {
@@ -20,6 +23,7 @@ TABLE = {
     "evaluate_every": 2,
     "byzantine": 2,
     "model": "softmax",
+    "optimizer": {"name": "sgd"},
     "privacy": {"name": "message", "clip": 1.0, "noise_multiplier": 0.1},
     "data": {
         "name": "synthetic",
@@ -73,7 +77,7 @@ def test_the_numbers_are_those_of_the_log(run):
         np.testing.assert_allclose(cell["selection"][kind], np.mean(rates, axis=1), atol=1e-5)
     assert cell["selection"]["rounds"] == list(range(1, 7))
     assert sum(cell["histogram"]) == 2 * 5
-    assert cells["Mean", "No attack"]["selection"] is None
+    assert cells["Median", "No attack"]["selection"] is None
     assert cells["Bulyan", "No attack"]["status"] != "done"
     assert cells["Bulyan", "No attack"]["final"] is None
 
@@ -85,25 +89,86 @@ def test_clients_are_counted_by_their_accuracy(run):
     for line in ends:
         middles = (np.arange(20) + 0.5) / 20
         mean = np.average(middles, weights=line["client_histogram"])
-        assert abs(mean - line["client_mean"]) <= 0.5 / 20
+        assert abs(mean - line["client_mean"]) <= 0.5 / 20 + 1e-6
+
+
+def test_counts_of_clients():
+    lines = [{}, {"seed": 0}, {}, {"seed": 1}]
+    accuracy = np.array([[0.0, 0.31, 0.33, 1.0], [0.5, np.nan, 0.5, 0.5]])
+    add_clients(lines, accuracy, np.array([[0, 0, 0, 1], [0, 0, 1, 0]], bool))
+    first, second = np.zeros((2, CLIENT_BINS), int)
+    first[[0, 6]] = 1, 2
+    second[10] = 2
+    assert [line.get("client_histogram") for line in lines] == [
+        *(None, first.tolist()),
+        *(None, second.tolist()),
+    ]
+    add_clients(lines[:1], np.array([0.99]), np.array([False]))  # one run has no axis of runs
+    assert lines[0]["client_histogram"][-1] == 1
+
+
+def test_stretches_of_rounds(run):
+    """Of 100 rounds in 60 stretches, each rate is of the rounds up to the one it is labelled."""
+    _, results = read_results(run)
+    cell = dataclasses.replace(results[0].cell, rounds=100)
+    lines = [
+        {"candidate": 0, "round": r, "honest_selected": r / 100, "malicious_selected": None}
+        for r in range(1, 101)
+    ]
+    rates = _rates(cell, lines)
+    ends = dataclasses.replace(results[0], cell=cell).selection_rounds
+    assert (len(ends), ends[-1]) == (60, 100)
+    for begin, end, rate in zip([0, *ends[:-1]], ends, rates[0, 0], strict=True):
+        np.testing.assert_allclose(rate, np.mean(np.arange(begin + 1, end + 1)) / 100)
+    assert np.isnan(rates[0, 1]).all()
 
 
 def test_what_was_run_is_said(run):
     text = (run / "report.html").read_text()
     assert "A &lt;small&gt; grid &amp; its report" in text
     assert "<small>" not in text
-    for words in ("epsilon", "controls its messages", "&#34;python&#34;", "noise_multiplier = 0.1"):
-        assert words in text, words
     rest = text[text.index("</script>") :]  # after Plotly's own
+    for words in ("epsilon", "controls its messages", "&#34;python&#34;", "noise_multiplier = 0.1"):
+        assert words in rest, words
     assert not re.search(r"(src|href)=|https?://", rest)
 
 
 def test_several_runs_in_one_file(run, tmp_path):
-    other = shutil.copytree(run, tmp_path / "other")
-    out = tmp_path / "both.html"
-    result = CliRunner().invoke(app, ["report", str(run), str(other), "--out", str(out)])
+    others = [shutil.copytree(run, tmp_path / name) for name in ("other", "again/run")]
+    (others[0] / "environment.json").write_bytes(b"\x00")  # results do not depend on it
+    out = tmp_path / "all.html"
+    result = CliRunner().invoke(app, ["report", str(run), *map(str, others), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert [found["name"] for found in data_of(out)] == ["run", "other"]
+    names = [found["name"] for found in data_of(out)]
+    assert names == [str(run.resolve()), "other", str(others[1].resolve())]
+    assert f"[{names[2]}]</h2>" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "attacks", "rows"),
+    [
+        ({"sweep": {"attack.scale": [1.0, 2.0]}}, {"IPM"}, {"scale 1.0", "scale 2.0"}),
+        ({"sweep": {"seed": [0]}}, {"IPM (scale 0.5)"}, {"odd"}),
+        ({"tune": {"optimizer.learning_rate": [0.1, 0.2]}, "validation": 0.2}, None, None),
+    ],
+)
+def test_grids_of_other_axes(tmp_path, changes, attacks, rows):
+    """One over a number of the attack; none; one that is tuned."""
+    table = TABLE | {"attack": {"name": "ipm", "scale": 0.5}, "rounds": 2, "sweep": {}} | changes
+    (tmp_path / "odd.toml").write_text(tomli_w.dumps(table))
+    words = ["run", str(tmp_path / "odd.toml"), "--out", str(tmp_path / "odd"), "--quiet"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (found,) = data_of(tmp_path / "odd" / "report.html")
+    if attacks is None:
+        assert {cell["tuned"] for cell in found["cells"]} <= {
+            "optimizer.learning_rate 0.1",
+            "optimizer.learning_rate 0.2",
+        }
+        return
+    assert {cell["attack"] for cell in found["cells"]} == attacks
+    assert {cell["row"] for cell in found["cells"]} == rows
+    assert all(cell["defence"] == "Mean" for cell in found["cells"])
 
 
 def test_a_damaged_run_is_named(run, tmp_path):
@@ -142,8 +207,24 @@ def browser():
 
 
 def rows_of(browser):
-    rows = browser.find_elements("css selector", "#tables tbody tr")
-    return [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows]
+    script = "return [...document.querySelectorAll('#tables tbody tr')]"
+    return browser.execute_script(script + ".map(r => [...r.cells].map(c => c.textContent))")
+
+
+def sections_shown(browser):
+    places = browser.find_elements("css selector", "main > section[id]")
+    return {place.get_attribute("id") for place in places if place.is_displayed()}
+
+
+def plots_that_do_not_fit(browser):
+    """Those that are lower than their picture, or whose picture is wider than the page."""
+    return browser.execute_script(
+        """return [...document.querySelectorAll('.plot')].filter(p => p.offsetParent).filter(p => {
+            const svg = p.querySelector('.main-svg').getBoundingClientRect();
+            const box = p.getBoundingClientRect();
+            return box.height < 100 || svg.height > box.height + 1 || svg.width > box.width + 1;
+        }).map(p => p.id)"""
+    )
 
 
 @pytest.mark.slow
@@ -155,59 +236,74 @@ def test_in_a_browser(run, browser):
     heads = browser.find_elements("css selector", "#tables th button")
     assert [head.text for head in heads] == ["defence", "No attack", "IPM (scale 20)"]
     heads[2].click()
-    order = [row[0] for row in rows_of(browser)]
-    values = [float(re.sub(r"^\W*", "", row[2]).split()[0]) for row in rows_of(browser)[:3]]
-    assert values == sorted(values, reverse=True)
-    assert order[-1].startswith("Bulyan")
-    browser.find_elements("css selector", "#tables th button")[2].click()
-    again = [row[0] for row in rows_of(browser)]
-    assert again[:3] == order[2::-1]
-    assert again[-1] == order[-1]
-    best = browser.find_element("css selector", "td.best").text
-    assert best.startswith("\u25b2") or best[0].isdigit()
+    values = [row[2] for row in rows_of(browser)]
+    assert values[-1] == "n/a"
+    numbers = [float(value.split()[0]) for value in values[:3]]
+    assert numbers == sorted(numbers, reverse=True)
+    assert browser.switch_to.active_element.text == "IPM (scale 20)", "the focus stays"
+    browser.switch_to.active_element.click()
+    values = [row[2] for row in rows_of(browser)]
+    assert [float(value.split()[0]) for value in values[:3]] == numbers[::-1]
+    assert values[-1] == "n/a"
+    for name, wanted in (("best", max(numbers)), ("worst", min(numbers))):
+        found = browser.find_elements("css selector", f"#tables tr td:nth-child(3).{name}")
+        assert {float(cell.text.split()[-3]) for cell in found} == {wanted}
+    plots = {f"{name}-section" for name in ("heat", "curves", "selection", "clients")}
+    assert sections_shown(browser) == plots
+    assert plots_that_do_not_fit(browser) == []
+    assert not browser.find_elements("css selector", "[data-title^=Share]")
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
     choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
     choose += "s.dispatchEvent(new Event('change'))"
-    browser.execute_script(choose, "defence", "Krum")
-    assert [row[0] for row in rows_of(browser)] == ["Krum"]
+    browser.execute_script(choose, "defence", "Median")
+    assert [row[0] for row in rows_of(browser)] == ["Median"]
+    assert sections_shown(browser) == {"curves-section", "clients-section"}
     browser.execute_script(choose, "attack", "No attack")
     assert len(rows_of(browser)[0]) == 2
     browser.execute_script(choose, "attack", "")
     browser.execute_script(choose, "defence", "")
-    for plot in ("heat", "curves", "selection", "clients"):
-        assert browser.find_elements("css selector", f"#{plot} .main-svg"), plot
+    assert sections_shown(browser) == plots
 
-    browser.set_window_size(500, 800)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True},
-    )
-    time.sleep(0.5)
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= 380
-    colour = "return getComputedStyle(document.body).backgroundColor"
+    phone = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    time.sleep(1)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
+    assert plots_that_do_not_fit(browser) == []
+    colours = "return [document.body, document.querySelector('#curves .main-svg')]"
+    colours += ".map(x => getComputedStyle(x).background)"
+    light = browser.execute_script(colours)
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    light = browser.execute_script(colour)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    assert browser.execute_script(colour) != light
+    time.sleep(0.5)
+    assert all(a != b for a, b in zip(browser.execute_script(colours), light, strict=True))
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.slow
 def test_a_long_grid_opens_in_two_seconds(run, tmp_path, browser):
     """90 cells of 10,000 evaluated rounds."""
-    import dataclasses
-
     experiment, results = read_results(run)
     rng = np.random.default_rng(0)
     many = []
     for i in range(90):
-        result = results[i % 2 * 4]
+        result = results[2]  # of a rule that selects
         labels = result.cell.labels | {"aggregator": f"Rule {i // 9}", "attack": f"Attack {i % 9}"}
         cell = dataclasses.replace(result.cell, labels=labels, rounds=10_000)
         test = rng.uniform(size=(1, 2, 10_000))
-        many.append(dataclasses.replace(result, cell=cell, test=test, rounds=np.arange(1, 10_001)))
+        many.append(
+            dataclasses.replace(
+                result,
+                cell=cell,
+                test=test,
+                rounds=np.arange(1, 10_001),
+                rates=rng.uniform(size=(1, 2, 60)),
+            )
+        )
     write_page(tmp_path / "long.html", [(run, experiment, many)])
     started = time.monotonic()
     browser.get((tmp_path / "long.html").as_uri())
+    took = time.monotonic() - started
     assert len(rows_of(browser)) == 10
-    assert time.monotonic() - started < 2
+    assert len(sections_shown(browser)) == 4
+    assert took < 2

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxfl import Federation, FedSGD, Simulation
+from jaxfl.data import IID, from_arrays
 from jaxfl.models import (
     CNN,
     MLP,
@@ -58,6 +60,7 @@ def test_sizes(model, shape, classes, dim):
         (FLTrustCNN(), (28,), "FLTrustCNN needs images"),
         (ResNet(), (28,), "ResNet needs images"),
         (ResNet(blocks=(1, 1)), COLOUR, "blocks and channels must be as many"),
+        (ResNet(blocks=(), channels=()), COLOUR, "and not empty"),
         (TextRNN(), COLOUR, "TextRNN needs rows of word ids"),
         (Augmented(model=MLP()), (28,), "Augmented needs images"),
     ],
@@ -103,15 +106,20 @@ def test_fltrusts_cnn_by_hand():
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_a_residual_network_by_hand(norm):
     """In training: two stages, the second at half the resolution and with a shortcut."""
-    model = ResNet(blocks=(1, 1), channels=(4, 6), norm=norm)
+    model = ResNet(blocks=(1, 1), channels=(4, 64), norm=norm)
     objective, flat, rest, x = draw(model, (6, 6, 2))
     parameters = nnx.to_pure_dict(objective.unravel(flat))
 
     def normalised(h, p):
-        axes = (0, 1, 2) if norm == "batch" else (1, 2)  # a group a channel
-        mean, variance = (f(h, axis=axes, keepdims=True) for f in (np.mean, np.var))
-        eps = 1e-5 if norm == "batch" else 1e-6
-        return (h - mean) / np.sqrt(variance + eps) * p["scale"] + p["bias"]
+        if norm == "batch":
+            mean, variance = (f(h, axis=(0, 1, 2), keepdims=True) for f in (np.mean, np.var))
+            normal = (h - mean) / np.sqrt(variance + 1e-5)
+        else:  # a group a channel, or two channels a group
+            groups = 32 if h.shape[-1] == 64 else h.shape[-1]
+            parts = h.reshape(*h.shape[:3], groups, -1)
+            mean, variance = (f(parts, axis=(1, 2, 4), keepdims=True) for f in (np.mean, np.var))
+            normal = ((parts - mean) / np.sqrt(variance + 1e-6)).reshape(h.shape)
+        return normal * p["scale"] + p["bias"]
 
     def convolved(h, p, stride=1, padding=1):
         return np.asarray(by_hand_conv(jnp.asarray(h), p["kernel"], stride, padding), "f8")
@@ -226,7 +234,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_products_in_bfloat16(name):
-    """Every product but those of float32 parameters' gradients' sums; logits stay float32."""
+    """Forward and, for word vectors, back: their gradients are sums that stay exact."""
     cls, shape, settings = NETWORKS[name]
     exact, rough = (
         Objective.of(cls(compute=compute, **settings), shape, 3)
@@ -238,6 +246,11 @@ def test_products_in_bfloat16(name):
     x = rng.integers(0, 9, (6, *shape)) if name == "text" else rng.normal(size=(6, *shape))
     x = jnp.asarray(x, jnp.int32 if name == "text" else jnp.float32)
     parameters = exact.unravel(flat)
+    batch = Batch(x, jnp.zeros(6, jnp.int32), jnp.ones(6, bool))
+    back = jax.make_jaxpr(jax.grad(lambda p: rough.loss(p, rest, batch, jax.random.key(0))[0]))
+    sums = [line for line in str(back(parameters)).splitlines() if "scatter-add[" in line]
+    assert (":f32[9,4] = " in "".join(sums)) == (name == "text")
+    assert ":bf16[9,4] = " not in "".join(sums)
     text = str(jax.make_jaxpr(rough.logits)(parameters, rest, x))
     products = [line for line in text.splitlines() if "dot_general[" in line]
     assert products
@@ -246,3 +259,45 @@ def test_products_in_bfloat16(name):
     assert other.dtype == jnp.float32
     scale = float(jnp.max(jnp.abs(one)))
     assert 0 < float(jnp.max(jnp.abs(one - other))) < 0.05 * scale
+
+
+def test_running_averages_serve_in_evaluation():
+    """A network of one block whose statistics are not those that it starts with."""
+    objective, flat, rest, x = draw(ResNet(blocks=(1,), channels=(4,)), (4, 4, 1))
+    rest = jax.tree.map(lambda s: s + jnp.arange(4.0) / 3, rest)
+    module = objective.module(flat, rest)
+    assert [n.use_running_average for n in (module.norm, *module.blocks[0].norms)] == [True] * 3
+    alone = np.concatenate([module(image[None]) for image in x])
+    np.testing.assert_allclose(module(x), alone, rtol=1e-4, atol=1e-5)
+    before, stem = module.norm, module.stem(jnp.asarray(x))
+    mean, variance = np.asarray(before.mean[...]), np.asarray(before.var[...])
+    expected = (np.asarray(stem) - mean) / np.sqrt(variance + 1e-5)
+    expected = expected * np.asarray(before.scale[...]) + np.asarray(before.bias[...])
+    np.testing.assert_allclose(before(stem), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet", "text", "augmented"])
+def test_rounds_of_clients(name):
+    """All clients at once give what they give one after another."""
+    rng = np.random.default_rng(0)
+    if name == "text":
+        model, shape = TextRNN(vocabulary=9, embedding=3, hidden=2), (5,)
+        inputs = rng.integers(0, 9, (24, *shape)).astype("i4")
+    else:
+        model, shape = ResNet(blocks=(1,), channels=(4,)), (4, 4, 1)
+        inputs = rng.normal(size=(24, *shape)).astype("f4")
+    if name == "augmented":
+        model = Augmented(model=Softmax(), padding=1)
+    data = from_arrays(inputs, np.arange(24) % 3, inputs[:3], np.arange(3)).split(IID(), 4)
+    ends = []
+    for chunk in (4, 1):
+        federation = Federation(algorithm=FedSGD(batch_size=3))
+        simulation = Simulation(federation, data, model, evaluate_every=2, client_chunk=chunk)
+        history = simulation.run(2)
+        assert np.isfinite(history.state.params).all()
+        ends.append(jax.device_get((history.state.params, history.state.model_state)))
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    sent = simulation.messages().sent
+    assert len(np.unique(np.round(sent, 5), axis=0)) == 4
