@@ -199,8 +199,10 @@ MODULES = (
 )
 
 
-def byzpy_call(name: str, arguments: dict[str, Any], rows: list[np.ndarray]) -> Callable[[], Any]:
-    """ByzPy's rule, or its pre-aggregator alone, on a list of vectors."""
+def byzpy_call(name: str, arguments: dict[str, Any], matrix: np.ndarray) -> Callable[[], Any]:
+    """ByzPy's rule, or its pre-aggregator alone, on a list of tensors."""
+    torch: Any = importlib.import_module("torch")
+    rows = list(torch.from_numpy(matrix))
     for module in MODULES:
         kind = getattr(importlib.import_module(f"byzpy.{module}"), name, None)
         if kind is not None:
@@ -237,7 +239,7 @@ def measure(case: Case, rate: float, repeats: int, shrink: int) -> Measured:
     matrix = np.array(updates)
     runs: dict[str, Callable[[], Any]] = {"jaxfl": prepared(case.rule, updates)}
     if timing.installed("byzpy"):
-        runs["ByzPy"] = byzpy_call(*case.byzpy, list(matrix))
+        runs["ByzPy"] = byzpy_call(*case.byzpy, matrix)
     if case.byzfl is not None and rivals.byzfl() is not None:
         runs["ByzFL"] = byzfl_call(*case.byzfl, matrix)
     ones = jax.numpy.ones((case.n,))

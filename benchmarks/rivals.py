@@ -1,8 +1,8 @@
 """The same aggregation rules elsewhere: ByzFL, plain PyTorch, NumPy.
 
 All are optional (``pip install jaxfl[peers]``) and imported where they are used. ByzFL imports
-torchvision and seaborn for its data sets and plots; where they are missing, empty stand-ins let
-its aggregators load.
+torchvision and seaborn for its data sets and plots; empty stand-ins let its aggregators load
+where these are missing, or of another release than torch.
 """
 
 import importlib
@@ -27,8 +27,7 @@ def byzfl() -> Any:
     if not installed("byzfl"):
         return None
     for name in ("torchvision", "seaborn"):
-        if name not in sys.modules and not installed(name):
-            sys.modules[name] = MagicMock()
+        sys.modules.setdefault(name, MagicMock())
     return importlib.import_module("byzfl")
 
 

@@ -98,7 +98,16 @@ NAMES = {
     "QuantileClip": {"quantile": "QuantileClip"},
     "BandedNoise": {"banded": "BandedNoise"},
     "Fairness": {"qffl": "QFFL", "afl": "AFL", "term": "TERM"},
-    "Model": {"softmax": "Softmax", "mlp": "MLP", "signguard_cnn": "SignGuardCNN", "cnn": "CNN"},
+    "Model": {
+        "softmax": "Softmax",
+        "mlp": "MLP",
+        "signguard_cnn": "SignGuardCNN",
+        "fltrust_cnn": "FLTrustCNN",
+        "cnn": "CNN",
+        "resnet": "ResNet",
+        "text_rnn": "TextRNN",
+        "augmented": "Augmented",
+    },
     "Partition": {
         "iid": "IID",
         "dirichlet": "Dirichlet",

@@ -23,8 +23,12 @@ from jaxfl.registry import unknown
 from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, sweep_plot
 from jaxfl.report.progress import Watcher
+from jaxfl.report.ranking import is_ranked, ranking_table, write_ranking
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
 from jaxfl.signals import StopSignals
+
+MOST_COLUMNS = 12
+"""Of a table that a terminal can show."""
 
 
 def run(
@@ -107,6 +111,8 @@ def execute(
             hosts.leave()
             return
         write_tables(path, experiment, results)
+        if is_ranked(experiment):
+            write_ranking(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
         write_page(path / REPORT, [(path, experiment, results)])
@@ -135,7 +141,11 @@ def print_results(
     swept: bool,
 ) -> None:
     """Prints the table, whether the stated findings hold, and where the files are."""
-    console.print(result_table(experiment, results))
+    columns = len({cell.labels.get("attack") for cell in experiment.cells})
+    if columns <= MOST_COLUMNS:
+        console.print(result_table(experiment, results))
+    if is_ranked(experiment):
+        console.print(ranking_table(experiment, results))
     for verdict in verdicts(experiment, results):
         say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]

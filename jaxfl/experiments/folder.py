@@ -40,7 +40,10 @@ OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "enviro
 """What a run writes on its way, and the next one in the same folder replaces."""
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
 REPORT = "report.html"
-RESULTS = (REPORT, "summary.csv", "summary.md", "summary.tex", "accuracy.png", "sweep.png")
+RESULTS = (
+    *(REPORT, "accuracy.png", "sweep.png", "ranking.csv", "ranking.md"),
+    *("summary.csv", "summary.md", "summary.tex"),
+)
 """What is made of it at the end."""
 
 

@@ -109,6 +109,31 @@ function table(run, shown) {
   return made;
 }
 
+// Over all attacks, whatever is filtered: the best by its worst attack first.
+function showRankings() {
+  const place = document.getElementById("rankings");
+  for (const run of runs.filter((one) => one.ranking.rows.length)) {
+    const made = document.createElement("table");
+    const head = made.createTHead().insertRow();
+    for (const name of run.ranking.header)
+      head.append(element("th", { scope: "col", textContent: name }));
+    const body = made.createTBody();
+    for (const row of run.ranking.rows) {
+      const line = body.insertRow();
+      row.forEach((value, i) =>
+        line.append(element(i ? "td" : "th", { textContent: value, className: [1, 3, 6].includes(i) ? "words" : "" })),
+      );
+    }
+    const box = element("div", { className: "wide high" });
+    box.append(made);
+    place.append(
+      element("h2", { textContent: `Ranking: ${titled(run)}` }),
+      element("p", { className: "soft", textContent: `${run.ranking.caption}.` }),
+      box,
+    );
+  }
+}
+
 function showTables(shown) {
   const place = document.getElementById("tables");
   place.replaceChildren();
@@ -265,4 +290,5 @@ function show() {
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 narrow.addEventListener("change", show);
+showRankings();
 show();

@@ -20,6 +20,7 @@ from jaxfl.experiments.labels import describe
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
+from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
 from jaxfl.report.tables import measured, named, privacy_statements
 
 MOST_POINTS = 400
@@ -105,6 +106,11 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
         "title": experiment.title,
         "caption": f"{measured(experiment)}. Epsilon, what was tuned and why a cell did not run "
         "stand in its tip.",
+        "ranking": {
+            "header": HEADER,
+            "rows": entries(experiment, results) if is_ranked(experiment) else [],
+            "caption": CAPTION,
+        },
         "cells": [_cell(experiment, result) for result in results],
     }
 

@@ -1,0 +1,114 @@
+"""Defences ranked over attacks: from known accuracies, and as files."""
+
+import csv
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxfl.experiments import schema
+from jaxfl.experiments.ranking import ranked
+from jaxfl.experiments.results import not_run
+from jaxfl.registry import AGGREGATORS, ATTACKS, name_of
+from jaxfl.report.ranking import as_csv, entries, is_ranked, markdown
+
+TABLE = {
+    "rounds": 10,
+    "byzantine": 1,
+    "model": "softmax",
+    "data": {"name": "digits", "clients": 5},
+    "sweep": {
+        "seed": [0, 1, 2],
+        "attack": ["none", "sign_flip", {"name": "agr_tailored", "evaluations": 8}],
+        "aggregator": ["mean", "median", "bulyan"],
+    },
+}
+FINALS = {
+    ("Mean", "No attack"): (0.9, 0.9, 0.9),
+    ("Mean", "SignFlip"): (0.1, 0.2, 0.3),
+    ("Mean", "AGRTailored (evaluations 8)"): (0.5, 0.5, np.nan),
+    ("Median", "No attack"): (0.8, 0.8, 0.8),
+    ("Median", "SignFlip"): (0.6, 0.7, 0.8),
+    ("Median", "AGRTailored (evaluations 8)"): (0.7, 0.7, 0.7),
+}
+
+
+@pytest.fixture
+def grid():
+    """The grid with these accuracies; Bulyan does not apply."""
+    experiment = schema.parse("known", TABLE)
+    results = []
+    for cell in experiment.cells:
+        result = not_run(cell, "not applicable")
+        finals = FINALS.get((cell.labels["aggregator"], cell.labels["attack"]))
+        if finals is not None:
+            test = np.array(finals)[None, :, None]
+            result = dataclasses.replace(result, reason=None, test=test, seconds=6.0)
+        results.append(result)
+    return experiment, results
+
+
+def half(values):
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    return (high - low) / 2
+
+
+def test_the_best_worst_case_is_first(grid):
+    median, mean = ranked(grid[1])
+    assert (dict(median.defence), dict(mean.defence)) == (
+        {"aggregator": "Median"},
+        {"aggregator": "Mean"},
+    )
+    assert median.worst.attack == mean.worst.attack == "SignFlip"
+    assert (median.worst.accuracy, mean.worst.accuracy) == pytest.approx((0.7, 0.2))
+    assert median.worst.interval == pytest.approx(half([0.6, 0.7, 0.8]))
+    # Over attacks first, then over seeds; a run that diverged counts 0.
+    assert mean.mean == pytest.approx(np.mean([0.9] * 3 + [0.1, 0.2, 0.3] + [0.5, 0.5, 0]))
+    assert mean.interval == pytest.approx(half([1.5 / 3, 1.6 / 3, 1.2 / 3]))
+    assert mean.knowing is not None
+    assert mean.knowing.attack == "AGRTailored (evaluations 8)"
+    assert mean.knowing.accuracy == pytest.approx(1 / 3)
+    assert (median.cost, median.attacks) == (pytest.approx(200.0), 3)
+
+
+def test_without_such_attacks_nothing_is_said_of_them(grid):
+    left = [r for r in grid[1] if r.cell.labels["attack"] == "SignFlip"]
+    median, _ = ranked(left)
+    assert median.knowing is None
+    assert math.isnan(median.cost)
+    assert median.attacks == 1
+
+
+def test_as_files(grid):
+    assert is_ranked(grid[0])
+    lines = list(csv.DictReader(io.StringIO(as_csv(*grid))))
+    assert [line["aggregator"] for line in lines] == ["Median", "Mean"]
+    assert float(lines[1]["mean_ci95"]) == pytest.approx(
+        half([1.5 / 3, 1.6 / 3, 1.2 / 3]), rel=1e-5
+    )
+    assert "attack" not in lines[0]
+    assert entries(*grid)[0][:4] == [
+        "1",
+        "Median",
+        f"70.0 ± {100 * half([6, 7, 8]) / 10:.1f}",
+        "SignFlip",
+    ]
+    assert "| 2 | Mean | 20.0" in markdown(*grid)
+
+
+def test_few_attacks_are_a_table_already():
+    table = TABLE | {"sweep": {"attack": ["none", "sign_flip"]}}
+    assert not is_ranked(schema.parse("few", table))
+    assert not is_ranked(schema.parse("one", TABLE | {"sweep": {}}))
+
+
+def test_the_arena_has_all_that_is_registered():
+    """Every rule but the oracle, and every attack but the one that only waits."""
+    cells = schema.load("arena", []).cells
+    rules = {name_of(type(cell.federation.aggregator)) for cell in cells}
+    assert rules == AGGREGATORS.keys() - {"oracle"}
+    attacks = {name_of(type(cell.federation.attack)) for cell in cells}
+    assert attacks == ATTACKS.keys() - {"onset"}
