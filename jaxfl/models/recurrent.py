@@ -1,6 +1,7 @@
 """Recurrent networks for texts."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,8 @@ class _TextRNN(nnx.Module):
     def __call__(self, words: Array | np.ndarray) -> Array:
         words = jnp.asarray(words)
         lengths = jnp.sum(words != PADDING, axis=1)
-        x, ends = self.embedding(words), None
+        x: Any = self.embedding(words)
+        ends: Any = ()  # what both directions remember after their last word
         x = x if self.dtype is None else x.astype(self.dtype)
         nothing = jnp.zeros((x.shape[0], self.hidden), x.dtype)
         start = (nothing, nothing)
