@@ -16,7 +16,7 @@ from jaxfl.files import write_aside
 from jaxfl.report.tables import named
 
 FILES = ("ranking.csv", "ranking.md")
-LEAST = 3
+LEAST = 6
 """Attacks, none among them, from which defences are ranked over them."""
 HEADER = (
     *("rank", "defence", "worst", "under", "mean"),

@@ -83,7 +83,6 @@ def test_without_such_attacks_nothing_is_said_of_them(grid):
 
 
 def test_as_files(grid):
-    assert is_ranked(grid[0])
     lines = list(csv.DictReader(io.StringIO(as_csv(*grid))))
     assert [line["aggregator"] for line in lines] == ["Median", "Mean"]
     assert float(lines[1]["mean_ci95"]) == pytest.approx(
@@ -99,10 +98,10 @@ def test_as_files(grid):
     assert "| 2 | Mean | 20.0" in markdown(*grid)
 
 
-def test_few_attacks_are_a_table_already():
-    table = TABLE | {"sweep": {"attack": ["none", "sign_flip"]}}
-    assert not is_ranked(schema.parse("few", table))
+def test_few_attacks_are_a_table_already(grid):
+    assert not is_ranked(grid[0])
     assert not is_ranked(schema.parse("one", TABLE | {"sweep": {}}))
+    assert is_ranked(schema.load("signguard-table1-mnist", []))
 
 
 def test_the_arena_has_all_that_is_registered():

@@ -324,7 +324,7 @@ def test_an_attack_on_the_root_update_applies_where_there_is_one():
 
 def test_the_quickstart_is_the_grid_it_says_it_is():
     experiment = schema.load("quickstart")
-    assert len(experiment.cells) == 4 * 6
+    assert len(experiment.cells) == 4 * 8
     first = experiment.cells[0]
     assert (first.clients, first.federation.byzantine) == (50, 10)
     assert {c.labels["aggregator"] for c in experiment.cells} == {
@@ -332,6 +332,8 @@ def test_the_quickstart_is_the_grid_it_says_it_is():
         "Median",
         "TrimmedMean",
         "Krum",
-        "MultiKrum",
         "NNM + TrimmedMean",
+        "FLTrust",
+        "SignGuard",
+        "TNBS",
     }
