@@ -177,8 +177,7 @@ def _overwritten(step: _Step) -> Sequence[int]:
     """The operands whose place the results may take."""
     first, end = 0, None
     if step.name == "scan":
-        first = step.params["num_consts"]
-        end = first + step.params["num_carry"]
+        first, end = _carried(step.params)
     elif step.name == "while":
         first = step.params["cond_nconsts"] + step.params["body_nconsts"]
     elif step.name == "dynamic_update_slice" or step.name.startswith("scatter"):
@@ -186,6 +185,15 @@ def _overwritten(step: _Step) -> Sequence[int]:
     elif step.name in WHOLE | MOVES:
         end = 0
     return [v for v in step.operands[first:end] if v is not None]
+
+
+def _carried(params: dict[str, Any]) -> tuple[int, int]:
+    """Where the carry of a ``scan`` begins and ends among its operands."""
+    if "num_consts" in params:
+        first, length = params["num_consts"], params["num_carry"]
+    else:  # from JAX 0.12 on
+        first, length = (len(list(part)) for part in params["ft_in"].unpack()[:2])
+    return first, first + length
 
 
 def _reused(made: list[int], free: list[int]) -> int:
@@ -257,8 +265,7 @@ def _inside(step: _Step, program: _Program, platform: str) -> int:
     """What a loop or a branch needs besides what goes in and comes out."""
     params = step.params
     if step.name == "scan":
-        first = params["num_consts"]
-        return _of_body(params["jaxpr"], first, first + params["num_carry"], platform)
+        return _of_body(params["jaxpr"], *_carried(params), platform)
     if step.name == "while":
         return _of_body(params["body_jaxpr"], params["body_nconsts"], None, platform)
     made = sum(program.bytes[v] for v in step.outputs)
@@ -277,6 +284,6 @@ def _inside(step: _Step, program: _Program, platform: str) -> int:
 
 def _of_body(closed: Any, first: int, end: int | None, platform: str) -> int:
     """One step of a loop, which may overwrite the inputs from ``first`` to ``end``."""
-    count = len(closed.jaxpr.invars)
-    carried = range(count)[first:end]
-    return max(_peak(closed.jaxpr, [k in carried for k in range(count)], platform), 0)
+    jaxpr = getattr(closed, "jaxpr", closed)
+    carried = range(len(jaxpr.invars))[first:end]
+    return max(_peak(jaxpr, [k in carried for k in range(len(jaxpr.invars))], platform), 0)

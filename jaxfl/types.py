@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 PyTree = Any
 State = Any
 """What a component remembers between rounds: a pytree of arrays, ``()`` where it has no memory."""
+PADDING = 0
+"""The id that fills up a row of word ids at its end; models of texts do not read it."""
 
 
 class Struct(struct.PyTreeNode):

@@ -11,8 +11,9 @@ import numpy as np
 from jaxfl.data import tfds
 from jaxfl.data.dataset import Dataset
 from jaxfl.data.raw_files import Place, Published
+from jaxfl.types import PADDING
 
-PADDING, UNKNOWN = 0, 1
+UNKNOWN = PADDING + 1
 
 _TEST = "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699"
 AG_NEWS = Published(

@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxfl.component import field
-from jaxfl.data.text import PADDING
 from jaxfl.models.zoo import Computes, Dense
+from jaxfl.types import PADDING
 
 
 class TextRNN(Computes):

@@ -36,6 +36,7 @@ def cell(seeds=(0, 1), candidates=1, attack="none", validation=0.25):
     table = copy.deepcopy(TABLE)
     table["sweep"] = {"seed": list(seeds), "attack": [attack]}
     table["validation"] = validation
+    table["rounds"] = 6
     if candidates > 1:
         table["tune"] = {"optimizer.learning_rate": [0.1 * (i + 1) for i in range(candidates)]}
     (only,) = schema.parse("x", table).cells
