@@ -83,6 +83,7 @@ class Federation(Component):
     def check_privacy(self, population: int) -> None:
         """Raises ValueError where the mechanism does not go with the parts that it depends on."""
         expected = self.participation.expected(population)
+        self.privacy.check_declared()  # by itself: a class may have a ``check`` of its own
         self.privacy.check(self.algorithm, self.noise_order, expected)
 
     def _check_messages(self, population: int) -> None:

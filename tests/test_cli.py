@@ -280,7 +280,7 @@ def test_list_and_show(tmp_path):
     done = ask("list", cwd=tmp_path)
     assert done.returncode == 0
     assert "quickstart: " in done.stdout
-    assert "24 cells, 3 seeds" in done.stdout
+    assert "(32 cells, 3 seeds)" in done.stdout
     shown = ask("show", "quickstart", "--set", "data.clients=60", cwd=tmp_path)
     table = tomllib.loads(shown.stdout)
     assert table["data"]["clients"] == 60

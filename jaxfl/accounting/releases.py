@@ -1,4 +1,4 @@
-"""What a run releases about the one that its mechanism protects, and the epsilon that costs."""
+"""What a run reveals about whom its mechanism protects, and the epsilon that follows."""
 
 import functools
 import math

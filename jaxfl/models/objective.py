@@ -130,7 +130,7 @@ class Objective:
         self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], ModelState]:
         """Mean loss over the batch's samples, in training mode, and the new model state."""
-        module: Any = nnx.merge(self.train_graph, params, _reseed(model_state, key), copy=True)
+        module: Any = nnx.merge(self.train_graph, params, reseed(model_state, key), copy=True)
         per_sample = self.loss_function(module(batch.inputs), batch.labels)
         total = jnp.sum(jnp.where(batch.mask, per_sample, 0))
         _, _, updated = nnx.split(module, nnx.Param, ...)
@@ -220,7 +220,7 @@ class _Instance:
         return id(self.module)
 
 
-def _reseed(model_state: ModelState, key: Key[Array, ""]) -> ModelState:
+def reseed(model_state: ModelState, key: Key[Array, ""]) -> ModelState:
     """Replaces the state of every random stream (dropout) by one drawn from ``key``."""
     leaves, treedef = jax.tree.flatten(model_state)
     fresh = [

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxfl.component import Scalar
-from jaxfl.models.objective import ModelState, Objective, _reseed
+from jaxfl.models.objective import ModelState, Objective, reseed
 from jaxfl.models.taps import Tap, ghost_shapes, tapped_layers
 from jaxfl.numerics.rows import accumulator
 from jaxfl.types import Batch, PyTree
@@ -82,7 +82,7 @@ def _loss_of_one(
     The zeros are added to the outputs of the layers, so that gradients with respect to them are
     the layers' back-propagated errors.
     """
-    module: Any = nnx.merge(objective.train_graph, params, _reseed(model_state, key), copy=True)
+    module: Any = nnx.merge(objective.train_graph, params, reseed(model_state, key), copy=True)
     taps = [Tap(layer, zero) for layer, zero in zip(tapped_layers(module), zeros, strict=False)]
     value = objective.loss_function(module(inputs[None]), labels[None])[0]
     return value, [tap.inputs for tap in taps]

@@ -82,7 +82,10 @@ class Privacy(Component):
         "bound",
         "release",
         "hides_cohort",
+        "check",
+        "check_model",
         # What is said of it belongs to what is released.
+        "caveats",
         "neighbours",
         "replaces",
         "protects",

@@ -126,6 +126,17 @@ class CentralPrivacy(Privacy):
                 "that adapts is one every round; give clip a number"
             )
 
+    def check_declared(self) -> None:
+        super().check_declared()
+        if type(self).releases is not CentralPrivacy.releases:
+            return
+        for part, counted in ((self.clip, QuantileClip), (self.correlated, BandedNoise)):
+            if isinstance(part, counted) and type(part) is not counted:
+                raise ValueError(
+                    f"{type(self).__name__} counts the noise of {counted.__name__}, which "
+                    f"{type(part).__name__} may change: define releases in a subclass"
+                )
+
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)
         if not algorithm.post_processes:

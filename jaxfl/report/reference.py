@@ -22,6 +22,7 @@ from jaxfl.data import SOURCES, RootData
 from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.findings import METRICS
+from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
 from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
@@ -136,6 +137,10 @@ def experiments_page() -> str:
     pieces.append(f"{_table(DATA)}\n\nOther keys are the arguments of the data set:\n")
     pieces += [_source(name, source) for name, source in SOURCES.items()]
     pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _table(FINDINGS)]
+    pieces += ["\n## Packaged experiments\n", "| name | what | cells |\n| --- | --- | --- |"]
+    for name in packaged():
+        title, cells, _ = overview(name)
+        pieces.append(f"| `{name}` | {title} | {cells:,} |")
     for kind, names in REGISTRY.items():
         pieces.append(f"\n## {kind.__name__}\n")
         pieces += [_component(name, cls) for name, cls in names.items()]

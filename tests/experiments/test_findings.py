@@ -138,7 +138,10 @@ def test_a_claim_written_wrongly_is_one_clear_error(claim, message):
         findings(experiment(findings=[claim]))
 
 
-@pytest.mark.parametrize("name", packaged())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "arena" else ()) for n in packaged()],
+)
 def test_every_claim_of_a_packaged_experiment_names_cells(name):
     whole = load(name)
     for finding in findings(whole):

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import math
+import tomllib
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from scipy import stats
 from jaxfl.experiments import schema
 from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import not_run
-from jaxfl.registry import AGGREGATORS, ATTACKS, name_of
+from jaxfl.registry import AGGREGATORS, ATTACKS
 from jaxfl.report.ranking import as_csv, entries, is_ranked, markdown
 
 TABLE = {
@@ -106,8 +108,12 @@ def test_few_attacks_are_a_table_already(grid):
 
 def test_the_arena_has_all_that_is_registered():
     """Every rule but the oracle, and every attack but the one that only waits."""
-    cells = schema.load("arena", []).cells
-    rules = {name_of(type(cell.federation.aggregator)) for cell in cells}
-    assert rules == AGGREGATORS.keys() - {"oracle"}
-    attacks = {name_of(type(cell.federation.attack)) for cell in cells}
-    assert attacks == ATTACKS.keys() - {"onset"}
+    file = resources.files("jaxfl.experiments") / "arena.toml"
+    sweep = tomllib.loads(file.read_text())["sweep"]
+    for axis, names in (
+        ("aggregator", AGGREGATORS.keys() - {"oracle"}),
+        ("attack", ATTACKS.keys() - {"onset"}),
+    ):
+        assert {
+            entry if isinstance(entry, str) else entry["name"] for entry in sweep[axis]
+        } == names

@@ -232,7 +232,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mlp", "text"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n not in ("mlp", "text")),
+    ],
+)
 def test_products_in_bfloat16(name):
     """Forward and, for word vectors, back: their gradients are sums that stay exact."""
     cls, shape, settings = NETWORKS[name]
@@ -276,7 +282,9 @@ def test_running_averages_serve_in_evaluation():
     np.testing.assert_allclose(before(stem), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet", "text", "augmented"])
+@pytest.mark.parametrize(
+    "name", ["augmented", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet", "text"))]
+)
 def test_rounds_of_clients(name):
     """All clients at once give what they give one after another."""
     rng = np.random.default_rng(0)

@@ -16,7 +16,15 @@ from jaxfl.accounting import Meter, calibrate, guarantee
 from jaxfl.cli import main
 from jaxfl.component import Scalar, capability, field
 from jaxfl.models import Softmax
-from jaxfl.privacy import MessagePrivacy, NoPrivacy, Privacy, Release
+from jaxfl.privacy import (
+    BandedNoise,
+    CentralPrivacy,
+    MessagePrivacy,
+    NoPrivacy,
+    Privacy,
+    QuantileClip,
+    Release,
+)
 from jaxfl.privacy.deployment import CLIENT, MESSAGE
 
 EQUAL = np.full(20, 1_000)
@@ -61,6 +69,38 @@ class Renamed(jaxfl.ExamplePrivacy):
     """Counts for an example, and says it of the client."""
 
     protects = capability(CLIENT)
+
+
+class Unasked(Silent):
+    """As silent, and would not let itself be asked."""
+
+    def check(self, algorithm, noise_order, expected):
+        pass
+
+
+class Carefree(MessagePrivacy):
+    """Leaves out what does not hold."""
+
+    def caveats(self, run):
+        return ()
+
+
+class Unlooked(jaxfl.ExamplePrivacy):
+    """Takes any model, also one whose examples see each other."""
+
+    def check_model(self, objective):
+        pass
+
+
+class OwnQuantile(QuantileClip):
+    """May count clients with less noise than it says."""
+
+
+class Quieter(BandedNoise):
+    """Less noise than the mechanism counts."""
+
+    def sensitivity(self, separation):
+        return 0.01
 
 
 class Nothing(NoPrivacy):
@@ -114,6 +154,23 @@ def run(privacy, rounds=3):
 @pytest.mark.parametrize(
     ("privacy", "message"),
     [
+        (Unasked(noise_multiplier=100.0), "Unasked overrides none of objective, message, release"),
+        (
+            Carefree(clip=1.0, noise_multiplier=1.0),
+            "Carefree changes caveats and does not declare what it releases",
+        ),
+        (
+            Unlooked(clip=1.0, noise_multiplier=1.0),
+            "Unlooked changes check_model and does not declare what it releases",
+        ),
+        (
+            CentralPrivacy(clip=1.0, noise_multiplier=1.0, correlated=Quieter(rounds=3, bands=1)),
+            "CentralPrivacy counts the noise of BandedNoise, which Quieter may change",
+        ),
+        (
+            CentralPrivacy(clip=OwnQuantile(initial=0.5, noise=2.0), noise_multiplier=1.0),
+            "CentralPrivacy counts the noise of QuantileClip, which OwnQuantile may change",
+        ),
         (Silent(noise_multiplier=100.0), "Silent overrides none of objective, message, release"),
         (
             Undeclared(clip=1.0, noise_multiplier=100.0),
