@@ -279,7 +279,6 @@ def simulate(
         byzantine=byzantine,
         noise_order=noise_order,
     )
-    federation.privacy.check_declared()  # before it is asked what it does not cover
     rounds = integer(rounds, "rounds", 1)
     if seeds is not None and seed != 0:
         raise ValueError(f"give seed or seeds; got {seed!r} and {seeds!r}")

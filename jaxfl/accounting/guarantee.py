@@ -135,6 +135,7 @@ def _check_accountant(accountant: str) -> None:
 
 def caveats(federation: Federation, rounds: int) -> tuple[str, ...]:
     """Why what the mechanism protects is not guaranteed in such a run; empty where it is."""
+    federation.privacy.check_declared()
     if not federation.private:
         return ()
     return _caveats(federation.privacy, deployment(federation, rounds))

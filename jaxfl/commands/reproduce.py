@@ -1,6 +1,7 @@
 """``jaxfl reproduce``: a paper's table, ours beside it."""
 
 import csv
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Compared, Reported, compared, read_reported
+from jaxfl.files import write_aside
 
 FAR = 5.0
 """Points from which a difference asks for a reason."""
@@ -114,13 +116,14 @@ def is_far(cell: Compared) -> bool:
 
 def as_csv(path: Path, pairs: list[tuple[Reported, list[Compared]]]) -> None:
     """Writes every cell: ours by the paper's metric, our last accuracy, theirs, the difference."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ("metric", "row", "column", "ours", "last", "theirs", "difference", "within_seeds")
-        )
-        for reported, found in pairs:
-            for c in found:
-                within = "" if c.within is None else c.within
-                numbers = (f"{value:.2f}" for value in (c.ours, c.last, c.theirs, c.difference))
-                writer.writerow((reported.metric, c.row, c.column, *numbers, within))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(
+        ("metric", "row", "column", "ours", "last", "theirs", "difference", "within_seeds")
+    )
+    for reported, found in pairs:
+        for c in found:
+            within = "" if c.within is None else c.within
+            numbers = (f"{value:.2f}" for value in (c.ours, c.last, c.theirs, c.difference))
+            writer.writerow((reported.metric, c.row, c.column, *numbers, within))
+    write_aside(path, text.getvalue().encode())

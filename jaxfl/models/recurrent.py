@@ -46,9 +46,9 @@ class _TextRNN(nnx.Module):
     def __init__(self, model: TextRNN, classes: int, rngs: nnx.Rngs) -> None:
         # Rows are taken before they are rounded: their gradients, sums over words, stay exact.
         self.embedding = nnx.Embed(model.vocabulary, model.embedding, rngs=rngs)
-        self.dtype = model._dtype
+        self.dtype = model.dtype
         cell = partial(
-            nnx.OptimizedLSTMCell, hidden_features=model.hidden, dtype=model._dtype, rngs=rngs
+            nnx.OptimizedLSTMCell, hidden_features=model.hidden, dtype=model.dtype, rngs=rngs
         )
         sizes = (model.embedding, *[2 * model.hidden] * (model.layers - 1))
         self.layers = nnx.List(
@@ -58,7 +58,7 @@ class _TextRNN(nnx.Module):
             ]
         )
         self.dropout = nnx.Dropout(model.dropout, rngs=rngs) if model.dropout else None
-        self.head = Dense((2 * model.hidden, classes), rngs, model._dtype)
+        self.head = Dense((2 * model.hidden, classes), rngs, model.dtype)
         self.hidden = model.hidden
 
     def __call__(self, words: Array | np.ndarray) -> Array:

@@ -55,7 +55,7 @@ class ResNet(Computes):
 
 class _ResNet(nnx.Module):
     def __init__(self, model: ResNet, channels: int, classes: int, rngs: nnx.Rngs) -> None:
-        conv = partial(convolution, padding=1, use_bias=False, rngs=rngs, dtype=model._dtype)
+        conv = partial(convolution, padding=1, use_bias=False, rngs=rngs, dtype=model.dtype)
         widths = (model.channels[0], *model.channels)
         self.stem = conv(channels, widths[0], (3, 3))
         self.norm = _norm(model.norm, widths[0], rngs)
@@ -65,7 +65,7 @@ class _ResNet(nnx.Module):
                 stride = 2 if first and stage else 1
                 blocks.append(_Block(conv, model.norm, before if first else width, width, stride))
         self.blocks = nnx.List(blocks)
-        self.head = Dense((widths[-1], classes), rngs, model._dtype)
+        self.head = Dense((widths[-1], classes), rngs, model.dtype)
 
     def __call__(self, x: Array | np.ndarray) -> Array:
         x = nnx.relu(self.norm(self.stem(jnp.asarray(x))))

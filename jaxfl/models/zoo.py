@@ -42,7 +42,7 @@ class Computes(Model):
     compute: str = field(default="float32", choices=("float32", "bfloat16"))
 
     @property
-    def _dtype(self) -> Any:
+    def dtype(self) -> Any:
         """For the layers; None: that of parameters and inputs."""
         return jnp.bfloat16 if self.compute == "bfloat16" else None
 
@@ -55,7 +55,7 @@ class Softmax(Computes):
     """
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-        return Dense((math.prod(sample_shape), classes), rngs, self._dtype)
+        return Dense((math.prod(sample_shape), classes), rngs, self.dtype)
 
 
 class MLP(Computes):
@@ -70,7 +70,7 @@ class MLP(Computes):
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         sizes = (math.prod(sample_shape), *self.hidden, classes)
-        return Dense(sizes, rngs, self._dtype, dropout=self.dropout)
+        return Dense(sizes, rngs, self.dtype, dropout=self.dropout)
 
 
 class SignGuardCNN(Computes):
@@ -96,14 +96,14 @@ class SignGuardCNN(Computes):
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         if sample_shape != (28, 28, 1):
             raise ValueError(f"SignGuardCNN needs 28x28x1 images; got inputs of {sample_shape}")
-        conv = partial(convolution, rngs=rngs, dtype=self._dtype)
+        conv = partial(convolution, rngs=rngs, dtype=self.dtype)
         convs = [
             conv(1, 8, (5, 5), padding="VALID"),
             conv(8, 16, (3, 3), padding=1),
             conv(16, 32, (3, 3), padding=1),
         ]
         sizes = (288, *self.hidden, classes)
-        return _Pooled(convs, Dense(sizes, rngs, self._dtype, dropout=self.dropout))
+        return _Pooled(convs, Dense(sizes, rngs, self.dtype, dropout=self.dropout))
 
 
 class FLTrustCNN(Computes):
@@ -128,12 +128,12 @@ class FLTrustCNN(Computes):
             )
         xavier = nnx.initializers.xavier_uniform()
         conv = partial(
-            convolution, padding="VALID", rngs=rngs, dtype=self._dtype, kernel_init=xavier
+            convolution, padding="VALID", rngs=rngs, dtype=self.dtype, kernel_init=xavier
         )
         convs = [conv(sample_shape[2], 30, (3, 3)), conv(30, 50, (3, 3))]
         height, width = (((size - 2) // 2 - 2) // 2 for size in sample_shape[:2])
         sizes = (height * width * 50, 100, classes)
-        return _Pooled(convs, Dense(sizes, rngs, self._dtype, kernel_init=xavier))
+        return _Pooled(convs, Dense(sizes, rngs, self.dtype, kernel_init=xavier))
 
 
 class CNN(Computes):
@@ -156,12 +156,12 @@ class CNN(Computes):
                 f"CNN of {len(self.channels)} convolutions needs images of at least "
                 f"{least}x{least}; got inputs of {sample_shape}"
             )
-        conv = partial(convolution, rngs=rngs, dtype=self._dtype)
+        conv = partial(convolution, rngs=rngs, dtype=self.dtype)
         channels = (sample_shape[2], *self.channels)
         convs = [conv(a, b, (3, 3), padding=1) for a, b in itertools.pairwise(channels)]
         height, width = (size // least for size in sample_shape[:2])
         sizes = (height * width * channels[-1], classes)
-        return _Pooled(convs, Dense(sizes, rngs, self._dtype))
+        return _Pooled(convs, Dense(sizes, rngs, self.dtype))
 
 
 convolution = partial(nnx.Conv, conv_general_dilated=patches_convolution)

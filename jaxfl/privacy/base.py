@@ -145,7 +145,6 @@ class Privacy(Component):
 
         ``expected`` is the number of clients that a round has on average.
         """
-        self.check_declared()
         if noise_order == ATTACK_FIRST and not self.on_messages:
             raise ValueError(
                 f"noise_order is of a mechanism on messages and the attack; with "

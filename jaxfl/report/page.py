@@ -13,7 +13,6 @@ import numpy as np
 import tomli_w
 
 import jaxfl
-from jaxfl.attacks import NoAttack
 from jaxfl.component import Component
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe
@@ -21,7 +20,7 @@ from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
-from jaxfl.report.tables import measured, named, privacy_statements
+from jaxfl.report.tables import measured, named, privacy_statements, threats
 
 MOST_POINTS = 400
 """Of a curve: more than there are pixels for would only make the file large."""
@@ -39,9 +38,8 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     ).from_string((here / "page.html").read_text())
-    told = [_told(*run) for run in runs]
-    for run, name in zip(told, _names(runs), strict=True):
-        run["name"] = name
+    names = _names(runs)
+    told = [{"name": name, **_told(*run)} for name, run in zip(names, runs, strict=True)]
     text = template.render(
         title=" · ".join(dict.fromkeys(run["title"] for run in told)),
         made=f"Made by jaxfl {jaxfl.__version__}; "
@@ -49,7 +47,7 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
         runs=told,
         data=[
             {"name": name, **_data(experiment, results)}
-            for name, (_, experiment, results) in zip(_names(runs), runs, strict=True)
+            for name, (_, experiment, results) in zip(names, runs, strict=True)
         ],
         plotly=Markup(get_plotlyjs()),
         script=Markup((here / "page.js").read_text()),
@@ -76,11 +74,6 @@ def _environment(folder: Path) -> dict[str, Any]:
 def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """What is said of a run in words."""
     environment = _environment(folder)
-    threats = {
-        describe(attack): "controls {}, knows {}".format(*attack.threat_model)
-        for attack in (cell.federation.attack for cell in experiment.cells)
-        if not isinstance(attack, NoAttack)
-    }
     return {
         "title": experiment.title,
         "said": [
@@ -89,10 +82,7 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
                 [verdict.replace("**", "") for verdict in verdicts(experiment, results)],
             ),
             ("Privacy", privacy_statements(experiment)),
-            (
-                "What a Byzantine client controls and knows",
-                [f"{name}: {threat}" for name, threat in threats.items()],
-            ),
+            ("What a Byzantine client controls and knows", threats(experiment)),
         ],
         "command": shlex.join(map(str, environment.get("command") or [])),
         "environment": json.dumps(environment, indent=1),

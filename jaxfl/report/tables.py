@@ -101,12 +101,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     header, *lines = entries(experiment, results)
     rule = ["---"] * len(header)
     body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
-    threats = {}
-    for cell in experiment.cells:
-        attack = cell.federation.attack
-        if not isinstance(attack, NoAttack):
-            threats[describe(attack)] = "controls {}, knows {}".format(*attack.threat_model)
-    known = "".join(f"\n- {name}: {threat}" for name, threat in threats.items())
+    known = "".join(f"\n- {threat}" for threat in threats(experiment))
     model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
     found = "".join(f"\n- {verdict}" for verdict in verdicts(experiment, results))
     stated = f"\nWhat was stated, and what came out:\n{found}\n" if found else ""
@@ -114,6 +109,17 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     covered = f"\nPrivacy:\n{private}\n" if private else ""
     text = f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
     return text + model + covered + stated
+
+
+def threats(experiment: Experiment) -> list[str]:
+    """What the Byzantine clients of each attack control and know."""
+    attacks = (cell.federation.attack for cell in experiment.cells)
+    found = {
+        describe(attack): "controls {}, knows {}".format(*attack.threat_model)
+        for attack in attacks
+        if not isinstance(attack, NoAttack)
+    }
+    return [f"{name}: {threat}" for name, threat in found.items()]
 
 
 def privacy_statements(experiment: Experiment) -> list[str]:
