@@ -84,23 +84,41 @@ def supervised() -> int:
             sent = signal.SIGTERM if name == "SIGHUP" else getattr(signal, name)
             signal.signal(getattr(signal, name), lambda *_, sent=sent: child.send_signal(sent))
     assert child.stderr is not None
-    ended = told = theirs = False
+    said = Said()
     for line in child.stderr:
-        logged = re.match(r"([IWEF])\d{4} ", line)
-        ended = ended or bool(logged and logged[1] == "F")
-        told = told or LOST in line
-        # What the service says of lost processes, over several lines, is not for users.
-        again = line.startswith(("jaxfl", "Traceback", "Usage", "Fatal"))
-        theirs = logged[1] in "EF" if logged else theirs and not again
-        theirs = theirs or "recoverable task" in line
-        if not theirs:
+        if said.is_for_users(line):
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
-    if ended:
-        if not told:
+    if said.ended:
+        if not said.lost:
             print(f"jaxfl: error: {LOST}; --resume goes on with the run", file=sys.stderr)
         return 2
     return code if code >= 0 else 128 - code
+
+
+class Said:
+    """What one of several processes has said so far.
+
+    Attributes:
+      ended: JAX's service has ended the process.
+      lost: the process has said itself that another one is gone.
+    """
+
+    def __init__(self) -> None:
+        self.ended = self.lost = self._theirs = False
+
+    def is_for_users(self, line: str) -> bool:
+        """Whether the next line is not, or part of, what the service says of lost processes."""
+        logged = re.match(r"([IWEF])\d{4} \S+ +\d+ (\w*)", line)
+        self.lost = self.lost or LOST in line
+        if logged:
+            level, source = logged.groups()
+            self.ended = self.ended or level == "F"
+            self._theirs = level in "EF" or source.startswith(("preemption", "coordination"))
+        elif line.startswith(("jaxfl", "Traceback", "Usage", "Fatal")):
+            self._theirs = False  # a message of theirs has several lines
+        self._theirs = self._theirs or "recoverable task" in line
+        return not self._theirs
 
 
 def main() -> None:

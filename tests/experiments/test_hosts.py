@@ -44,6 +44,24 @@ def test_the_launcher_knows_what_a_lost_process_says():
     assert jaxfl_launch.LOST == hosts.LOST
 
 
+@pytest.mark.parametrize("level", ["W", "E", "F"])
+def test_what_the_service_says_of_the_lost_is_not_for_users(level):
+    """A user reads one line of ours, and all of what XLA says of other things."""
+    said = jaxfl_launch.Said()
+    lines = {
+        "W1129 14:59:39.564849   16282 cpu_compiler.cc:9] Slow compile\n": True,
+        "as it is long\n": True,
+        f"{level}1129 14:59:39.564849   16282 preemption_sync_manager.cc:147] Failed:\n": False,
+        "Additional GRPC error information from the coordination service\n": False,
+        f"jaxfl: error: {hosts.LOST}; --resume goes on with the run\n": True,
+        "I1129 14:59:39.564849   16282 coordination_service.cc:7] gone\n": False,
+        "I1129 14:59:39.564849   16282 cpu_compiler.cc:7] compiled\n": True,
+    }
+    assert [said.is_for_users(line) for line in lines] == list(lines.values())
+    assert said.lost
+    assert said.ended == (level == "F")
+
+
 def begin(folder, *words, **changes):
     (folder / "grid.toml").write_text(tomli_w.dumps(TABLE | changes))
     process = subprocess.Popen(
