@@ -188,6 +188,17 @@ def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
     return int(value)
 
 
+def truth(value: Any, name: str) -> bool:
+    """``value``, if it is true or false.
+
+    Raises:
+      ValueError: it is not; the text calls it ``name``.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be true or false; got {value!r}")
+    return bool(value)
+
+
 def seed_of(value: Any) -> int:
     """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
     return integer(value, "seed", 0, MOST_SEED)

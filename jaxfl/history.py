@@ -103,7 +103,7 @@ class History:
             "seed": np.repeat(self.simulation.seeds, rounds),
             "round": np.tile(np.arange(first, first + rounds), seeds),
         }
-        columns |= {name: np.ravel(values) for name, values in vars(self.records).items()}
+        columns |= {n: np.ravel(x) for n, x in vars(self.records).items() if x is not None}
         for name, values in named(self.evaluations).items():
             column = np.full((seeds, rounds), np.nan)
             column[:, ends[0] - first] = self._by_seed(values)

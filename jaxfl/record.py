@@ -37,6 +37,12 @@ class RoundRecord(Struct):
     """The clip of the central mechanism, which may adapt (NaN without one)."""
     participations: Int[Array, ""]
     """Rounds that the client who took part most often has taken part in."""
+    honest_positive: Float[Array, ""] | None = None
+    """Share of coordinates that are positive, mean over the honest messages that are finite; as
+    the three below None unless ``Plan.signs``."""
+    honest_negative: Float[Array, ""] | None = None
+    byzantine_positive: Float[Array, ""] | None = None
+    byzantine_negative: Float[Array, ""] | None = None
 
 
 @jax.named_scope("record")
@@ -50,6 +56,7 @@ def record_of(
     minority: Bool[Array, " n"],
     clip: Float[Array, ""],
     participations: Int[Array, " K"],
+    signs: bool = False,
 ) -> RoundRecord:
     """The record of a round: what was sent, what the rule made of it, who was selected."""
     assert context.byzantine is not None
@@ -84,7 +91,19 @@ def record_of(
         minority_selected=_mean_over(honest & minority, info.selected),
         clip=clip,
         participations=jnp.max(participations),
+        **(_signs(sent, measured, byzantine & finite) if signs else {}),
     )
+
+
+def _signs(
+    sent: rows.Rows, honest: Bool[Array, " n"], byzantine: Bool[Array, " n"]
+) -> dict[str, Float[Array, ""]]:
+    shares = rows.sign_shares(sent)
+    return {
+        f"{who}_{sign}": _mean_over(mask, shares[:, column])
+        for who, mask in (("honest", honest), ("byzantine", byzantine))
+        for column, sign in enumerate(("positive", "negative"))
+    }
 
 
 def _mean_over(mask: Array, values: Array | None) -> Array:

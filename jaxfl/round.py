@@ -153,6 +153,7 @@ def answer(
         minority=minority.at[context.client_ids].get(mode="fill", fill_value=False),
         clip=federation.privacy.checked("threshold", state.privacy),
         participations=new_state.participations,
+        signs=plan.signs,
     )
     return new_state, record
 

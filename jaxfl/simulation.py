@@ -1,5 +1,6 @@
 """A federation that runs: its state, its compiled programs, and the short way in."""
 
+import dataclasses
 import functools
 import signal
 import warnings
@@ -17,7 +18,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm, FedSGD
-from jaxfl.component import integer
+from jaxfl.component import integer, truth
 from jaxfl.contracts import has_own_code
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, apart, check_way, copy_to
@@ -71,6 +72,7 @@ class Simulation:
       storage: of a round's updates: ``"matrix"``; ``"bfloat16"``, at half the size; ``"stream"``,
         where they are computed anew in every pass over them, a chunk of clients at a time, and
         never all held; ``"auto"`` chooses, see ``make_plan``.
+      signs: record in each round the shares of positive and negative coordinates of what was sent.
 
     Raises:
       ValueError: the parts do not fit together.
@@ -96,6 +98,7 @@ class Simulation:
         way: str = "shard_map",
         loss: Loss | None = None,
         storage: str = AUTOMATIC,
+        signs: bool = False,
     ) -> None:
         seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)
@@ -107,7 +110,7 @@ class Simulation:
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
         self.federation = stacked(parts)
-        self.plan = make_plan(
+        plan = make_plan(
             parts[0],
             self.data,
             model,
@@ -116,6 +119,7 @@ class Simulation:
             runs=len(seeds),
             storage=storage,
         )
+        self.plan = dataclasses.replace(plan, signs=truth(signs, "signs"))
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
         self._client_accuracy = client_accuracy
@@ -254,7 +258,7 @@ def simulate(
     and ``history.simulation.run`` goes on from there; a second Ctrl-C ends it at once.
 
     ``settings`` are those of ``Simulation``: ``client_chunk``, ``devices``, ``way``,
-    ``client_accuracy``, ``loss``, ``storage``.
+    ``client_accuracy``, ``loss``, ``storage``, ``signs``.
 
     Example:
       >>> data = jaxfl.data.digits().split(jaxfl.data.Dirichlet(alpha=1.0), clients=10)

@@ -29,6 +29,8 @@ class Plan:
     """Clients vmapped at once."""
     storage: str = MATRIX
     """Of the updates, one of ``STORAGES``."""
+    signs: bool = False
+    """Whether each round's record counts the signs of what was sent, which costs a read of it."""
 
     @property
     def message_type(self) -> Any:

@@ -1,6 +1,7 @@
 """Whole runs: seeds and hyper-parameters in one program, evaluation, own parts, errors."""
 
 import dataclasses
+import functools
 import re
 import signal
 
@@ -43,6 +44,23 @@ FEDERATION = Federation(
     optimizer=SGD(learning_rate=0.5, momentum=0.9),
     byzantine=2,
 )
+
+
+@pytest.mark.parametrize("storage", ["matrix", "stream"])
+def test_signs_of_what_was_sent_are_recorded_where_asked(storage):
+    """Against NumPy on the messages themselves."""
+    federation = Federation(algorithm=FedSGD(batch_size=8), attack=jaxfl.SignFlip(), byzantine=2)
+    data = DATASET.split(jaxfl.data.IID(), clients=8)
+    run_with = functools.partial(Simulation, federation, data, Softmax(), storage=storage)
+    simulation = run_with(signs=True)
+    sent = jax.device_get(simulation.messages())
+    records = simulation.run(1).records
+    for who, mask in (("honest", ~sent.byzantine), ("byzantine", sent.byzantine)):
+        for sign, found in (("positive", sent.sent > 0), ("negative", sent.sent < 0)):
+            share = getattr(records, f"{who}_{sign}")
+            np.testing.assert_allclose(share[0], found[mask].mean(), rtol=1e-5)
+    assert simulation.run(1).table()["honest_positive"].shape == (1,)
+    assert run_with().measures()[0].honest_positive is None
 
 
 def test_seeds_and_attack_strengths_are_one_program():

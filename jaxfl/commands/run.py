@@ -21,7 +21,7 @@ from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
 from jaxfl.report.page import write_page
-from jaxfl.report.plots import accuracy_plot, sweep_plot
+from jaxfl.report.plots import accuracy_plot, signs_plot, sweep_plot
 from jaxfl.report.progress import Watcher
 from jaxfl.report.ranking import is_ranked, ranking_table, write_ranking
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
@@ -115,6 +115,7 @@ def execute(
             write_ranking(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
+        signs_plot(path / "signs.png", experiment, results)
         write_page(path / REPORT, [(path, experiment, results)])
     print_results(console, path, experiment, results, swept=swept)
     hosts.leave()

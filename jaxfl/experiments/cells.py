@@ -10,7 +10,7 @@ import jax
 from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, convert, integer
+from jaxfl.component import Component, convert, integer, truth
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.devices import WAYS, Device
 from jaxfl.fairness import Fairness
@@ -47,6 +47,7 @@ KNOWN = (
     "devices",
     "way",
     "storage",
+    "signs",
     "noise_order",
     "validation",
     *PARTS,
@@ -88,6 +89,8 @@ class Cell:
     """How: see ``jaxfl.devices``."""
     storage: str
     """Of a round's updates: see ``jaxfl.make_plan``."""
+    signs: bool
+    """Whether the signs of what was sent are counted in every round."""
     client_accuracy: bool
     """Whether clients' accuracies are measured: wherever clients hold out samples or fairness
     weighs them."""
@@ -197,6 +200,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         devices=_devices(table.get("devices", AUTOMATIC)),
         way=_way(table.get("way", WAYS[0])),
         storage=_storage(table.get("storage", AUTOMATIC)),
+        signs=truth(table.get("signs", False), "signs"),
         client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
         client_accuracy="client_test" in data or "fairness" in table,
     )

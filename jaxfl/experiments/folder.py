@@ -41,7 +41,7 @@ OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "enviro
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
 REPORT = "report.html"
 RESULTS = (
-    *(REPORT, "accuracy.png", "sweep.png", "ranking.csv", "ranking.md"),
+    *(REPORT, "accuracy.png", "sweep.png", "signs.png", "ranking.csv", "ranking.md"),
     *("summary.csv", "summary.md", "summary.tex"),
 )
 """What is made of it at the end."""

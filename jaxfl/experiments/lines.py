@@ -1,6 +1,5 @@
 """The lines of a run's log: what was measured in each round, and what it has cost in privacy."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -30,8 +29,8 @@ def lines_of(
     The last round of the block carries the evaluation. Nothing in a line depends on when or how
     fast it was computed.
     """
-    fields = [f.name for f in dataclasses.fields(record)]  # pyright: ignore[reportArgumentType]
-    columns = {name: np.atleast_2d(np.asarray(getattr(record, name))) for name in fields}
+    measured = {name: values for name, values in vars(record).items() if values is not None}
+    columns = {name: np.atleast_2d(np.asarray(values)) for name, values in measured.items()}
     ends = {name: np.atleast_1d(value) for name, value in named(evaluation).items()}
     length = columns["loss"].shape[1]
     lines = []

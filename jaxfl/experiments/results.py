@@ -15,6 +15,9 @@ from jaxfl.metrics import FairnessMetrics
 
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
+SELECTED = ("honest_selected", "malicious_selected")
+SIGNS = ("honest_positive", "honest_negative", "byzantine_positive", "byzantine_negative")
+"""Shares of coordinates, counted where an experiment says ``signs``."""
 HISTOGRAM = "client_histogram"
 """Key of a line: honest clients by accuracy."""
 MOST_STRETCHES = 60
@@ -52,6 +55,8 @@ class Result:
     rates: np.ndarray | None = None
     """Share of the honest and of the malicious clients that the rule selected, [c, 2, r]: means
     over seeds and over r stretches of the rounds; NaN of a rule that selects nobody."""
+    signs: np.ndarray | None = None
+    """Shares of ``SIGNS`` over the same stretches, [c, 4, r]; None where not counted."""
     histograms: np.ndarray | None = None
     """Honest clients of all seeds by accuracy after the last round, [c, bins]; None where not
     measured."""
@@ -195,7 +200,8 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         clients={
             name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
         },
-        rates=_rates(cell, lines),
+        rates=_in_stretches(cell, lines, SELECTED),
+        signs=_in_stretches(cell, lines, SIGNS) if SIGNS[0] in lines[0] else None,
         histograms=_histograms(cell, lines),
         minority_selected=_mean(lines, "minority_selected"),
     )
@@ -270,12 +276,13 @@ def _stretches(cell: Cell) -> int:
     return min(cell.rounds, MOST_STRETCHES)
 
 
-def _rates(cell: Cell, lines: Sequence[Line]) -> np.ndarray:
+def _in_stretches(cell: Cell, lines: Sequence[Line], names: Sequence[str]) -> np.ndarray:
+    """Means over seeds and over stretches of the rounds, [c, name, r]; NaN of what is unknown."""
     stretches = _stretches(cell)
     candidates = np.array([line["candidate"] for line in lines])
     places = np.array([(line["round"] - 1) * stretches // cell.rounds for line in lines])
-    rates = np.full((len(cell.federations), 2, stretches), np.nan)
-    for which, name in enumerate(("honest_selected", "malicious_selected")):
+    rates = np.full((len(cell.federations), len(names), stretches), np.nan)
+    for which, name in enumerate(names):
         values = np.array([_number(line.get(name)) for line in lines])
         known = np.isfinite(values)
         total, count = np.zeros((2, len(cell.federations), stretches))

@@ -60,6 +60,7 @@ def _simulation(
         devices=cell.placed,
         way=cell.way,
         storage=cell.storage,
+        signs=cell.signs,
     )
 
 

@@ -83,6 +83,18 @@ def squared_offsets(rows: Rows, point: Float[Array, " d"]) -> Float[Array, " n"]
     return jnp.sum(jnp.square(rows.astype(dtype) - point.astype(dtype)[None, :]), axis=-1)
 
 
+def sign_shares(rows: Rows) -> Float[Array, "n 2"]:
+    """The share of each row's coordinates that is positive, and negative; NaN is neither."""
+    if isinstance(rows, Stream):
+        return rows.map(lambda block, index: sign_shares(block))
+
+    def counted(block: Array) -> Array:
+        positive, negative = (jnp.sum(x, axis=1, dtype=jnp.int32) for x in (block > 0, block < 0))
+        return jnp.stack([positive, negative], axis=1)
+
+    return sum_columns(counted, rows, width=_wide(rows)) / rows.shape[1]
+
+
 def median_row(norms: Float[Array, " n"], usable: Bool[Array, " n"]) -> Int[Array, ""]:
     """Index of the usable row of (lower) median norm: f < n/2 rows cannot move it far."""
     order = jnp.argsort(jnp.where(usable, norms, jnp.inf))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.results import SIGNS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.tables import named, pivot
@@ -91,6 +91,36 @@ def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) ->
     figure.suptitle(experiment.title)
     handles, labels = shown[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(lines), 3))
+    write_figure(path, figure)
+    return True
+
+
+def signs_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> bool:
+    """Shares of positive and negative coordinates over rounds, a panel per cell: those of honest
+    messages drawn through, of Byzantine ones dashed. False where they were not counted.
+    """
+    from matplotlib.figure import Figure
+
+    counted = [(r, r.signs[r.chosen]) for r in results if r.signs is not None]
+    if not counted:
+        return False
+    across = min(len(counted), 3)
+    down = -(-len(counted) // across)
+    figure = Figure(figsize=(4.4 * across, 3 * down + 0.9), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (result, shares) in zip(axes, counted, strict=False):
+        for number, (name, line) in enumerate(zip(SIGNS, shares, strict=True)):
+            style = {"color": f"C{number % 2}", "linestyle": ("-", "--")[number // 2]}
+            axis.plot(result.selection_rounds, 100 * line, label=name.replace("_", ", "), **style)
+        axis.set_title(" / ".join(named(k, v) for k, v in result.cell.labels.items()))
+        axis.set_xlabel("round")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(counted) :]:
+        axis.set_visible(False)
+    figure.supylabel("coordinates (%)")
+    figure.suptitle(experiment.title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     write_figure(path, figure)
     return True
 

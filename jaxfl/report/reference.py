@@ -69,6 +69,11 @@ TOP: dict[str, tuple[str, str, str, str]] = {
         *("string", AUTOMATIC, ", ".join((AUTOMATIC, *STORAGES))),
         "Where a round has its updates: see [many clients](performance.md#many-clients).",
     ),
+    "signs": (
+        *("true or false", "false", ""),
+        "Whether every round counts the signs of what was sent: the shares of coordinates that "
+        "are positive and negative, of honest and Byzantine messages, in the log and `signs.png`.",
+    ),
     "byzantine": (
         *("integer", "0", "from 0 to `data.clients`"),
         "How many clients of the population are Byzantine; which ones, the seed decides.",

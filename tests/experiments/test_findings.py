@@ -140,7 +140,7 @@ def test_a_claim_written_wrongly_is_one_clear_error(claim, message):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "arena" else ()) for n in packaged()],
+    [pytest.param(n, marks=pytest.mark.slow if n.startswith("arena") else ()) for n in packaged()],
 )
 def test_every_claim_of_a_packaged_experiment_names_cells(name):
     whole = load(name)

@@ -102,6 +102,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"devices": 0}, "devices must be an integer, at least 1; got 0"),
         ({"devices": 1000}, "as many as JAX has; got 1000"),
         ({"devices": "some"}, 'devices must be an integer, "all" or "auto"; got \'some\''),
+        ({"signs": "yes"}, "signs must be true or false; got 'yes'"),
         ({"way": "xmap"}, "way must be one of shard_map, pmap; got 'xmap'"),
         ({"model": 3}, "model: write a name or a table with a name; got 3"),
     ],
