@@ -1,6 +1,7 @@
 """What the machine has: how much memory a process may take."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,16 @@ def process_memory(root: Path = Path("/")) -> int | None:
         except (AttributeError, ValueError, OSError):
             return None
     return max(min(sizes + held, *_group_limits(root)) - PROGRAM_BYTES, 0)
+
+
+def processor(root: Path = Path("/")) -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

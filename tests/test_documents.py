@@ -15,6 +15,7 @@ from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 from jaxfl.report.reference import experiments_page, public_names, public_page
+from jaxfl.report.replications import replications_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +43,12 @@ def test_the_page_of_components_has_the_tables_of_the_registry(name, table):
 
 
 @pytest.mark.parametrize(
-    ("name", "page"), [("experiments", experiments_page), ("public_api", public_page)]
+    ("name", "page"),
+    [
+        ("experiments", experiments_page),
+        ("public_api", public_page),
+        ("replications", lambda: replications_page(ROOT / "results")),
+    ],
 )
 def test_a_generated_page_is_what_the_code_says(name, page):
     """``python -m jaxfl.report.reference docs`` writes them."""

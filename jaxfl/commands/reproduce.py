@@ -1,4 +1,4 @@
-"""``jaxfl reproduce``: a paper's table, ours beside it."""
+"""``jaxfl reproduce``: a paper's table, ours beside it; of other experiments what was run."""
 
 import csv
 import io
@@ -11,20 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import jaxfl
 from jaxfl.commands.common import Reduced, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, keep, read_kept
-from jaxfl.experiments.reported import METRICS, Compared, Reported, compared, read_reported
+from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.files import write_aside
-
-FAR = 5.0
-"""Points from which a difference asks for a reason."""
+from jaxfl.report.replications import beside, own, repository_results, verdict
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="One with reported numbers.")],
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment.")],
     results: Annotated[
         Path | None, typer.Option(help="Folder of kept results; default results.")
     ] = None,
@@ -34,9 +31,11 @@ def reproduce(
 ) -> None:
     """Show a paper's table beside ours: from kept results, or by running what is missing.
 
+    Of an experiment that no paper reports our table alone.
+
     A run that stopped goes on. What has run is kept in the folder of results.
     """
-    tables = read_reported(name)
+    tables = read_reported(name) if name in available() else []
     console = Console(width=None if sys.stdout.isatty() else 160)
     full = f"{name}_reduced" if reduced else name
     known = [folder / full for folder in _folders(results)]
@@ -51,10 +50,12 @@ def reproduce(
     kept = read_kept(at)
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]
-    if not pairs:
+    if tables and not pairs:
         raise ValueError(f"{at} has no cell of the table that is reported")
+    if not tables:
+        console.print(as_table(kept))
     for reported, found in pairs:
-        console.print(beside(reported, kept, found))
+        console.print(shown(reported, kept, found))
         for line in verdict(reported, kept, found):
             say(console, line)
     if write is not None:
@@ -65,53 +66,32 @@ def _folders(results: Path | None) -> list[Path]:
     """Where kept results may lie: as asked, here, or in the repository of this installation."""
     if results is not None:
         return [results]
-    return [Path("results"), Path(jaxfl.__file__).parent.parent / "results"]
+    return [Path("results"), repository_results()]
 
 
-def beside(reported: Reported, kept: Kept, found: list[Compared]) -> Table:
-    """Ours and, in brackets, theirs; what differs by ``FAR`` points or more is red."""
+def shown(reported: Reported, kept: Kept, found: list[Compared]) -> Table:
+    """``beside`` for the terminal; what is far apart is red."""
     table = Table(
         title=f"{escape(kept.table.get('title', ''))}\nours (theirs: {escape(reported.source)})"
     )
-    table.add_column(reported.axes[0])
-    columns = [column for column in reported.columns if any(c.column == column for c in found)]
-    for column in columns:
-        table.add_column(escape(column), justify="right")
-    cells = {(c.row, c.column): c for c in found}
-    for row in dict.fromkeys(c.row for c in found):
-        texts = [escape(row)]
-        for column in columns:
-            cell = cells.get((row, column))
-            if cell is None:
-                texts.append("-")
-                continue
-            text = f"{cell.ours:.1f} ({cell.theirs:.1f})"
-            texts.append(f"[red]{text}[/red]" if is_far(cell) else text)
+    header, *lines = beside(reported, found)
+    for number, (name, _) in enumerate(header):
+        table.add_column(escape(name), justify="right" if number else "left")
+    for line in lines:
+        texts = [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
         table.add_row(*texts)
     return table
 
 
-def verdict(reported: Reported, kept: Kept, found: list[Compared]) -> list[str]:
-    """How near ours are to theirs, in words."""
-    seeds = max(len(cell.seeds) for cell in kept.cells)
-    ours = f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
-    metric, _ = METRICS[reported.metric]
-    lines = [f"{metric} in %; ours: {ours}; theirs: {reported.scale}"]
-    near = sum(abs(c.difference) <= 1 for c in found)
-    far = sum(map(is_far, found))
-    lines.append(
-        f"{len(found)} cells: {near} within 1 point, {len(found) - near - far} within "
-        f"{FAR:g}, {far} farther"
-    )
-    spread = [c.within for c in found if c.within is not None]
-    if spread:
-        lines.append(f"{sum(spread)} of {len(spread)} within the 95 % interval of our seeds")
-    return lines
-
-
-def is_far(cell: Compared) -> bool:
-    """Whether the difference asks for a reason; that of a run that diverged does."""
-    return not abs(cell.difference) < FAR
+def as_table(kept: Kept) -> Table:
+    """What was kept, where no paper reports it."""
+    header, *lines = own(kept)
+    table = Table(title=escape(kept.table.get("title", "")), caption="Last test accuracy in %")
+    for number, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table
 
 
 def as_csv(path: Path, pairs: list[tuple[Reported, list[Compared]]]) -> None:

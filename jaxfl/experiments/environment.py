@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxfl.machine import processor
+
 PACKAGES = ("jaxfl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -21,6 +23,8 @@ def describe() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _revision(),
         "backend": jax.default_backend(),

@@ -10,6 +10,7 @@ Made from the folder of a finished run; the rounds' own log stays there.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import read
 from jaxfl.files import write_aside
-
-FILES = ("experiment.toml", "environment.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,9 @@ def keep(folder: Path, into: Path) -> None:
     _, results = read_results(folder)
     into.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(_plain(dataclasses.asdict(cell_of(result)))) for result in results]
-    for name in FILES:
-        write_aside(into / name, (folder / name).read_bytes())
+    write_aside(into / "experiment.toml", (folder / "experiment.toml").read_bytes())
+    environment = _without_places(json.loads((folder / "environment.json").read_bytes()))
+    write_aside(into / "environment.json", json.dumps(environment, indent=1).encode() + b"\n")
     write_aside(into / "cells.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -102,6 +102,13 @@ def cell_of(result: Result) -> Cell:
         malicious_selected=round(result.malicious_selected, 6),
         seconds=round(result.seconds, 2),
     )
+
+
+def _without_places(environment: dict[str, Any]) -> dict[str, Any]:
+    """An environment as others may read it: without the folders of the machine."""
+    words = [word for word in environment.get("command", []) if os.sep not in word]
+    kept = {name: value for name, value in environment.items() if name != "modules"}
+    return kept | {"command": ["jaxfl", *(word for word in words if word != "--out")]}
 
 
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:

@@ -27,6 +27,7 @@ from jaxfl.federation import Federation
 from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
+from jaxfl.report.replications import replications_page, repository_results
 from jaxfl.state import STORAGES
 
 HEADER = """# Experiment files
@@ -225,6 +226,7 @@ def write(docs: Path) -> None:
     """Writes all generated parts into the folder."""
     (docs / "experiments.md").write_text(experiments_page())
     (docs / "public_api.md").write_text(public_page())
+    (docs / "replications.md").write_text(replications_page(repository_results()))
     path = docs / "components.md"
     text = path.read_text()
     for name, table in (("rules", rules_table()), ("attacks", attacks_table())):

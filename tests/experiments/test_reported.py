@@ -13,6 +13,7 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval, not_run
+from jaxfl.report.replications import replications_page
 
 TABLE = {
     "rounds": 4,
@@ -144,5 +145,19 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     assert len(out.read_text().splitlines()) == 91
 
 
-def test_no_reported_numbers_is_one_line():
-    assert "reported numbers: unknown name 'nope'" in str(reproduce("nope").exception)
+def test_an_unknown_experiment_is_one_line(tmp_path):
+    words = ("nope", "--results", str(tmp_path))
+    assert "unknown name 'nope'" in str(reproduce(*words).exception)
+
+
+def test_what_no_paper_reports_is_shown_alone_and_on_the_page(run, tmp_path):
+    keep(run, tmp_path / "quickstart")
+    result = reproduce("quickstart", "--results", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    kept = read_kept(tmp_path / "quickstart")
+    share = f"{100 * np.mean(kept.cells[0].last):.1f}"
+    assert share in result.output
+    page = replications_page(tmp_path)
+    assert f"| Mean | {share} |\n| Bulyan" in page
+    assert "4 rounds, 2 seeds" in page
+    assert str(run.parent) not in (tmp_path / "quickstart" / "environment.json").read_text()

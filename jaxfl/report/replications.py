@@ -1,0 +1,143 @@
+"""Kept results as a page: papers' tables with ours, and what else was really run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jaxfl
+from jaxfl.experiments.kept import Cell, Kept, read_kept
+from jaxfl.experiments.reported import (
+    METRICS,
+    Compared,
+    Reported,
+    available,
+    compared,
+    read_reported,
+)
+
+FAR = 5.0
+"""Points from which a difference asks for a reason."""
+REASONS = "reasons.md"
+"""Beside kept results, written by hand: what explains the differences, and how that was found."""
+HEADER = """# Replications
+
+<!-- Written by `python -m jaxfl.report.reference docs` from `results/`; a test compares it. -->
+
+What was really run, kept in the repository's folder `results/`: the experiment, the environment
+and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets;
+differences of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
+"""
+
+
+def repository_results() -> Path:
+    """The folder of kept results in the repository of this installation."""
+    return Path(jaxfl.__file__).parent.parent / "results"
+
+
+def replications_page(folder: Path) -> str:
+    """The page of all kept results in a folder."""
+    found = sorted(path.parent for path in folder.glob("*/cells.jsonl"))
+    return "\n".join([HEADER, *(_section(path) for path in found)]).rstrip() + "\n"
+
+
+def is_far(cell: Compared) -> bool:
+    """Whether the difference asks for a reason; that of a run that diverged does."""
+    return not abs(cell.difference) < FAR
+
+
+def beside(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str, bool]]]:
+    """Ours and, in brackets, theirs, with whether they are far apart: header, a line per row."""
+    columns = [column for column in reported.columns if any(c.column == column for c in found)]
+    cells = {(c.row, c.column): c for c in found}
+    table = [[(name, False) for name in (reported.axes[0], *columns)]]
+    for row in dict.fromkeys(c.row for c in found):
+        line = [(row, False)]
+        for column in columns:
+            cell = cells.get((row, column))
+            if cell is None:
+                line.append(("-", False))
+            else:
+                line.append((f"{cell.ours:.1f} ({cell.theirs:.1f})", is_far(cell)))
+        table.append(line)
+    return table
+
+
+def verdict(reported: Reported, kept: Kept, found: Sequence[Compared]) -> list[str]:
+    """How near ours are to theirs, in words."""
+    metric, _ = METRICS[reported.metric]
+    lines = [f"{metric} in %; ours: {_scale(kept)}; theirs: {reported.scale}"]
+    near = sum(abs(c.difference) <= 1 for c in found)
+    far = sum(map(is_far, found))
+    lines.append(
+        f"{len(found)} cells: {near} within 1 point, {len(found) - near - far} within "
+        f"{FAR:g}, {far} farther"
+    )
+    spread = [c.within for c in found if c.within is not None]
+    if spread:
+        lines.append(f"{sum(spread)} of {len(spread)} within the 95 % interval of our seeds")
+    return lines
+
+
+def _section(path: Path) -> str:
+    kept = read_kept(path)
+    name = path.name.removesuffix("_reduced")
+    parts = [f"\n## {path.name}\n", f"{kept.table.get('title', name)}. {_where(kept)}\n"]
+    tables = read_reported(name) if name in available() else []
+    pairs = [(reported, compared(kept, reported)) for reported in tables]
+    for reported, found in pairs:
+        if found:
+            lines = [
+                [f"**{t}**" if far else t for t, far in line] for line in beside(reported, found)
+            ]
+            parts += [
+                _markdown(lines),
+                f"\n{'. '.join(verdict(reported, kept, found))}. {reported.source}.\n",
+            ]
+    if not any(found for _, found in pairs):
+        parts += [
+            _markdown(own(kept)),
+            f"\nTest accuracy after the last round in %; {_scale(kept)}.\n",
+        ]
+    reasons = path / REASONS
+    return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
+
+
+def own(kept: Kept) -> list[list[str]]:
+    """Last accuracies: attacks across where they are swept, all else down."""
+    down = list(dict.fromkeys(_rest(cell) for cell in kept.cells))
+    across = list(dict.fromkeys(cell.labels.get("attack", "accuracy") for cell in kept.cells))
+    cells = {(_rest(c), c.labels.get("attack", "accuracy")): c for c in kept.cells}
+    lines = [[_percent(cells.get((row, column))) for column in across] for row in down]
+    return [["", *across], *([row, *line] for row, line in zip(down, lines, strict=True))]
+
+
+def _rest(cell: Cell) -> str:
+    return " / ".join(value for axis, value in cell.labels.items() if axis != "attack") or "-"
+
+
+def _percent(cell: Cell | None) -> str:
+    if cell is None or not cell.last:
+        return "-" if cell is None else "n/a"
+    if cell.status == "diverged":
+        return "diverged"
+    return f"{100 * sum(cell.last) / len(cell.last):.1f}"
+
+
+def _scale(kept: Kept) -> str:
+    seeds = max(len(cell.seeds) for cell in kept.cells)
+    return f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _where(kept: Kept) -> str:
+    """When, on what and how long it ran."""
+    env = kept.environment
+    hours = sum(cell.seconds for cell in kept.cells) / 3600
+    day = env.get("started", "an unknown day")[:10]
+    machine = f"{env.get('processor', 'a processor not recorded')}, {env.get('cores', '?')} cores"
+    versions = f"jax {env.get('packages', {}).get('jax', '?')}, Python {env.get('python', '?')}"
+    return f"Run on {day} in {hours:.1f} h ({machine}; {versions})."
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    header, *rest = lines
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
