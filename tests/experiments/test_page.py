@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jaxfl.cli import app
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.lines import CLIENT_BINS, add_clients
-from jaxfl.experiments.results import _rates
+from jaxfl.experiments.results import SELECTED, _in_stretches
 from jaxfl.report.page import MOST_POINTS, _places, write_page
 
 TABLE = {
@@ -115,7 +115,7 @@ def test_stretches_of_rounds(run):
         {"candidate": 0, "round": r, "honest_selected": r / 100, "malicious_selected": None}
         for r in range(1, 101)
     ]
-    rates = _rates(cell, lines)
+    rates = _in_stretches(cell, lines, SELECTED)
     ends = dataclasses.replace(results[0], cell=cell).selection_rounds
     assert (len(ends), ends[-1]) == (60, 100)
     for begin, end, rate in zip([0, *ends[:-1]], ends, rates[0, 0], strict=True):
