@@ -29,6 +29,17 @@ def mean_of_nearest(x, centre, k):
     return np.take_along_axis(x, nearest, axis=0).mean(0)
 
 
+def mean_near_median(x, k):
+    """The same about the median of float32 columns; NaN counts as +inf."""
+    x = np.where(np.isnan(x), np.float32(np.inf), x)
+    ordered, n = np.sort(x, axis=0), len(x)
+    centre = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    with np.errstate(invalid="ignore"):
+        apart = np.nan_to_num(np.abs(x - centre), nan=np.inf, posinf=np.inf)
+        nearest = np.argsort(apart, axis=0, kind="stable")[:k]
+        return np.take_along_axis(x, nearest, axis=0).astype(np.float64).mean(0)
+
+
 def mea_med(x, f):
     return mean_of_nearest(x, median(x), len(x) - f)
 

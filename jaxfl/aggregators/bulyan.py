@@ -81,8 +81,8 @@ class NearestMedian(CoordinatewiseRule):
     translation_equivariant = capability(True)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        centre = order.median(block, lower=self.lower)
-        return order.mean_of_nearest(block, centre, block.shape[0] - self.dropped)
+        n = block.shape[0]
+        return order.mean_of_nearest(block, *order.middle(n, lower=self.lower), n - self.dropped)
 
 
 class Bulyan(Aggregator):

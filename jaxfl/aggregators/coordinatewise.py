@@ -184,7 +184,8 @@ class MeaMed(CoordinatewiseRule):
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        return order.mean_of_nearest(block, order.median(block), block.shape[0] - self.f)
+        n = block.shape[0]
+        return order.mean_of_nearest(block, *order.middle(n), n - self.f)
 
 
 class Phocas(CoordinatewiseRule):
@@ -209,8 +210,7 @@ class Phocas(CoordinatewiseRule):
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         n = block.shape[0]
-        centre = order.mean_of_ranks(block, self.f, n - self.f)
-        return order.mean_of_nearest(block, centre, n - self.f)
+        return order.mean_of_nearest(block, self.f, n - self.f, n - self.f)
 
 
 class SignMajority(TallyRule):

@@ -2,8 +2,8 @@
 
 A block of columns is read once into registers. Few rows are sorted there by a network, a column to
 a thread; of many, the values of the two ranks wanted are found by bisection on the bits, and the
-mean of what lies between them is taken from the same registers. Tested in interpret mode, and
-lowered for CUDA, on machines without a GPU; it has not run on one yet.
+mean of what lies between them, or nearest that mean, is taken from the same registers. Tested in
+interpret mode, and lowered for CUDA, on machines without a GPU; it has not run on one yet.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxfl.numerics import network
 
@@ -28,7 +28,12 @@ def serves(values: Float[Array, "n c"]) -> bool:
 
 
 def mean_of_ranks(
-    values: Float[Array, "n c"], low: int, high: int, *, interpret: bool = False
+    values: Float[Array, "n c"],
+    low: int,
+    high: int,
+    nearest: int | None = None,
+    *,
+    interpret: bool = False,
 ) -> Float[Array, " c"]:
     """Per column, the mean of the values of rank low, ..., high - 1; NaN counts as +inf.
 
@@ -36,6 +41,7 @@ def mean_of_ranks(
       values: float32, at most ``MOST_ROWS`` rows.
       low: first rank, from 0.
       high: past the last rank.
+      nearest: the mean of so many values nearest that mean instead; among equals the first rows.
       interpret: runs the kernel's operations one by one on any backend, for tests.
 
     Cost: one read of the matrix.
@@ -53,15 +59,21 @@ def mean_of_ranks(
 
     def of_few(values_ref: Any, _: Array, own: Array) -> Array:
         block = [triton.load(values_ref.at[i, own], mask=own < c, other=jnp.inf) for i in range(n)]
-        ordered = network.in_order([jnp.where(jnp.isnan(row), jnp.inf, row) for row in block])
-        return functools.reduce(jnp.add, ordered[low:high]) / (high - low)
+        block = [jnp.where(jnp.isnan(row), jnp.inf, row) for row in block]
+        ordered = network.in_order(block)
+        mean = functools.reduce(jnp.add, ordered[low:high]) / (high - low)
+        return mean if nearest is None else _mean_of_few_nearest(block, ordered, mean, nearest)
 
     def of_many(values_ref: Any, first: Array, own: Array) -> Array:
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, width), 0)
         column = first + jax.lax.broadcasted_iota(jnp.int32, (rows, width), 1)
         inside = (row < n) & (column < c)
         block = triton.load(values_ref.at[row, column], mask=inside, other=jnp.inf)
-        return _mean_of_ranks(block, low, high)
+        block = jnp.where(jnp.isnan(block), jnp.inf, block)
+        mean = _mean_of_ranks(block, low, high)
+        if nearest is None:
+            return mean
+        return _mean_of_nearest(jnp.where(row < n, block, jnp.nan), mean, nearest, row)
 
     def kernel(values_ref: Any, output_ref: Any) -> None:
         first = pl.program_id(0) * width
@@ -82,7 +94,6 @@ def mean_of_ranks(
 
 def _mean_of_ranks(block: Float[Array, "r w"], low: int, high: int) -> Float[Array, " w"]:
     """Of one block; rows that pad it are +inf, beyond every rank asked for."""
-    block = jnp.where(jnp.isnan(block), jnp.inf, block)
     keys = _flip(jax.lax.bitcast_convert_type(jnp.where(block == 0, 0.0, block), jnp.int32))
     first, last = _of_rank(keys, low), _of_rank(keys, high - 1)
     lower, upper = (jax.lax.bitcast_convert_type(_flip(key), jnp.float32) for key in (first, last))
@@ -99,12 +110,53 @@ def _mean_of_ranks(block: Float[Array, "r w"], low: int, high: int) -> Float[Arr
     return jnp.where(first == last, lower, mean)
 
 
+def distances(values: Array, centre: Array) -> Array:
+    """Halved, so that the distance of two finite numbers is finite and ties with no infinity;
+    what is no number is infinitely far.
+    """
+    apart = jnp.abs(values / 2 - centre / 2)
+    return jnp.where(jnp.isnan(apart), jnp.inf, apart)
+
+
+def _mean_of_few_nearest(block: list[Array], ordered: list[Array], centre: Array, k: int) -> Array:
+    # The k nearest are neighbours in ascending order, and the farthest of them is at one end.
+    ends = [distances(row, centre) for row in ordered]
+    windows = [jnp.maximum(ends[i], ends[i + k - 1]) for i in range(len(ends) - k + 1)]
+    radius = functools.reduce(jnp.minimum, windows)
+    apart = [distances(row, centre) for row in block]
+    room = k - functools.reduce(jnp.add, [(d < radius).astype(jnp.int32) for d in apart])
+    total, earlier = jnp.zeros_like(centre), jnp.zeros_like(room)
+    for row, distance in zip(block, apart, strict=True):
+        ties = distance == radius
+        total += jnp.where((distance < radius) | (ties & (earlier < room)), row, 0.0)
+        earlier += ties.astype(jnp.int32)
+    return jnp.where(radius == 0, centre, total / k)
+
+
+def _mean_of_nearest(
+    block: Float[Array, "r w"], centre: Float[Array, " w"], k: int, row: Int[Array, "r w"]
+) -> Float[Array, " w"]:
+    """Of one block; rows that pad it are NaN, behind all others."""
+    apart = distances(block, centre[None, :])
+    # Distances are not negative, so that their bits are in their order; padding comes last.
+    keys = jax.lax.bitcast_convert_type(apart, jnp.int32) + jnp.isnan(block).astype(jnp.int32)
+    last = _of_rank(keys, k - 1)[None, :]
+    room = k - jnp.sum((keys < last).astype(jnp.int32), axis=0)
+    # The rows of those that tie for the last places, in order; others come after all rows.
+    places = jnp.where(keys == last, row, MOST_ROWS)
+    upto = _of_rank(places, room - 1)
+    taken = (keys < last) | (places <= upto[None, :])
+    radius = jax.lax.bitcast_convert_type(last, jnp.float32)[0]
+    total = jnp.sum(jnp.where(taken, block, 0.0), axis=0)
+    return jnp.where(radius == 0, centre, total / k)
+
+
 def _flip(bits: Array) -> Array:
     """Between the bits of floats and signed integers in the same order; its own inverse."""
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _of_rank(keys: Array, rank: int) -> Array:
+def _of_rank(keys: Array, rank: Array | int) -> Array:
     """The largest key with at most ``rank`` keys below it, bit by bit from the sign."""
 
     def step(i: Array, found: Array) -> Array:

@@ -43,10 +43,19 @@ def mean_of_ranks(values: Float[Array, "n c"], low: int, high: int) -> Float[Arr
     The trimmed mean is ``(f, n - f)``, the median ``((n - 1) // 2, n // 2 + 1)``. NaN counts
     as +inf. The gradient goes to the values that are averaged; among equals to the first rows.
     """
-    n = values.shape[0]
+    return _mean_of_ranks(values, *_ranks(values.shape[0], low, high))
+
+
+def _ranks(n: int, low: int, high: int) -> tuple[int, int]:
     if not 0 <= low < high <= n:
         raise ValueError(f"ranks must satisfy 0 <= low < high <= {n}; got {low}, {high}")
-    return _mean_of_ranks(values, low, high)
+    return low, high
+
+
+def middle(n: int, *, lower: bool = False) -> tuple[int, int]:
+    """The ranks whose mean is the median of n values; of the two middle ones the lower alone."""
+    low = (n - 1) // 2
+    return low, low + 1 if lower else n // 2 + 1
 
 
 def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, " c"]:
@@ -56,22 +65,19 @@ def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, 
       values: the columns.
       lower: the smaller of the two middle values instead of their mean.
     """
-    n = values.shape[0]
-    low = (n - 1) // 2
-    return mean_of_ranks(values, low, low + 1 if lower else n // 2 + 1)
+    return mean_of_ranks(values, *middle(values.shape[0], lower=lower))
 
 
-def mean_of_nearest(
-    values: Float[Array, "n c"], centre: Float[Array, " c"], k: int
-) -> Float[Array, " c"]:
-    """Per column, the mean of the k values nearest ``centre``; among equals the first rows win.
+def mean_of_nearest(values: Float[Array, "n c"], low: int, high: int, k: int) -> Float[Array, " c"]:
+    """Per column, the mean of the k values nearest ``mean_of_ranks(values, low, high)``.
 
-    NaN counts as +inf. The gradient goes to the values that are averaged, not to the centre.
+    Among equals the first rows win. NaN counts as +inf. The gradient goes to the values that are
+    averaged, not to the mean that they are near.
     """
     n = values.shape[0]
     if not 1 <= k <= n:
         raise ValueError(f"k must be from 1 to {n}; got {k}")
-    return _mean_of_nearest(_without_nan(values), jax.lax.stop_gradient(centre), k)
+    return _mean_of_nearest(values, *_ranks(n, low, high), k)
 
 
 def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array, " c"]:
@@ -153,19 +159,29 @@ def _mean_of_ranks_jvp(low: int, high: int, primals: tuple, tangents: tuple) -> 
     return _mean_of_ranks(values, low, high), _mean_where(averaged, tangent, high - low)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _mean_of_nearest(values: Array, centre: Array, k: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _mean_of_nearest(values: Array, low: int, high: int, k: int) -> Array:
+    def elsewhere(values: Array) -> Array:
+        return _mean_near(_without_nan(values), _mean_of_ranks(values, low, high), k)
+
+    if not kernels.serves(values):
+        return elsewhere(values)
+    on_gpu = functools.partial(kernels.mean_of_ranks, low=low, high=high, nearest=k)
+    return jax.lax.platform_dependent(values, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+
+def _mean_near(values: Array, centre: Array, k: int) -> Array:
     centre = _once(centre)
     radius, count = _radius(values, centre, k)
 
     def within(row: Array) -> Array:
-        return jnp.where(_distances(row, centre[None]) <= radius[None], row, 0)
+        return jnp.where(kernels.distances(row, centre[None]) <= radius[None], row, 0)
 
     def all_within() -> Array:
         return digits.total(within, digits.tiled(values, jnp.zeros((), values.dtype))) / k
 
     def first_within() -> Array:
-        return _mean_where(smallest(_distances(values, centre[None]), k), values, k)
+        return _mean_where(smallest(kernels.distances(values, centre[None]), k), values, k)
 
     # As a rule no value ties with the farthest one taken, or all that do equal the centre.
     clear = jnp.all((count == k) | (radius == 0))
@@ -177,24 +193,25 @@ def _radius(values: Array, centre: Array, k: int) -> tuple[Array, Array]:
     """The k-th smallest distance from the centre, and how many are not above it."""
     n, dtype = values.shape[0], values.dtype
     if n > network.ROWS:
-        rank = digits.kth(digits.ordered_bits(_distances(values, centre[None])), k - 1)
+        rank = digits.kth(digits.ordered_bits(kernels.distances(values, centre[None])), k - 1)
         return digits.floats(rank.element, dtype), rank.upto
     # The k nearest are neighbours in ascending order, and the farthest of them is at one end.
-    ranks = [_distances(row, centre[None]) for row in network.sorted_rows(values)]
+    ranks = [kernels.distances(row, centre[None]) for row in network.sorted_rows(values)]
     windows = [jnp.maximum(ranks[i], ranks[i + k - 1]) for i in range(n - k + 1)]
     radius = _once(functools.reduce(jnp.minimum, windows)[0])
 
     def within(row: Array) -> Array:
-        return (_distances(row, centre[None]) <= radius[None]).astype(dtype)
+        return (kernels.distances(row, centre[None]) <= radius[None]).astype(dtype)
 
     return radius, digits.total(within, values[None])
 
 
 @_mean_of_nearest.defjvp
-def _mean_of_nearest_jvp(k: int, primals: tuple, tangents: tuple) -> tuple:
-    values, centre = primals
-    near = smallest(_distances(values, centre[None]), k)
-    return _mean_of_nearest(values, centre, k), _mean_where(near, tangents[0], k)
+def _mean_of_nearest_jvp(low: int, high: int, k: int, primals: tuple, tangents: tuple) -> tuple:
+    (values,), (tangent,) = primals, tangents
+    centre = _mean_of_ranks(values, low, high)
+    near = smallest(kernels.distances(_without_nan(values), centre[None]), k)
+    return _mean_of_nearest(values, low, high, k), _mean_where(near, tangent, k)
 
 
 def _once(row: Array) -> Array:
@@ -205,11 +222,6 @@ def _once(row: Array) -> Array:
     """
     padded = jnp.pad(row[None], ((0, 1), (0, 0)))
     return jnp.matmul(jnp.ones((2,), row.dtype), padded, precision="highest")
-
-
-def _distances(values: Array, centre: Array) -> Array:
-    """Halved, so that the distance of two finite numbers is finite and ties with no infinity."""
-    return _without_nan(jnp.abs(values / 2 - centre / 2))
 
 
 def _mean_where(mask: Array, values: Array, count: int) -> Array:

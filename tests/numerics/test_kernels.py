@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from references import mean_near_median
 
 from jaxfl.aggregators import Median
 from jaxfl.numerics import kernels, order
@@ -45,6 +46,27 @@ def test_mean_of_ranks(kind, n, low, high):
     assert (error <= 1e-5 * size[finite]).all()
 
 
+# The quick compiler would write out what a network's rows are made of, once for every use.
+@pytest.mark.default_compiler
+@pytest.mark.parametrize("kind", ["random", "tied", "wild"])
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (9, 7), (16, 16), (65, 40), (100, 80)])
+def test_mean_of_nearest(kind, n, k):
+    """About the median: ties go to the first rows, as in the reference and on a CPU."""
+    x = draw(kind, n, 300)
+    low, high = order.middle(n)
+    got = np.asarray(kernels.mean_of_ranks(jnp.asarray(x), low, high, k, interpret=True))
+    expected = mean_near_median(x, k)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+    finite = np.isfinite(expected)
+    size = np.abs(np.where(np.isfinite(x), x, 0)).max(0)[finite]
+    assert (np.abs(got[finite] - expected[finite]) <= 1e-5 * size).all()
+    if kind == "tied":
+        here = jax.jit(order.mean_of_nearest, static_argnums=(1, 2, 3))(
+            jnp.asarray(x), low, high, k
+        )
+        np.testing.assert_allclose(got, here, rtol=1e-6, atol=1e-6)
+
+
 def test_a_vmapped_kernel():
     x = np.stack([draw("random", 70, 40), draw("tied", 70, 40)])
     got = jax.vmap(lambda m: kernels.mean_of_ranks(m, 34, 36, interpret=True))(jnp.asarray(x))
@@ -62,9 +84,10 @@ def lowered_for(platform, function, x):
 @pytest.mark.parametrize("n", [50, 100, 1000])
 def test_the_kernel_lowers_for_a_gpu(n):
     def call(x):
-        return kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1)
+        nearest = kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1, n - 5)
+        return kernels.mean_of_ranks(x, n // 2 - 1, n // 2 + 1), nearest
 
-    assert "triton" in lowered_for("cuda", call, jnp.zeros((n, 1000)))
+    assert lowered_for("cuda", call, jnp.zeros((n, 1000))).count("__gpu$xla.gpu.triton") == 2
 
 
 @ON_A_GPU
