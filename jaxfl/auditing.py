@@ -37,7 +37,12 @@ GUESSED = (1.0, 0.5, 0.25, 0.125)
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What one run says about epsilon at the mechanism's delta."""
+    """What one run says about epsilon at the mechanism's delta. ``audit`` makes it.
+
+    >>> one = np.zeros(1)
+    >>> Audit(1.5, upper=1.0, confidence=0.95, canaries=2, scores_in=one, scores_out=one).refuted
+    True
+    """
 
     lower: float
     """Epsilon is at least this with probability ``confidence``."""

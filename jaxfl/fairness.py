@@ -18,7 +18,11 @@ FLOOR = 1e-10
 
 
 class Weighed(Struct):
-    """What a fair method makes of a round's losses."""
+    """What a fair method makes of a round's losses.
+
+    >>> Weighed(factors=np.array([0.5, 1.0]), scale=np.array(1.0), state=()).h is None
+    True
+    """
 
     factors: Float[Array, " n"]
     """Multiply the clients' updates before the aggregator sees them."""
@@ -35,6 +39,13 @@ class Fairness(Component):
     The formulas are those of the papers, for a mean in which all clients weigh the same; weights
     by numbers of samples multiply the factors. A client whose loss or update is not finite is
     given the largest loss among the other clients. Empty slots change nothing.
+
+    >>> class ByLoss(jaxfl.Fairness):
+    ...     def weigh(self, losses, squared_norms, gradients, state, context):
+    ...         return Weighed(factors=losses, scale=1 / losses.mean(), state=state)
+    >>> losses = np.array([1.0, 3.0], np.float32)
+    >>> ByLoss().weigh(losses, losses, True, (), jaxfl.Context.of(2)).scale
+    np.float32(0.5)
     """
 
     def init(self, spec: Spec) -> State:

@@ -14,7 +14,14 @@ from jaxfl.types import PyTree
 
 
 class Schedule(Component):
-    """A learning rate as a function of the step count. Abstract: override ``rate``."""
+    """A learning rate as a function of the step count. Abstract: override ``rate``.
+
+    >>> class Harmonic(jaxfl.Schedule):
+    ...     def rate(self, step):
+    ...         return 1 / (1 + step)
+    >>> jaxfl.SGD(learning_rate=Harmonic()).learning_rate.rate(3)
+    0.25
+    """
 
     @abc.abstractmethod
     def rate(self, step: Array) -> Array:
@@ -68,7 +75,15 @@ class CosineDecay(Schedule):
 
 
 class Optimizer(Component):
-    """An optax optimiser whose hyper-parameters are pytree leaves. Abstract: override ``rule``."""
+    """An optax optimiser whose hyper-parameters are pytree leaves. Abstract: override ``rule``.
+
+    >>> import optax
+    >>> class Lion(jaxfl.Optimizer):
+    ...     def rule(self):
+    ...         return optax.scale_by_lion()
+    >>> Lion(learning_rate=0.01)
+    Lion(learning_rate=0.01)
+    """
 
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
 

@@ -17,7 +17,17 @@ SORTED = 10_000
 
 
 class Participation(Component):
-    """Draws the cohort of a round. Abstract: override ``cohort`` and ``sample``."""
+    """Draws the cohort of a round. Abstract: override ``cohort`` and ``sample``.
+
+    >>> class Leaders(jaxfl.Participation):
+    ...     def cohort(self, population):
+    ...         return min(population, 2)
+    ...
+    ...     def sample(self, population, key, turn=0):
+    ...         return jnp.arange(self.cohort(population), dtype=jnp.int32), None
+    >>> Leaders().expected(10), Leaders().leaves_slots(10)
+    (2, False)
+    """
 
     @property
     def separation(self) -> int:

@@ -14,7 +14,8 @@ from nbclient import NotebookClient
 from jaxfl.aggregators import Oracle, Pipeline
 from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
-from jaxfl.report.reference import experiments_page, public_names, public_page
+from jaxfl.report.public import public_names, public_page
+from jaxfl.report.reference import experiments_page
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,6 +20,13 @@ class Model(Component):
 
     Configurations compare by value, so equal ones share compiled programs. Wherever one is taken,
     an NNX module or a function from ``nnx.Rngs`` to one is taken too.
+
+    >>> from flax import nnx
+    >>> class Linear(jaxfl.models.Model):
+    ...     def build(self, sample_shape, classes, rngs):
+    ...         return nnx.Linear(sample_shape[0], classes, rngs=rngs)
+    >>> jaxfl.models.Objective.of(Linear(), (8,), 3).dim
+    27
     """
 
     convolves = capability(False)

@@ -8,6 +8,7 @@ from jaxfl.privacy.central import CentralPrivacy as CentralPrivacy
 from jaxfl.privacy.central import QuantileClip as QuantileClip
 from jaxfl.privacy.deployment import Deployment as Deployment
 from jaxfl.privacy.deployment import Release as Release
+from jaxfl.privacy.deployment import Turn as Turn
 from jaxfl.privacy.example import ExamplePrivacy as ExamplePrivacy
 from jaxfl.privacy.message import MessagePrivacy as MessagePrivacy
 

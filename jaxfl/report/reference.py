@@ -5,7 +5,6 @@
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -15,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxfl
-import jaxfl.accounting
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
 from jaxfl.devices import WAYS
@@ -27,6 +24,7 @@ from jaxfl.federation import Federation
 from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
+from jaxfl.report.public import cell, first_sentence, public_page
 from jaxfl.state import STORAGES
 
 HEADER = """# Experiment files
@@ -147,60 +145,6 @@ def experiments_page() -> str:
     return "\n".join(pieces).rstrip() + "\n"
 
 
-OWN_PARTS = (
-    ("jaxfl.aggregators.base", "needs_more_than"),
-    ("jaxfl.attacks.informed", "mean_of_known"),
-    ("jaxfl.component", "capability"),
-    ("jaxfl.component", "field"),
-    ("jaxfl.numerics.order", "smallest"),
-    ("jaxfl.types", "Aggregated"),
-    ("jaxfl.types", "Info"),
-    ("jaxfl.types", "Spec"),
-)
-"""What the tutorials use besides, by module."""
-
-
-def public_page() -> str:
-    """The whole of ``docs/public_api.md``."""
-    lines = [
-        "# What is public",
-        "",
-        "<!-- Written by `python -m jaxfl.report.reference docs`; a test compares it. -->",
-        "",
-        "Public are the names below; the keys of [experiment files](experiments.md); the commands",
-        "and options of `jaxfl`; and the files of a run's folder. A change that breaks them is",
-        "named in the changelog. Everything else may change at any time; the API reference of the",
-        "site (`make docs`) shows some of it.",
-    ]
-    for title, found in public_names().items():
-        rows = [f"| `{name}` | {first_sentence(value)} |" for name, value in found.items()]
-        lines += ["", f"## {title}", "", "| name | what it is |", "| --- | --- |", *rows]
-    return "\n".join(lines) + "\n"
-
-
-def public_names() -> dict[str, dict[str, Any]]:
-    """The public names and what they name, in alphabetical order, by where they are."""
-    found = {
-        f"From {module.__name__}": {
-            name: getattr(module, name) for name in module.__all__ if not name.startswith("_")
-        }
-        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting)
-    }
-    found["For parts of one's own"] = {
-        f"{module}.{name}": getattr(importlib.import_module(module), name)
-        for module, name in OWN_PARTS
-    }
-    return {
-        title: dict(sorted(names.items(), key=lambda pair: pair[0].lower()))
-        for title, names in found.items()
-    }
-
-
-def first_sentence(value: Any) -> str:
-    """The first paragraph of the docstring, for a cell of a table."""
-    return _cell((inspect.getdoc(value) or "").split("\n\n")[0])
-
-
 def field_docs(cls: type) -> dict[str, str]:
     """The strings below a class's fields: what they mean, by name; inherited ones included."""
     found: dict[str, str] = {}
@@ -263,12 +207,8 @@ def _source(name: str, source: Any) -> str:
 
 def _table(rows: Any) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    lines += [(f"`{row[0]}`", *(_cell(str(cell or "")) for cell in row[1:])) for row in rows]
+    lines += [(f"`{row[0]}`", *(cell(str(part or "")) for part in row[1:])) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
 def _anchor(kind: type) -> str:
