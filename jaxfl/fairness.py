@@ -121,8 +121,11 @@ class QFFL(Fairness):
     """
 
     q: Scalar = field(at_least=0)
+    """How much more the badly served count; 0: not at all."""
     lipschitz: Scalar = field(above=0)
+    """L, 1 over the clients' learning rate."""
     cap: Scalar | None = field(default=None, at_least=1)
+    """Limits the powers of losses and h, to so many times their medians; none: no limit."""
 
     def weigh(
         self,
@@ -175,6 +178,7 @@ class AFL(Fairness):
     """
 
     rate: Scalar = field(at_least=0)
+    """Of the ascent of the clients' weights."""
 
     def init(self, spec: Spec) -> State:
         dtype = rows.accumulator(jnp.dtype(spec.dtype))
@@ -222,6 +226,7 @@ class TERM(Fairness):
     """
 
     tilt: Scalar
+    """Positive: the largest losses count more; negative: less."""
 
     def weigh(
         self,

@@ -101,6 +101,7 @@ class Uniform(Participation):
     """
 
     fraction: float = field(above=0, at_most=1)
+    """Share of the population in a round."""
 
     def cohort(self, population: int) -> int:
         return max(int(self.fraction * population + 1e-9), 1)
@@ -123,7 +124,9 @@ class Poisson(Participation):
     """
 
     rate: float = field(above=0, at_most=1)
+    """Probability that a client takes part."""
     overflow: float = field(default=1e-18, above=0, below=1)
+    """Probability at most that a round has too few slots."""
 
     def cohort(self, population: int) -> int:
         from scipy.stats import binom
@@ -172,6 +175,7 @@ class Cyclic(Participation):
     """
 
     groups: int = field(at_least=1)
+    """How many groups take turns."""
 
     @property
     def separation(self) -> int:

@@ -52,9 +52,11 @@ class Privacy(Component):
     """
 
     noise_multiplier: Scalar | None = field(default=None, at_least=0)
+    """Noise in units of the clip; none: no noise, or as much as ``epsilon`` takes."""
     epsilon: float | None = field(default=None, above=0)
     """Target; only without ``noise_multiplier``."""
     delta: float = field(default=1e-5, above=0, below=1)
+    """Of the guarantee (epsilon, delta)."""
     discretisation: float = field(default=STEP, above=0, below=1)
     """Step of the privacy loss distributions by which epsilon is computed, and noise found for
     one; always rounded up: a smaller one is tighter and takes longer."""

@@ -38,8 +38,11 @@ class MessagePrivacy(Privacy):
 
     name = "message"
     clip: Scalar | None = field(default=None, above=0)
+    """Largest norm of a message; none: no clip and no guarantee."""
     mechanism: str = field(default=GAUSSIAN, choices=(GAUSSIAN, LAPLACE))
+    """The noise, and with it the norm: Euclidean, or the sum of magnitudes."""
     clip_byzantine: bool | None = None
+    """Whether crafted messages are clipped; none: as ``noise_order`` implies."""
 
     protects = capability(MESSAGE)
     trusts = capability(NOBODY)

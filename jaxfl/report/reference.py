@@ -16,16 +16,13 @@ from typing import Any
 
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
-from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import KNOWN, PARTS
-from jaxfl.experiments.findings import METRICS
 from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
-from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
+from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys
 from jaxfl.report.public import cell, first_sentence, public_page
-from jaxfl.state import STORAGES
 
 HEADER = """# Experiment files
 
@@ -41,82 +38,6 @@ A *part* is written as its name, `aggregator = "median"`, or as a table with its
 `name = "package.module:Class"` takes a class that does not come with jaxfl. A *number* is
 swept and tuned without a new compilation; fields of other types shape the program.
 """
-TOP: dict[str, tuple[str, str, str, str]] = {
-    "title": ("string", "the file's name", "", "What tables and plots are headed with."),
-    "rounds": ("integer", "needed", "at least 1", "Rounds of training."),
-    "evaluate_every": ("integer", "10", "at least 1", "Rounds between evaluations."),
-    "checkpoint_every": ("integer", "100", "at least 1", "Rounds between checkpoints."),
-    "seed": (
-        *("integer", "0", "at least 0"),
-        "Of the division of the data, of the model and of all draws; a list as `sweep.seed`.",
-    ),
-    "client_chunk": (
-        *("integer", "chosen for the backend and the model", "at least 1"),
-        "How many clients are vmapped at once.",
-    ),
-    "devices": (
-        *('integer, `"all"` or `"auto"`', AUTOMATIC, "at least 1"),
-        "How many devices the clients are mapped over; auto: every core of a CPU for models that "
-        "convolve, else one. Results are equal to rounding.",
-    ),
-    "way": (
-        *("string", "shard_map", ", ".join(WAYS)),
-        "How several devices share a round: see `jaxfl.devices`.",
-    ),
-    "storage": (
-        *("string", AUTOMATIC, ", ".join((AUTOMATIC, *STORAGES))),
-        "Where a round has its updates: see [many clients](performance.md#many-clients).",
-    ),
-    "byzantine": (
-        *("integer", "0", "from 0 to `data.clients`"),
-        "How many clients of the population are Byzantine; which ones, the seed decides.",
-    ),
-    "byzantine_per_round": (
-        *('integer or `"expected"`', "as it happens", "at least 0"),
-        "How many of them are in every cohort of `uniform` participation.",
-    ),
-    "noise_order": (
-        *("string", "noise_then_attack", "noise_then_attack, attack_then_noise"),
-        "Whether `message` privacy comes before the attack or after it.",
-    ),
-    "validation": (
-        *("number", "0", "at least 0, below 1"),
-        "Share of the training samples held out for choosing; `tune` needs it.",
-    ),
-    "model": ("part", "needed", "", "See [Model](#model)."),
-    "data": ("name or table", "needed", "", "See [data](#data)."),
-    "sweep": (
-        *("table of lists", "no axes", "at least one value each"),
-        "Dotted keys and their values; every combination is a cell of the grid.",
-    ),
-    "tune": (
-        *("table of lists", "nothing", "at least one value each"),
-        "As `sweep`, but of numbers only: the value with the best accuracy on held-out samples "
-        "is chosen for each defence, over all that it cannot know: `attack` and what is below it, "
-        "`byzantine`, `byzantine_per_round` and `noise_order`.",
-    ),
-    "findings": ("list of tables", "none", "", "Claims to be judged: see [findings](#findings)."),
-    "reduced": (
-        *("table", "none", ""),
-        "Dotted keys and values that `--reduced` sets, to cut the experiment down.",
-    ),
-}
-FINDINGS: tuple[tuple[str, str, str, str, str], ...] = (
-    ("claim", "string", "needed", "", "What is claimed."),
-    ("better", "table", "needed", "", "Labels (axis to value) of the cells that have more."),
-    ("than", "table", "needed", "", "Labels of the cells that have less; all else is equal."),
-    ("metric", "string", "accuracy", ", ".join(METRICS), "What is compared."),
-    ("where", "table", "{}", "", "Labels that both cells have."),
-    ("by", "number", "0", "", "How much more, in percentage points."),
-    ("why", "string", "", "", "What explains it if it does not come out."),
-)
-DATA: tuple[tuple[str, str, str, str, str], ...] = (
-    ("name", "string", "needed", ", ".join(SOURCES), "The data set."),
-    ("clients", "integer", "10", "at least 1", "The population."),
-    ("partition", "part", "iid", "", "How it is divided: see [Partition](#partition)."),
-    ("root", "table", "none", "", "The server's own samples: see [RootData](#rootdata)."),
-    ("client_test", "number", "0", "at least 0, below 1", "Share that each client holds out."),
-)
 TYPES = {int: "integer", float: "number", bool: "true or false", str: "string"}
 COLUMNS = ("key", "type", "default", "range", "meaning")
 
@@ -127,14 +48,12 @@ def experiments_page() -> str:
         key: ("part", _part_default(key), "", f"See [{kind.__name__}]({_anchor(kind)}).")
         for key, kind in PARTS.items()
     }
-    top = TOP | parts
-    missing = set(KNOWN) - set(top)
-    assert not missing, f"keys without a text: {sorted(missing)}"
+    top = file_keys() | parts
     order = (*KNOWN, "reduced")
     pieces = [HEADER, "## The file\n", _table((key, *top[key]) for key in order), "\n## data\n"]
-    pieces.append(f"{_table(DATA)}\n\nOther keys are the arguments of the data set:\n")
+    pieces.append(_keys(data_keys()) + "\n\nOther keys are the arguments of the data set:\n")
     pieces += [_source(name, source) for name, source in SOURCES.items()]
-    pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _table(FINDINGS)]
+    pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _keys(findings_keys())]
     pieces += ["\n## Packaged experiments\n", "| name | what | cells |\n| --- | --- | --- |"]
     for name in packaged():
         title, cells, _ = overview(name)
@@ -146,8 +65,11 @@ def experiments_page() -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The strings below a class's fields: what they mean, by name; inherited ones included."""
-    found: dict[str, str] = {}
+    """The strings below a class's fields: what they mean, by name; inherited ones included.
+
+    ``f``, the same in all rules, is explained here.
+    """
+    found = {"f": "How many of the rows may be Byzantine."}
     for base in reversed(cls.__mro__):
         if not (isinstance(base, type) and issubclass(base, Component)) or base is Component:
             continue
@@ -203,6 +125,10 @@ def _source(name: str, source: Any) -> str:
     arguments = inspect.signature(source).parameters.values()
     shown = ", ".join(f"`{a.name} = {_value(a.default)}`" for a in arguments)
     return f"- `{name}`: {first_sentence(source)}" + (f" Keys: {shown}." if shown else "")
+
+
+def _keys(rows: Rows) -> str:
+    return _table((key, *row) for key, row in rows.items())
 
 
 def _table(rows: Any) -> str:
