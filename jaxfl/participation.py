@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxfl.component import Component, field, integer
+from jaxfl.component import Component, capability, field, integer
 from jaxfl.contracts import asked, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
@@ -29,10 +29,8 @@ class Participation(Component):
     (2, False)
     """
 
-    @property
-    def separation(self) -> int:
-        """The least number of rounds from one participation of a client to its next."""
-        return 1
+    separation = capability(1)
+    """The least number of rounds from one participation of a client to its next."""
 
     @abc.abstractmethod
     def cohort(self, population: int) -> int:
@@ -177,7 +175,7 @@ class Cyclic(Participation):
     groups: int = field(at_least=1)
     """How many groups take turns."""
 
-    @property
+    @capability
     def separation(self) -> int:
         return self.groups
 

@@ -67,7 +67,7 @@ class _Combination(Attack):
         for part in self.parts():
             part.check(sample_shape, classes)
 
-    @property
+    @capability
     def backdoor(self) -> Any:
         found = (part.backdoor for part in self.parts())
         return next((part for part in found if part is not None), None)

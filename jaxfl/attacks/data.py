@@ -74,7 +74,7 @@ class _Trigger(Attack):
                 f"{name}: target must be a class, 0 to {classes - 1}; got {self.target}"
             )
 
-    @property
+    @capability
     def backdoor(self) -> "_Trigger":
         return self
 

@@ -124,6 +124,10 @@ class CentralPrivacy(Privacy):
     trusts = capability("trusts the server, which sees every update")
     hides_cohort = capability(True)
 
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip.initial if isinstance(self.clip, QuantileClip) else self.clip
+
     streams = capability(True)
 
     def __post_init__(self) -> None:

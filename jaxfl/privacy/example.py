@@ -58,6 +58,10 @@ class ExamplePrivacy(Privacy):
     protects = capability(EXAMPLE)
     trusts = capability(NOBODY)
 
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip
+
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)
         if not algorithm.private:

@@ -47,6 +47,14 @@ class MessagePrivacy(Privacy):
     protects = capability(MESSAGE)
     trusts = capability(NOBODY)
 
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip
+
+    @capability
+    def norm(self) -> int:
+        return 1 if self.mechanism == LAPLACE else 2
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clip is None and self.clip_byzantine is not None:
@@ -86,5 +94,4 @@ class MessagePrivacy(Privacy):
         value = message.astype(accumulator(message.dtype))
         if self.clip is None:
             return value
-        order = 1 if self.mechanism == LAPLACE else 2
-        return clipped(value, jnp.asarray(self.clip, value.dtype), order)
+        return clipped(value, jnp.asarray(self.clip, value.dtype), self.norm)
