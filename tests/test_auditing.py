@@ -270,10 +270,17 @@ CLIPPED = CentralPrivacy(clip=1.0, noise_multiplier=1.0)
 EXAMPLES = ExamplePrivacy(clip=1.0, noise_multiplier=1.0)
 
 
+class Unclipped(ExamplePrivacy):
+    """Does not say how long a gradient is."""
+
+    reach = capability(None)
+
+
 @pytest.mark.parametrize(
     ("parts", "settings", "message"),
     [
         ({}, {}, "with privacy"),
+        ({"privacy": Unclipped(noise_multiplier=1.0), "algorithm": SGD}, {}, "declare its reach"),
         ({"privacy": LOCAL, "fairness": TERM(tilt=1.0)}, {}, "without fairness"),
         ({"privacy": CLIPPED}, {}, "weighted=False"),
         ({"privacy": CLIPPED, "aggregator": Median()}, {}, "weighted=False"),
