@@ -14,7 +14,7 @@ from jaxfl import IPM, FedAvg, Federation, FedSGD, Mean, Median, MessagePrivacy,
 from jaxfl.auditing import Audit, Canaries, _lower, audit
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import SCAFFOLD
-from jaxfl.component import Scalar
+from jaxfl.component import Scalar, capability
 from jaxfl.data import from_arrays
 from jaxfl.fairness import TERM
 from jaxfl.models import Softmax
