@@ -5,31 +5,40 @@ from jaxfl import models as models
 from jaxfl._public import public as _public
 from jaxfl.aggregators import *
 from jaxfl.attacks import *
+from jaxfl.auditing import Audit as Audit
 from jaxfl.auditing import audit as audit
 from jaxfl.blocks import run as run
 from jaxfl.clients import *
 from jaxfl.component import Component as Component
+from jaxfl.evaluation import Evaluation as Evaluation
 from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
+from jaxfl.fairness import Fairness as Fairness
 from jaxfl.federation import Federation as Federation
 from jaxfl.history import History as History
 from jaxfl.optimizers import SGD as SGD
 from jaxfl.optimizers import Adagrad as Adagrad
 from jaxfl.optimizers import Adam as Adam
 from jaxfl.optimizers import CosineDecay as CosineDecay
+from jaxfl.optimizers import Optimizer as Optimizer
+from jaxfl.optimizers import Schedule as Schedule
 from jaxfl.optimizers import StepDecay as StepDecay
 from jaxfl.optimizers import Yogi as Yogi
 from jaxfl.participation import Cyclic as Cyclic
 from jaxfl.participation import Full as Full
+from jaxfl.participation import Participation as Participation
 from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
 from jaxfl.plan import make_plan as make_plan
 from jaxfl.preaggregators import *
 from jaxfl.privacy import *
 from jaxfl.profiling import profile as profile
+from jaxfl.record import RoundRecord as RoundRecord
 from jaxfl.simulation import Simulation as Simulation
 from jaxfl.simulation import simulate as simulate
+from jaxfl.state import FederationState as FederationState
+from jaxfl.state import Plan as Plan
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"

@@ -26,7 +26,7 @@ from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
 from jaxfl.plan import make_plan
 from jaxfl.privacy.base import clipped
-from jaxfl.privacy.deployment import CLIENT, EXAMPLE, LAPLACE, MESSAGE
+from jaxfl.privacy.deployment import CLIENT, EXAMPLE, MESSAGE
 from jaxfl.round import Exchange, answer, exchanged, minority_clients, receive
 from jaxfl.state import MATRIX, Plan, init_state
 from jaxfl.types import Batch, Context, State
@@ -37,7 +37,12 @@ GUESSED = (1.0, 0.5, 0.25, 0.125)
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What one run says about epsilon at the mechanism's delta."""
+    """What one run says about epsilon at the mechanism's delta. ``audit`` makes it.
+
+    >>> one = np.zeros(1)
+    >>> Audit(1.5, upper=1.0, confidence=0.95, canaries=2, scores_in=one, scores_out=one).refuted
+    True
+    """
 
     lower: float
     """Epsilon is at least this with probability ``confidence``."""
@@ -173,6 +178,8 @@ def _check(federation: Federation) -> None:
         raise ValueError(f"audit: {name} goes with Mean(weighted=False); got {rule}")
     if protects == EXAMPLE and not isinstance(algorithm, FedSGD):
         raise ValueError(f"audit: {name} goes with FedSGD; got {algorithm}")
+    if protects == EXAMPLE and federation.privacy.reach is None:
+        raise ValueError(f"audit: {name} does not declare its reach, the clip of a gradient")
 
 
 def _planted(
@@ -184,23 +191,22 @@ def _planted(
     seed: int,
 ) -> Canaries:
     """The federation's algorithm with canaries among its clients: those chosen."""
-    privacy: Any = federation.privacy
+    privacy = federation.privacy
     by_example, m = privacy.protects == EXAMPLE, len(chosen)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), 3)
     slot = np.full(data.clients, m, np.int32)
     slot[chosen] = np.arange(m)
     if by_example:
         what = jax.random.normal(keys[0], (m, *data.sample_shape))
-    elif getattr(privacy, "mechanism", None) == LAPLACE:
+    elif privacy.norm == 1:
         what = jax.nn.one_hot(jnp.arange(m) % wide, wide)  # longest where norms are sums
     else:
         # Orthogonal and dense: cosines with random signs.
         number, place = np.arange(m)[:, None] % wide, np.arange(wide)[None] + 0.5
         waves = np.cos(np.pi / wide * number * place) * np.sqrt((1 + (number > 0)) / wide)
         what = jnp.asarray(waves, jnp.float32) * jax.random.rademacher(keys[0], (1, wide))
-    clip = getattr(privacy, "clip", None)
-    clip = getattr(clip, "initial", clip)  # of a clip that adapts
-    strength = 1.0 if by_example else 10.0 if clip is None else 10 * float(np.max(clip))
+    reach = 1.0 if privacy.reach is None else float(np.max(privacy.reach))
+    strength = 1.0 if by_example else 10 * reach
     return Canaries(
         inner=federation.algorithm,
         batch_size=federation.algorithm.batch_size,
@@ -262,7 +268,7 @@ def _gradients(planted: Any, privacy: Any, plan: Plan, state: State) -> Float[Ar
         batch = Batch(inputs[None], label[None], jnp.ones((1,), bool))
         whole = jax.grad(loss, has_aux=True)(params, state.model_state, batch, jax.random.key(0))
         flat = ravel_pytree(whole[0])[0].astype(jnp.float32)
-        return clipped(flat, jnp.asarray(privacy.clip, jnp.float32))
+        return clipped(flat, jnp.asarray(privacy.reach, jnp.float32))
 
     there = jax.vmap(gradient)(planted.what, planted.labels)
     return there - jax.vmap(gradient)(-planted.what, planted.labels) if planted.absent else there

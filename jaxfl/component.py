@@ -45,6 +45,16 @@ class capability(Generic[V]):  # noqa: N801 - used like a keyword, as ``property
     ``accepts_absent = capability(True)``, or, where it depends on the component's fields, as a
     decorator of a method, like ``property``. Read as an attribute of a component; of the class
     only where it is a value.
+
+    >>> class Stack(Component):
+    ...     layers: int
+    ...     learns = capability(True)
+    ...
+    ...     @capability
+    ...     def deep(self):
+    ...         return self.layers > 1
+    >>> Stack.learns, Stack(layers=3).deep
+    (True, True)
     """
 
     def __init__(self, value: V | Callable[[Any], V]) -> None:

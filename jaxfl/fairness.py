@@ -18,7 +18,11 @@ FLOOR = 1e-10
 
 
 class Weighed(Struct):
-    """What a fair method makes of a round's losses."""
+    """What a fair method makes of a round's losses.
+
+    >>> Weighed(factors=np.array([0.5, 1.0]), scale=np.array(1.0), state=()).h is None
+    True
+    """
 
     factors: Float[Array, " n"]
     """Multiply the clients' updates before the aggregator sees them."""
@@ -35,6 +39,13 @@ class Fairness(Component):
     The formulas are those of the papers, for a mean in which all clients weigh the same; weights
     by numbers of samples multiply the factors. A client whose loss or update is not finite is
     given the largest loss among the other clients. Empty slots change nothing.
+
+    >>> class ByLoss(jaxfl.Fairness):
+    ...     def weigh(self, losses, squared_norms, gradients, state, context):
+    ...         return Weighed(factors=losses, scale=1 / losses.mean(), state=state)
+    >>> losses = np.array([1.0, 3.0], np.float32)
+    >>> ByLoss().weigh(losses, losses, True, (), jaxfl.Context.of(2)).scale
+    np.float32(0.5)
     """
 
     def init(self, spec: Spec) -> State:
@@ -110,8 +121,11 @@ class QFFL(Fairness):
     """
 
     q: Scalar = field(at_least=0)
+    """How much more the badly served count; 0: not at all."""
     lipschitz: Scalar = field(above=0)
+    """L, 1 over the clients' learning rate."""
     cap: Scalar | None = field(default=None, at_least=1)
+    """Limits the powers of losses and h, to so many times their medians; none: no limit."""
 
     def weigh(
         self,
@@ -164,6 +178,7 @@ class AFL(Fairness):
     """
 
     rate: Scalar = field(at_least=0)
+    """Of the ascent of the clients' weights."""
 
     def init(self, spec: Spec) -> State:
         dtype = rows.accumulator(jnp.dtype(spec.dtype))
@@ -211,6 +226,7 @@ class TERM(Fairness):
     """
 
     tilt: Scalar
+    """Positive: the largest losses count more; negative: less."""
 
     def weigh(
         self,

@@ -14,7 +14,14 @@ from jaxfl.types import PyTree
 
 
 class Schedule(Component):
-    """A learning rate as a function of the step count. Abstract: override ``rate``."""
+    """A learning rate as a function of the step count. Abstract: override ``rate``.
+
+    >>> class Harmonic(jaxfl.Schedule):
+    ...     def rate(self, step):
+    ...         return 1 / (1 + step)
+    >>> jaxfl.SGD(learning_rate=Harmonic()).learning_rate.rate(3)
+    0.25
+    """
 
     @abc.abstractmethod
     def rate(self, step: Array) -> Array:
@@ -41,8 +48,11 @@ class StepDecay(Schedule):
     """
 
     initial: Scalar = field(above=0)
+    """The rate before the first boundary."""
     boundaries: tuple[int, ...] = ()
+    """Steps at which the rate changes."""
     factor: Scalar = field(default=0.1, above=0)
+    """Multiplies the rate at each of them."""
 
     def rate(self, step: Array) -> Array:
         passed = sum((jnp.asarray(step >= b, jnp.float32) for b in self.boundaries), jnp.zeros(()))
@@ -58,8 +68,11 @@ class CosineDecay(Schedule):
     """
 
     initial: Scalar = field(above=0)
+    """The rate at step 0."""
     steps: int = field(at_least=1)
+    """When the decay ends."""
     final: Scalar = field(default=0.0, at_least=0)
+    """The rate from then on."""
 
     def rate(self, step: Array) -> Array:
         done = jnp.minimum(step / self.steps, 1.0)
@@ -68,9 +81,18 @@ class CosineDecay(Schedule):
 
 
 class Optimizer(Component):
-    """An optax optimiser whose hyper-parameters are pytree leaves. Abstract: override ``rule``."""
+    """An optax optimiser whose hyper-parameters are pytree leaves. Abstract: override ``rule``.
+
+    >>> import optax
+    >>> class Lion(jaxfl.Optimizer):
+    ...     def rule(self):
+    ...         return optax.scale_by_lion()
+    >>> Lion(learning_rate=0.01)
+    Lion(learning_rate=0.01)
+    """
 
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    """A number, or a schedule of steps."""
 
     @abc.abstractmethod
     def rule(self) -> optax.GradientTransformation:
@@ -133,7 +155,9 @@ class SGD(Optimizer):
     """
 
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
+    """How much of the last direction is kept; none: nothing."""
     weight_decay: Scalar | None = field(default=None, at_least=0)
+    """Times the parameters, added to the gradient; none: nothing."""
 
     def rule(self) -> optax.GradientTransformation:
         parts = []
@@ -154,8 +178,11 @@ class Adam(Optimizer):
     """
 
     b1: Scalar = field(default=0.9, at_least=0, below=1)
+    """Decay of the mean of gradients."""
     b2: Scalar = field(default=0.999, at_least=0, below=1)
+    """Decay of the mean of their squares."""
     eps: Scalar = field(default=1e-8, above=0)
+    """Added to the root of that mean."""
 
     def rule(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)  # pyright: ignore
@@ -171,8 +198,11 @@ class Yogi(Optimizer):
     """
 
     b1: Scalar = field(default=0.9, at_least=0, below=1)
+    """Decay of the mean of gradients."""
     b2: Scalar = field(default=0.99, at_least=0, below=1)
+    """Decay of what stands for the mean of their squares."""
     eps: Scalar = field(default=1e-3, above=0)
+    """Added to the root of that."""
 
     def rule(self) -> optax.GradientTransformation:
         return optax.scale_by_yogi(self.b1, self.b2, self.eps)  # pyright: ignore
@@ -190,7 +220,9 @@ class Adagrad(Optimizer):
     """
 
     initial: Scalar = field(default=0.0, at_least=0)
+    """Sum of squares at the start."""
     eps: Scalar = field(default=1e-6, above=0)
+    """Added to that sum before the root."""
 
     def rule(self) -> optax.GradientTransformation:
         return optax.scale_by_rss(self.initial, self.eps)  # pyright: ignore

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxfl.component import Component, field, integer
+from jaxfl.component import Component, capability, field, integer
 from jaxfl.contracts import asked, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
@@ -17,12 +17,20 @@ SORTED = 10_000
 
 
 class Participation(Component):
-    """Draws the cohort of a round. Abstract: override ``cohort`` and ``sample``."""
+    """Draws the cohort of a round. Abstract: override ``cohort`` and ``sample``.
 
-    @property
-    def separation(self) -> int:
-        """The least number of rounds from one participation of a client to its next."""
-        return 1
+    >>> class Leaders(jaxfl.Participation):
+    ...     def cohort(self, population):
+    ...         return min(population, 2)
+    ...
+    ...     def sample(self, population, key, turn=0):
+    ...         return jnp.arange(self.cohort(population), dtype=jnp.int32), None
+    >>> Leaders().expected(10), Leaders().leaves_slots(10)
+    (2, False)
+    """
+
+    separation = capability(1)
+    """The least number of rounds from one participation of a client to its next."""
 
     @abc.abstractmethod
     def cohort(self, population: int) -> int:
@@ -91,6 +99,7 @@ class Uniform(Participation):
     """
 
     fraction: float = field(above=0, at_most=1)
+    """Share of the population in a round."""
 
     def cohort(self, population: int) -> int:
         return max(int(self.fraction * population + 1e-9), 1)
@@ -113,7 +122,9 @@ class Poisson(Participation):
     """
 
     rate: float = field(above=0, at_most=1)
+    """Probability that a client takes part."""
     overflow: float = field(default=1e-18, above=0, below=1)
+    """Probability at most that a round has too few slots."""
 
     def cohort(self, population: int) -> int:
         from scipy.stats import binom
@@ -162,8 +173,9 @@ class Cyclic(Participation):
     """
 
     groups: int = field(at_least=1)
+    """How many groups take turns."""
 
-    @property
+    @capability
     def separation(self) -> int:
         return self.groups
 

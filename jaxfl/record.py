@@ -9,7 +9,7 @@ from jaxfl.types import Context, Info, Struct, present_mask
 
 
 class RoundRecord(Struct):
-    """What is written down about a round."""
+    """What is written down about a round; of ``jaxfl.run``, with a leading axis of rounds."""
 
     loss: Float[Array, ""]
     """Training loss, mean over the honest clients of the cohort."""

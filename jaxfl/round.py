@@ -29,7 +29,7 @@ from jaxfl.privacy.deployment import Turn
 from jaxfl.record import RoundRecord, record_of
 from jaxfl.sending import send
 from jaxfl.state import FederationState, Plan, RoundKeys, round_keys
-from jaxfl.types import Batch, Context, State, Struct, present_mask
+from jaxfl.types import Batch, Context, Info, PyTree, State, Struct, present_mask
 
 
 class Received(Struct):
@@ -119,17 +119,10 @@ def answer(
     update, server = federation.algorithm.checked_finish(
         state.server, update, messages, context, share
     )
-
-    change: Any
-    change, optimizer = federation.optimizer.transform().update(
-        update, state.optimizer, state.params
-    )
-    params: Any = optax.apply_updates(state.params, change)
-    kept = present_mask(context, received.sent.shape[0])
-    if result.info.selected is not None:
-        kept &= result.info.selected.astype(bool)
+    params, optimizer = _step(federation, state, update)
+    kept = _kept(context, result.info, received.sent.shape[0])
     new_state = state.replace(
-        params=replicate(params),
+        params=params,
         model_state=_mean_model_state(told.model_state, state.model_state, kept),
         optimizer=optimizer,
         clients=jax.tree.map(
@@ -237,12 +230,28 @@ def _release(
     return federation.privacy.checked("release", aggregate, seen, turn, memory, key)
 
 
+def _step(
+    federation: Federation, state: FederationState, update: Float[Array, " d"]
+) -> tuple[Float[Array, " d"], PyTree]:
+    """The parameters after the optimiser's step, and its memory."""
+    optimizer = federation.optimizer.transform()
+    change, memory = optimizer.update(update, state.optimizer, state.params)
+    params: Any = optax.apply_updates(state.params, change)  # pyright: ignore
+    return replicate(params), memory
+
+
 def _share(federation: Federation, plan: Plan, context: Context) -> Float[Array, ""]:
     """The share of the population that takes part; the expected one where that is private."""
     population = plan.spec.population
     if federation.privacy.hides_cohort:
         return jnp.asarray(federation.participation.expected(population) / population)
     return jnp.sum(present_mask(context, plan.spec.cohort)) / population
+
+
+def _kept(context: Context, info: Info, n: int) -> Bool[Array, " n"]:
+    """The clients that are present and, where the rule selects, selected."""
+    kept = present_mask(context, n)
+    return kept if info.selected is None else kept & info.selected.astype(bool)
 
 
 def _mean_model_state(

@@ -59,19 +59,30 @@ def send(
         state.ranks.at[context.client_ids].get(mode="clip"),
     )
     if mechanism_last:
-        noise = _noise_keys(keys.noise, context)
-        # The scope is the function's: over a stream it runs later, wherever rows are asked for.
-        message = jax.named_scope("privacy")(functools.partial(privacy.checked, "message"))
-        sent = by_columns(each(message, sent, noise, context.byzantine))
-        sent = _multiplied(sent, weighed)
+        sent = _multiplied(_noised(federation, keys, context, sent), weighed)
     elif federation.attack.crafts:
-
-        @jax.named_scope("privacy")
-        def taken_for(row: Array, crafted: Array) -> Array:
-            return jnp.where(crafted, privacy.checked("crafted", row), row)
-
-        sent = each(taken_for, sent, context.byzantine)
+        sent = _taken_for(federation, context, sent)
     return sent, weighed, memory
+
+
+def _noised(federation: Federation, keys: RoundKeys, context: Context, sent: Rows) -> Rows:
+    """What the mechanism makes of messages that have been attacked."""
+    assert context.byzantine is not None
+    noise = _noise_keys(keys.noise, context)
+    # The scope is the function's: over a stream it runs later, wherever rows are asked for.
+    message = functools.partial(federation.privacy.checked, "message")
+    return by_columns(each(jax.named_scope("privacy")(message), sent, noise, context.byzantine))
+
+
+def _taken_for(federation: Federation, context: Context, sent: Rows) -> Rows:
+    """What the server takes messages for that were crafted after the mechanism."""
+    assert context.byzantine is not None
+
+    @jax.named_scope("privacy")
+    def taken_for(row: Array, crafted: Array) -> Array:
+        return jnp.where(crafted, federation.privacy.checked("crafted", row), row)
+
+    return each(taken_for, sent, context.byzantine)
 
 
 def _noise_keys(key: Key[Array, ""], context: Context) -> Key[Array, " n"]:

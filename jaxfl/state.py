@@ -21,7 +21,14 @@ a stream of chunks that are computed anew in every pass over them and never all 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What shapes the program of a round: static and hashable. ``make_plan`` makes it."""
+    """What shapes the program of a round: static and hashable. ``make_plan`` makes it.
+
+    >>> inputs, labels = np.zeros((6, 4), np.float32), np.array([0, 1, 0, 1, 0, 1])
+    >>> data = jaxfl.data.from_arrays(inputs, labels, inputs, labels).split(jaxfl.data.IID(), 3)
+    >>> plan = jaxfl.make_plan(jaxfl.Federation(), data, jaxfl.models.Softmax(), client_chunk=1)
+    >>> plan.spec.dim, plan.chunk, plan.storage
+    (10, 1, 'matrix')
+    """
 
     objective: Objective
     spec: Spec

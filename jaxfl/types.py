@@ -28,7 +28,11 @@ class Struct(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The static sizes of a federation."""
+    """The static sizes of a federation.
+
+    >>> jaxfl.FLTrust().init(Spec(population=50, cohort=10, dim=650))
+    ()
+    """
 
     population: int
     """Clients in all."""
@@ -82,7 +86,12 @@ class Context(Struct):
 
 
 class Batch(Struct):
-    """Samples of one client's step."""
+    """Samples of one client's step.
+
+    >>> batch = Batch(np.zeros((3, 8)), labels=np.zeros(3, int), mask=np.arange(3) < 2)
+    >>> int(batch.mask.sum())
+    2
+    """
 
     inputs: Array
     labels: Int[Array, " b"]
@@ -91,7 +100,11 @@ class Batch(Struct):
 
 
 class Info(Struct):
-    """Why a rule answered what it did, per original client; fields are fixed per rule."""
+    """Why a rule answered what it did, per original client; fields are fixed per rule.
+
+    >>> Info(selected=np.array([True, False])).weights is None
+    True
+    """
 
     selected: Bool[Array, " n"] | None = None
     weights: Float[Array, " n"] | None = None
@@ -99,7 +112,14 @@ class Info(Struct):
 
 
 class Aggregated(Struct):
-    """What a rule returns."""
+    """What a rule returns.
+
+    >>> class First(jaxfl.Aggregator):
+    ...     def aggregate(self, updates, state, context):
+    ...         return Aggregated(update=updates[0], state=state, info=Info())
+    >>> First()(jnp.array([[1.0], [2.0]]))
+    Array([1.], dtype=float32)
+    """
 
     update: PyTree
     """The aggregate: ``[d]``, or the structure of the updates in a notebook call."""

@@ -6,9 +6,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tomli_w
+from typer.testing import CliRunner
 
 from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, TrimmedMean
 from jaxfl.aggregators.mixing import with_f
+from jaxfl.cli import app
 from jaxfl.data import FederatedData, from_arrays
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Aggregated, Batch, Context, Info, Spec
@@ -147,3 +150,12 @@ def products_below_highest(lowered: jax.stages.Lowered) -> list[str]:
         line for line in lines if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)
     ]
     return [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+def ran(table, folder):
+    """The folder of a run of this experiment below ``folder``, and what the command line showed."""
+    (folder / "one.toml").write_text(tomli_w.dumps(table))
+    words = ["run", str(folder / "one.toml"), "--out", str(folder / "run"), "--quiet"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return folder / "run", result.output.replace("\n", "")

@@ -14,7 +14,7 @@ from jaxfl import IPM, FedAvg, Federation, FedSGD, Mean, Median, MessagePrivacy,
 from jaxfl.auditing import Audit, Canaries, _lower, audit
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import SCAFFOLD
-from jaxfl.component import Scalar
+from jaxfl.component import Scalar, capability
 from jaxfl.data import from_arrays
 from jaxfl.fairness import TERM
 from jaxfl.models import Softmax
@@ -270,10 +270,17 @@ CLIPPED = CentralPrivacy(clip=1.0, noise_multiplier=1.0)
 EXAMPLES = ExamplePrivacy(clip=1.0, noise_multiplier=1.0)
 
 
+class Unclipped(ExamplePrivacy):
+    """Does not say how long a gradient is."""
+
+    reach = capability(None)
+
+
 @pytest.mark.parametrize(
     ("parts", "settings", "message"),
     [
         ({}, {}, "with privacy"),
+        ({"privacy": Unclipped(noise_multiplier=1.0), "algorithm": SGD}, {}, "declare its reach"),
         ({"privacy": LOCAL, "fairness": TERM(tilt=1.0)}, {}, "without fairness"),
         ({"privacy": CLIPPED}, {}, "weighted=False"),
         ({"privacy": CLIPPED, "aggregator": Median()}, {}, "weighted=False"),

@@ -22,6 +22,7 @@ from jaxfl.participation import Participation
 from jaxfl.privacy import Privacy
 from jaxfl.profiling import Peaks, measuring, profiler
 from jaxfl.registry import REGISTRY
+from jaxfl.report.public import public_names
 
 WITH_EXAMPLES = (
     Aggregator,
@@ -74,18 +75,23 @@ def test_a_wrong_example_would_be_seen():
 
 PUBLIC = {
     *(cls for kind in WITH_EXAMPLES for cls in REGISTRY[kind].values()),
-    *(getattr(jaxfl, name) for name in jaxfl.__all__ if inspect.isclass(getattr(jaxfl, name))),
+    *(cls for names in public_names().values() for cls in names.values() if inspect.isclass(cls)),
 }
-# What the round hands to parts of one's own, and nobody makes.
+# What the round hands to parts of one's own, or a run leaves behind, and nobody makes.
 HANDED_OVER = {
     jaxfl.AttackView,
     jaxfl.Broadcast,
     jaxfl.ClientView,
     jaxfl.Defence,
     jaxfl.Deployment,
+    jaxfl.Evaluation,
+    jaxfl.FederationState,
     jaxfl.Message,
+    jaxfl.RoundRecord,
     jaxfl.Samples,
     jaxfl.Statistics,
+    jaxfl.Turn,
+    jaxfl.profiling.Profile,
 }
 
 

@@ -100,6 +100,8 @@ def compare(model, clients, parts, runs=1):
     assert needed.peak >= needed.block > needed.updates > 0
 
 
+# These hold whichever compiler is asked for, of what a round keeps alive: checked in every run of
+# the suite with the quickest one. Those below are compiled as for users, in `make test-all`.
 @pytest.mark.parametrize("name", FEW)
 def test_the_estimate_is_that_of_the_compiled_program(name):
     compare(*FEW[name])

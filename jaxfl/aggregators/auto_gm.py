@@ -55,8 +55,11 @@ class AutoGM(WeightingRule):
     """
 
     lamb: Scalar = field(default=2.0, above=0)
+    """Weight of the penalty, in the units of the updates' distances."""
     iterations: int = field(default=16, at_least=1)
+    """Turns of weights and median."""
     steps: int = field(default=32, at_least=1)
+    """Weiszfeld steps in a turn."""
     accepts_absent = capability(True)
     translation_equivariant = capability(True)
     differentiable = capability(True)

@@ -105,6 +105,7 @@ class Bulyan(Aggregator):
 
     f: int = field(at_least=0)
     variant: str = field(default="paper", choices=("paper", "ndss21", "epfl"))
+    """How the n - 2f rows are picked: as the paper or one of two codes does."""
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
 

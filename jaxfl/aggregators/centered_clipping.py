@@ -32,7 +32,9 @@ class CenteredClipping(WeightingRule):
     """
 
     tau: Scalar = field(default=10.0, above=0)
+    """Farthest that a row may pull, in the units of the updates."""
     iterations: int = field(default=3, at_least=1)
+    """Steps in a round."""
     accepts_absent = capability(True)
     public_memory = capability(True)
     differentiable = capability(True)

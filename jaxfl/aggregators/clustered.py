@@ -59,7 +59,9 @@ class ClippedClustering(WeightingRule):
     """
 
     window: int = field(default=1000, at_least=1)
+    """Rounds whose norms are remembered, this one included."""
     linkage: str = field(default="average", choices=("average", "single"))
+    """What counts as the distance of two clusters."""
     needs = capability(frozenset({"norms", "inner"}))
     accepts_absent = capability(True)
     unit_free = capability(True)
@@ -116,6 +118,7 @@ class FLAME(WeightingRule):
     """
 
     noise_factor: Scalar | None = field(default=0.001, at_least=0)
+    """Standard deviation of the noise in units of the median norm; none: no noise."""
     needs = capability(frozenset({"norms", "inner"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)

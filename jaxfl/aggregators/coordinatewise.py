@@ -132,6 +132,7 @@ class Median(CoordinatewiseRule):
     """
 
     lower: bool = False
+    """Of two middle values the lower one, as PyTorch has it, not their mean."""
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
     differentiable = capability(True)

@@ -57,8 +57,11 @@ class DnC(WeightingRule):
     name = "dnc"
     f: int = field(at_least=0)
     iterations: int = field(default=5, at_least=1)
+    """How many samples of coordinates are looked at."""
     columns_per_sample: int = field(default=10_000, at_least=1)
+    """Coordinates in a sample."""
     c: float = field(default=1.0, above=0)
+    """Rows dropped in each of them, in units of f."""
     streams = capability(False)  # its columns are as large as the updates
     needs = capability(frozenset({"norms"}))
     scale_equivariant = capability(True)

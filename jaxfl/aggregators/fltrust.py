@@ -35,6 +35,7 @@ class FLTrust(WeightingRule):
 
     name = "fltrust"
     root_scale: Scalar = field(default=1.0, above=0)
+    """Multiplies the server's own update."""
 
     accepts_absent = capability(True)
     needs = capability(frozenset({"norms", "products"}))

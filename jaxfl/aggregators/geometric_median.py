@@ -117,11 +117,17 @@ class GeometricMedian(WeightingRule):
     """
 
     iterations: int = field(default=32, at_least=1)
+    """Weiszfeld steps."""
     nu: Scalar = field(default=1e-6, above=0)
+    """Least distance that counts, in units of the majority's reach."""
     start: str = field(default="medoid", choices=("medoid", "mean", "zero"))
+    """Where the steps begin."""
     absolute: bool = False
+    """Whether nu is in the units of the updates, and nothing but the steps is taken."""
     weighted: bool = False
+    """Whether distances are weighed by the clients' numbers of samples."""
     reweightings: int = field(default=0, at_least=0)
+    """How often weights fall with the distance and the median is taken again."""
     accepts_absent = capability(True)
     differentiable = capability(True)
 

@@ -54,6 +54,7 @@ class FoolsGold(Aggregator):
 
     name = "foolsgold"
     average: bool = True
+    """Whether learning rates are divided by their sum."""
     tolerates = capability(False)
     accepts_absent = capability(True)
     by_client = capability(True)
@@ -103,13 +104,8 @@ class ByzantineSGD(Aggregator):
     ``|g_i - g_med| <= 4 V``, where A_i and B_i sum ``<g_i, x_t - x_1>`` and g_i over the rounds,
     B_med is a row with more than half of the others within T_B and g_med one with more than
     half within 2 V. The answer is ``1/n sum`` of the good clients' updates. Thresholds:
-    ``T_B = 4 V sqrt(T log(16 n T / delta))`` and ``T_A = D T_B``.
-
-    Args:
-      deviation: V, how far an honest update may be from the true gradient; in its units.
-      diameter: D, how far parameters may move from where they started.
-      horizon: T, rounds in all.
-      delta: probability of failure.
+    ``T_B = 4 V sqrt(T log(16 n T / delta))`` and ``T_A = D T_B``; V, D and T are ``deviation``,
+    ``diameter`` and ``horizon``.
 
     Needs an honest majority, full participation, and ``context.params``. Where no row has a
     majority nearby, the row with most neighbours takes its place. A row that is not finite
@@ -122,9 +118,13 @@ class ByzantineSGD(Aggregator):
     """
 
     deviation: Scalar = field(default=10.0, above=0)
+    """V, how far an honest update may be from the true gradient; in its units."""
     diameter: Scalar = field(default=10.0, above=0)
+    """D, how far parameters may move from where they started."""
     horizon: Scalar = field(default=1000.0, at_least=1)
+    """T, rounds in all."""
     delta: Scalar = field(default=0.01, above=0, below=1)
+    """Probability of failure."""
     by_client = capability(True)
     follows_model = capability(True)
     in_units = capability(("deviation",))

@@ -141,7 +141,9 @@ class Krum(WeightingRule):
 
     f: int = field(at_least=0)
     neighbours: int | None = field(default=None, at_least=1)
+    """How many of the nearest others count; none: n - f - 2."""
     power: int = field(default=2, choices=(1, 2, 4))
+    """Power of the distance that is summed."""
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
@@ -183,9 +185,13 @@ class MultiKrum(WeightingRule):
 
     f: int = field(at_least=0)
     q: int | None = field(default=None, at_least=1)
+    """How many updates are averaged; none: n - f - 2, or n - 2f - 2 where iterative."""
     neighbours: int | None = field(default=None, at_least=1)
+    """How many of the nearest others count; none: n - f - 2."""
     power: int = field(default=2, choices=(1, 2, 4))
+    """Power of the distance that is summed."""
     iterative: bool = False
+    """Whether the others are scored again after each pick."""
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)

@@ -48,7 +48,9 @@ class LossRejection(Aggregator):
 
     f: int = field(at_least=0)
     method: str = field(default="union", choices=("err", "lfr", "union"))
+    """Impact on the error rate, on the loss, or either."""
     learning_rate: Scalar = field(default=0.1, above=0)
+    """The step that the server takes with the aggregate."""
 
     tolerates = capability(False)
     accepts_absent = capability(True)

@@ -27,6 +27,7 @@ class Mean(WeightingRule):
     """
 
     weighted: bool = True
+    """Whether clients count by their numbers of samples."""
 
     tolerates = capability(False)
     accepts_absent = capability(True)

@@ -38,7 +38,9 @@ class MoNNA(WeightingRule):
     name = "monna"
     f: int = field(at_least=0)
     trusted: int = field(default=0, at_least=0)
+    """Index of the update that nearness is to."""
     pivot: Aggregator | None = None
+    """A rule whose answer takes that update's place."""
     differentiable = capability(True)
 
     @capability

@@ -61,6 +61,7 @@ class CGE(WeightingRule):
 
     f: int = field(at_least=0)
     average: bool = True
+    """Whether the kept updates are averaged; else summed."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -101,6 +102,7 @@ class NBS(WeightingRule):
 
     f: int = field(at_least=0)
     beta: float | None = field(default=None, at_least=0, below=1)
+    """Share of the updates that is dropped, in place of f of them."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -140,8 +142,11 @@ class TNBS(WeightingRule):
 
     f: int = field(at_least=0)
     low: int | None = field(default=None, at_least=0)
+    """How many of the smallest norms are dropped; none: f."""
     high: int | None = field(default=None, at_least=0)
+    """How many of the largest norms are dropped; none: f."""
     quantile: float | None = field(default=None, at_least=0, below=0.5)
+    """Share dropped on either side, in place of numbers."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -192,7 +197,9 @@ class NormClipping(WeightingRule):
     """
 
     tau: Scalar | None = field(default=None, above=0)
+    """Largest norm, in the units of the updates; none: the median norm of the round."""
     noise_std: Scalar | None = field(default=None, at_least=0)
+    """Standard deviation of the noise on every coordinate of the mean; none: no noise."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
 

@@ -27,7 +27,9 @@ class Pipeline(Aggregator):
     """
 
     pre: tuple[PreAggregator, ...]
+    """What mixes the rows, in this order."""
     rule: Aggregator
+    """What aggregates the mixed rows."""
 
     @capability
     def permutation_equivariant(self) -> bool:

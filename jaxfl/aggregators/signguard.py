@@ -44,30 +44,27 @@ def _lower_median(values: Float[Array, "n c"], mask: Bool[Array, " n"]) -> Float
 
 
 class _SignGuard(WeightingRule):
-    """What the three variants share. Abstract.
-
-    Args:
-      low: least norm that passes, in units of the median norm.
-      high: largest norm that passes, in the same units.
-      fraction: share of coordinates whose signs are looked at.
-      window: look at one random run of coordinates, as the authors' code does, instead of a
-        random one in each of as many stretches.
-      start: where that run begins, for comparisons in which it must be known; else at random.
-      filter_norms: the first component, the norm filter.
-      cluster_signs: the second, the clustering of sign statistics.
-      clip: the third, clipping those selected to the median norm.
-      lower: the median norm is the lower of two middle ones, as PyTorch's is, not their mean.
-    """
+    """What the three variants share. Abstract."""
 
     low: Scalar = field(default=0.1, at_least=0, at_most=1)
+    """Least norm that passes, in units of the median norm."""
     high: Scalar = field(default=3.0, at_least=1)
+    """Largest norm that passes, in the same units."""
     fraction: float = field(default=0.1, above=0, at_most=1)
+    """Share of coordinates whose signs are looked at."""
     window: bool = False
+    """Look at one random run of coordinates, as the authors' code does, instead of a random one in
+    each of as many stretches."""
     start: int | None = field(default=None, at_least=0)
+    """Where that run begins, for comparisons in which it must be known; else at random."""
     filter_norms: bool = True
+    """The first component, the norm filter."""
     cluster_signs: bool = True
+    """The second, the clustering of sign statistics."""
     clip: bool = True
+    """The third, clipping those selected to the median norm."""
     lower: bool = False
+    """The median norm is the lower of two middle ones, as PyTorch's is, not their mean."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -192,6 +189,7 @@ class _Remembering(_SignGuard):
     """Compares with the previous output, in the first rounds with the other clients. Abstract."""
 
     warmup: int = field(default=1, at_least=1)
+    """Rounds in which clients are compared with one another."""
     public_memory = capability(True)
 
     def init(self, spec: Spec) -> State:

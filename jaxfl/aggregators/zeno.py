@@ -47,10 +47,15 @@ class Zeno(Aggregator):
 
     f: int = field(at_least=0)
     b: int | None = field(default=None, at_least=0)
+    """How many updates are dropped; none: f."""
     learning_rate: Scalar = field(default=0.1, above=0)
+    """The step that the server takes with the aggregate."""
     rho: Scalar = field(default=0.0005, at_least=0)
+    """What a unit of the squared norm takes off a score."""
     mean_square: bool = False
+    """Whether that norm is a mean over coordinates, not a sum."""
     samples: int | None = field(default=None, at_least=1)
+    """Root samples drawn in a round; none: all."""
 
     accepts_absent = capability(True)
     needs_root = capability(frozenset({"batch"}))

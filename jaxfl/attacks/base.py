@@ -50,6 +50,11 @@ class Attack(Component):
     """Knows the server's own update, so the defence must have one."""
 
     @capability
+    def backdoor(self) -> Any:
+        """The attack that plants a trigger, if any: its success is measured."""
+        return None
+
+    @capability
     def streams(self) -> bool:
         """Needs no more of the updates than passes over their rows, which are never all held."""
         return not self.crafts
@@ -97,11 +102,6 @@ class Attack(Component):
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""
-
-    @property
-    def backdoor(self) -> Any:
-        """The attack that plants a trigger, if any: its success is measured."""
-        return None
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""

@@ -67,7 +67,7 @@ class _Combination(Attack):
         for part in self.parts():
             part.check(sample_shape, classes)
 
-    @property
+    @capability
     def backdoor(self) -> Any:
         found = (part.backdoor for part in self.parts())
         return next((part for part in found if part is not None), None)
@@ -83,7 +83,9 @@ class Onset(_Combination):
     """
 
     attack: Attack
+    """What begins in round ``start``."""
     start: int = field(at_least=0)
+    """The first round of the attack, from 0."""
 
     streams = capability(_parts_stream)
 
@@ -125,7 +127,9 @@ class Combined(_Combination):
     """
 
     data: Attack
+    """What poisons the attackers' data."""
     message: Attack
+    """What rewrites their messages."""
 
     streams = capability(_parts_stream)
 
@@ -162,6 +166,7 @@ class _Several(_Combination):
     """Several attacks, each with a memory of its own. Abstract."""
 
     attacks: tuple[Attack, ...]
+    """The attacks among which rounds or attackers are divided."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +198,9 @@ class TimeVarying(_Several):
     """
 
     every: int = field(default=1, at_least=1)
+    """Rounds for which one attack lasts."""
     seed: int = field(default=0, at_least=0, at_most=MOST_SEED)
+    """Of the schedule; the run's own seeds do not change it."""
 
     streams = capability(_parts_stream)
 

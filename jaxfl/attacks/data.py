@@ -28,6 +28,7 @@ class LabelFlip(Attack):
     """
 
     to: str = field(default="mirror", choices=("mirror", "random", "least_likely"))
+    """Which wrong label."""
     poisons = capability(True)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
@@ -47,11 +48,15 @@ class _Trigger(Attack):
     """A bright square in a corner of images, taught to mean ``target``. Abstract."""
 
     size: int = field(default=4, at_least=1)
+    """Side of the square, in pixels."""
     target: int = field(default=0, at_least=0)
+    """The class that stamped images are taught as."""
     fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
+    """Share of each batch that is stamped."""
     corner: str = field(
         default="bottom_right", choices=("top_left", "top_right", "bottom_left", "bottom_right")
     )
+    """Where in the image."""
     poisons = capability(True)
     knows = capability(OWN)
 
@@ -69,7 +74,7 @@ class _Trigger(Attack):
                 f"{name}: target must be a class, 0 to {classes - 1}; got {self.target}"
             )
 
-    @property
+    @capability
     def backdoor(self) -> "_Trigger":
         return self
 
@@ -136,6 +141,7 @@ class DBA(_Trigger):
     """
 
     parts: int = field(default=4, at_least=2)
+    """Into how many the square is cut."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,11 @@ class TNBSStealth(InformedAttack):
     """
 
     quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
+    """Of the known norms, for the norm of what is sent."""
     high: int | None = field(default=None, at_least=0)
+    """How many of the largest norms the defence drops, if that is known."""
     direction: str = field(default="unit", choices=("unit", "std"))
+    """Minus the mean, or minus the deviation of each coordinate."""
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         known = self.known(view)
@@ -88,6 +91,7 @@ class SignGuardAware(InformedAttack):
     name = "signguard_aware"
 
     scale: Scalar = field(default=1.0, at_least=0)
+    """Norm of what is sent, in units of the known updates' median norm."""
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
@@ -137,6 +141,7 @@ class FLTrustAdaptive(InformedAttack):
     name = "fltrust_adaptive"
 
     angles: int = field(default=1000, at_least=2)
+    """How many cosines to the server's update are tried."""
     needs_root = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:

@@ -35,6 +35,7 @@ class FangTrim(InformedAttack):
     """
 
     reach: Scalar = field(default=2.0, above=1)
+    """How far beyond the honest values, as a factor."""
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         dtype = rows.accumulator(view.updates.dtype)

@@ -47,9 +47,13 @@ class GradientAttack(InformedAttack):
     name = "gradient"
 
     iterations: int = field(default=30, at_least=1)
+    """Moves in a round."""
     radius: Scalar = field(default=1.0, above=0)
+    """Of the ball, in units of the farthest known update's distance from the mean."""
     smoothing: Scalar = field(default=0.5, at_least=0)
+    """Random shift of where gradients are taken, in units of each coordinate's deviation."""
     starts: tuple[Attack, ...] = ()
+    """Attacks on messages whose most damaging row is the start."""
     probes = capability(True)
 
     @classmethod

@@ -27,6 +27,7 @@ class InformedAttack(Attack):
     """
 
     knowledge: str = field(default=FULL, choices=(FULL, PARTIAL))
+    """All honest updates of the round, or the attackers' own only."""
     crafts = capability(True)
 
     @capability

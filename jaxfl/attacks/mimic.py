@@ -43,7 +43,9 @@ class Mimic(Attack):
     """
 
     target: int | None = field(default=0, at_least=0)
+    """Index of the client that is copied, among the honest of the cohort; none: chosen."""
     warmup: int = field(default=1, at_least=1)
+    """Rounds before a client is chosen for good."""
     crafts = capability(True)
     knows = capability(ALL)
 
@@ -109,8 +111,11 @@ class FreeRider(Attack):
     """
 
     scale: Scalar = field(default=1.0, at_least=0)
+    """Multiplies the server's last step."""
     std: Scalar = field(default=0.0, at_least=0)
+    """Standard deviation of the disguise in round 0."""
     decay: Scalar = field(default=1.0, at_least=0)
+    """Power of the round by which the disguise shrinks."""
     crafts = capability(True)
     streams = capability(True)
     knows = capability(NOTHING)

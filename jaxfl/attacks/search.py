@@ -89,7 +89,9 @@ class LineSearch(InformedAttack):
     """
 
     search: str = field(default="grid", choices=("grid", "expansion"))
+    """How points of the line are tried."""
     evaluations: int = field(default=32, at_least=4)
+    """Runs of the defence in a round."""
     probes = capability(True)
 
     @classmethod
@@ -132,6 +134,7 @@ class AGRTailored(LineSearch):
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
+    """Minus the deviations, the unit mean, or the mean's signs."""
 
     def line(
         self, mean: Float[Array, " d"], std: Float[Array, " d"]
@@ -153,6 +156,7 @@ class OptimizedALIE(LineSearch):
     """
 
     sign: int = field(default=-1, choices=(-1, 1))
+    """Which side of the mean."""
 
     def line(
         self, mean: Float[Array, " d"], std: Float[Array, " d"]

@@ -32,7 +32,9 @@ class Gaussian(Attack):
     """
 
     mean: Scalar = field(default=0.0)
+    """Of every coordinate."""
     std: Scalar = field(default=0.5, at_least=0)
+    """Of every coordinate, a standard deviation."""
     knows = capability(NOTHING)
     crafts = capability(True)
     streams = capability(True)
@@ -61,6 +63,7 @@ class Noise(Attack):
     """
 
     std: Scalar = field(default=0.5, at_least=0)
+    """Standard deviation of the noise."""
     crafts = capability(True)
     streams = capability(True)
 
@@ -81,6 +84,7 @@ class SignFlip(Attack):
     """
 
     of: str = field(default="own", choices=("own", "mean"))
+    """Whose update is turned around: each attacker's own, or the honest mean."""
     crafts = capability(True)
     streams = capability(True)
 
@@ -109,6 +113,7 @@ class Scaling(Attack):
     """
 
     factor: Scalar = field(above=0)
+    """Multiplies the attackers' updates."""
     crafts = capability(True)
     streams = capability(True)
 
@@ -134,6 +139,7 @@ class ReverseScaling(Attack):
     """
 
     factor: Scalar = field(default=100.0, at_least=0)
+    """Multiplies the attackers' updates, which are turned around."""
     crafts = capability(True)
     streams = capability(True)
 
@@ -211,7 +217,9 @@ class BitFlip(Attack):
     """
 
     bits: tuple[int, ...] = (21, 29, 30, 31)
+    """Positions in a float32, 0 the least significant."""
     coordinates: int | None = field(default=1000, at_least=1)
+    """How many coordinates, from the first; none: all."""
     crafts = capability(True)
     streams = capability(True)
 

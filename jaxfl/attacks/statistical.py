@@ -29,7 +29,9 @@ class ALIE(InformedAttack):
     """
 
     z: Scalar | None = field(default=None)
+    """How many standard deviations from the mean; none: as many as hide."""
     sign: int = field(default=-1, choices=(-1, 1))
+    """Which side of the mean."""
     streams = capability(True)
 
     @classmethod
@@ -79,6 +81,7 @@ class IPM(InformedAttack):
     """
 
     scale: Scalar = field(default=0.1, at_least=0)
+    """Multiplies the known mean, which is turned around."""
     streams = capability(True)
 
     @classmethod
@@ -137,6 +140,7 @@ class MinMax(InformedAttack):
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
+    """Minus the deviations, the unit mean, or the mean's signs."""
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
@@ -176,7 +180,9 @@ class MinSum(InformedAttack):
     """
 
     direction: str = field(default="std", choices=DIRECTIONS)
+    """Minus the deviations, the unit mean, or the mean's signs."""
     bound: str = field(default="max", choices=("max", "min"))
+    """Whose sum of squared distances is not exceeded: the largest, or the least."""
     streams = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:

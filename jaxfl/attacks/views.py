@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,12 @@ class ClientView(Struct):
     """The largest value of an input, per channel: white in an image."""
 
 
+class Mechanism(Protocol):
+    """What attackers ask of a mechanism of privacy: what its hooks make of a message."""
+
+    def checked(self, hook: str, *given: Any) -> Any: ...
+
+
 class Defence(Struct):
     """The defence as an adaptive attack sees it: the rule, its memory, not the server's key."""
 
@@ -38,8 +44,9 @@ class Defence(Struct):
     context: Context
     start: State = ()
     """The rule's memory at the start of a run."""
-    privacy: Any = None
-    """The mechanism of privacy, whose hooks stand between the messages and the rule."""
+    privacy: Mechanism | None = None
+    """The mechanism of privacy, whose hooks stand between the messages and the rule. None outside
+    of a round, in a notebook's call: the rule is given the messages as they are."""
     memory: State = ()
     """The mechanism's."""
     noise: Key[Array, " n"] | None = None

@@ -239,9 +239,10 @@ class ClientAlgorithm(Component):
           per_pass: gradient steps in one pass over the samples.
 
         Returns:
-          Gradient steps in a round, and the passes over the samples that these begin.
+          Gradient steps in a round, and the passes over the samples that these begin; (0, 0),
+          which nothing is computed from, where an algorithm does not say.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it uses samples")
+        return 0, 0
 
     def checked_uses(self, per_pass: int) -> tuple[int, int]:
         """``uses``, looked at as ``checked_step`` does."""

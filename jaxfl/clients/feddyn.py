@@ -33,7 +33,9 @@ class FedDyn(LocalTraining):
     name = "feddyn"
 
     alpha: Scalar = field(default=0.1, above=0)
+    """Weight of the pull towards the received model."""
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    """Of local steps; a schedule counts rounds."""
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)

@@ -27,6 +27,7 @@ class FedSGD(ClientAlgorithm):
     name = "fedsgd"
 
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
+    """The client's, b; none: the gradient itself is sent."""
 
     gradients = capability(True)
     private = capability(True)

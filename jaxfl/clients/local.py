@@ -94,7 +94,9 @@ class LocalTraining(ClientAlgorithm):
     """Algorithms with ``epochs`` passes over the client's data, or ``steps`` steps. Abstract."""
 
     epochs: int = field(default=1, at_least=1)
+    """Passes over the client's data."""
     steps: int | None = field(default=None, at_least=1)
+    """Steps of every client, in place of passes."""
 
     private = capability(True)
     post_processes = capability(True)
@@ -142,6 +144,7 @@ class FedAvg(LocalTraining):
     name = "fedavg"
 
     optimizer: Optimizer = SGD(learning_rate=0.1)
+    """Of local steps; it starts afresh each round."""
 
     def step(
         self,
@@ -168,7 +171,9 @@ class FedProx(LocalTraining):
     name = "fedprox"
 
     mu: Scalar = field(default=0.01, at_least=0)
+    """Weight of the pull towards the received model."""
     optimizer: Optimizer = SGD(learning_rate=0.1)
+    """Of local steps; it starts afresh each round."""
 
     def step(
         self,
@@ -209,8 +214,11 @@ class FedNova(ClientAlgorithm):
     name = "fednova"
 
     epochs: int = field(default=1, at_least=1)
+    """Passes over the client's data."""
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    """Of local steps; a schedule counts rounds."""
     momentum: Scalar | None = field(default=None, at_least=0, below=1)
+    """Of local steps; none: plain SGD."""
 
     private = capability(True)
 

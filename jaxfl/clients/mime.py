@@ -31,8 +31,11 @@ class MimeLite(ClientAlgorithm):
     """
 
     steps: int = field(default=10, at_least=1)
+    """Local steps."""
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    """Of local steps; a schedule counts rounds."""
     momentum: Scalar = field(default=0.9, at_least=0, below=1)
+    """The server's, b, held fixed in local steps."""
 
     width = capability(2)
     post_processes = capability(True)

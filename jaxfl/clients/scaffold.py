@@ -37,7 +37,9 @@ class SCAFFOLD(ClientAlgorithm):
     """
 
     steps: int = field(default=10, at_least=1)
+    """Local steps."""
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
+    """Of local steps; a schedule counts rounds."""
 
     private = capability(True)
     post_processes = capability(True)

@@ -14,6 +14,7 @@ from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import REPORT, RunFolder
+from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import Result, conclude
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
@@ -23,7 +24,7 @@ from jaxfl.registry import unknown
 from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, signs_plot, sweep_plot
 from jaxfl.report.progress import Watcher
-from jaxfl.report.ranking import is_ranked, ranking_table, write_ranking
+from jaxfl.report.ranking import attacks, is_ranked, ranking_table, write_ranking
 from jaxfl.report.tables import privacy_statements, result_table, write_tables
 from jaxfl.signals import StopSignals
 
@@ -112,7 +113,7 @@ def execute(
             return
         write_tables(path, experiment, results)
         if is_ranked(experiment):
-            write_ranking(path, experiment, results)
+            write_ranking(path, experiment, ranked(results))
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
         signs_plot(path / "signs.png", experiment, results)
@@ -142,13 +143,12 @@ def print_results(
     swept: bool,
 ) -> None:
     """Prints the table, whether the stated findings hold, and where the files are."""
-    columns = len({cell.labels.get("attack") for cell in experiment.cells})
-    if columns <= MOST_COLUMNS:
+    if attacks(experiment) <= MOST_COLUMNS:
         console.print(result_table(experiment, results))
     if is_ranked(experiment):
-        console.print(ranking_table(experiment, results))
+        console.print(ranking_table(experiment, ranked(results)))
     for verdict in verdicts(experiment, results):
-        say(console, f"Stated: {verdict.replace('**', '')}")  # no Markdown here
+        say(console, f"Stated: {verdict}")
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     shown += [("Table", "summary.csv"), ("Log", "rounds.jsonl")]
     for what, name in (("Report", REPORT), *shown):

@@ -7,7 +7,6 @@ from jaxfl.data.builtin import synthetic as synthetic
 from jaxfl.data.dataset import Dataset as Dataset
 from jaxfl.data.dataset import LabelPartition as LabelPartition
 from jaxfl.data.dataset import Partition as Partition
-from jaxfl.data.dataset import Summary as Summary
 from jaxfl.data.federated import FederatedData as FederatedData
 from jaxfl.data.images import cifar10 as cifar10
 from jaxfl.data.images import fashion_mnist as fashion_mnist
@@ -27,6 +26,7 @@ from jaxfl.data.partitions import QuantityLogNormal as QuantityLogNormal
 from jaxfl.data.partitions import SFraction as SFraction
 from jaxfl.data.partitions import Shards as Shards
 from jaxfl.data.root import RootData as RootData
+from jaxfl.data.summary import Summary as Summary
 from jaxfl.data.tabular import spambase as spambase
 from jaxfl.data.text import ag_news as ag_news
 

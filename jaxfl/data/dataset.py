@@ -10,6 +10,7 @@ from jaxtyping import Array
 from jaxfl.component import Component, integer, seed_of
 from jaxfl.data.federated import FederatedData
 from jaxfl.data.root import RootData
+from jaxfl.data.summary import Summary, channels, overall
 
 
 class Partition(Component):
@@ -18,6 +19,13 @@ class Partition(Component):
     Every sample goes to exactly one client, and every client gets at least one sample (a client
     left with nothing takes one from the largest). The generator decides everything random. In the
     formulas N is the number of samples, n the number of clients.
+
+    >>> class InTurn(jaxfl.data.Partition):
+    ...     def divide(self, data, clients, random):
+    ...         return np.arange(len(data.labels)) % clients
+    >>> inputs, labels = np.zeros((5, 3)), np.array([0, 1, 1, 0, 1])
+    >>> jaxfl.data.from_arrays(inputs, labels, inputs, labels).split(InTurn(), 2).count.tolist()
+    [3, 2]
     """
 
     @abc.abstractmethod
@@ -26,7 +34,14 @@ class Partition(Component):
 
 
 class LabelPartition(Partition):
-    """A partition that looks at labels only. Abstract: override ``assign``."""
+    """A partition that looks at labels only. Abstract: override ``assign``.
+
+    >>> class ByLabel(jaxfl.data.LabelPartition):
+    ...     def assign(self, labels, clients, random):
+    ...         return labels % clients
+    >>> ByLabel().assign(np.array([0, 1, 2, 3]), 2, np.random.default_rng(0)).tolist()
+    [0, 1, 0, 1]
+    """
 
     @abc.abstractmethod
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
@@ -37,31 +52,16 @@ class LabelPartition(Partition):
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-    """A data set in numbers."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the training inputs."""
-    test_shape: tuple[int, ...]
-    dtype: str
-    classes: int
-    mean: tuple[float, ...]
-    """Of the training inputs: per channel for images (pixels from 0 to 1), else over all."""
-    std: tuple[float, ...]
-    counts: tuple[int, ...]
-    """Training samples of each class."""
-    test_counts: tuple[int, ...]
-    clients: int | None
-    """Clients that the data comes with."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Dataset:
     """Training and test samples of one task, not yet divided among clients.
 
     ``inputs`` may be uint8 images: they stay so on the device, and become
     ``(x / 255 - mean) / std`` inside the program. Other inputs are used as they are.
+
+    >>> inputs, labels = np.zeros((5, 3)), np.array([0, 1, 1, 0, 1])
+    >>> data = Dataset("own", inputs, labels, inputs, labels, classes=2)
+    >>> len(data.hold_out(0.2).labels)
+    4
     """
 
     name: str
@@ -148,7 +148,7 @@ class Dataset:
     def summary(self) -> Summary:
         """Shapes, classes, mean and deviation, and how many samples there are of each class."""
         inputs = np.asarray(self.inputs)
-        mean, std = _channels(inputs) if inputs.dtype == np.uint8 else _overall(inputs)
+        mean, std = channels(inputs) if inputs.dtype == np.uint8 else overall(inputs)
         counts, test_counts = (
             tuple(np.bincount(np.asarray(labels), minlength=self.classes).tolist())
             for labels in (self.labels, self.test_labels)
@@ -277,20 +277,3 @@ class Dataset:
             validation_inputs=jnp.asarray(self.validation_inputs) if validated else None,
             validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if validated else None,
         )
-
-
-def _channels(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of bytes / 255 per channel, from exact counts of the 256 levels."""
-    rows = images.reshape(-1, images.shape[-1] if images.ndim == 4 else 1)
-    counts = np.zeros((rows.shape[1], 256))
-    for start in range(0, len(rows), 1 << 20):  # bincount makes its input eight times as large
-        for channel, values in enumerate(rows[start : start + (1 << 20)].T):
-            counts[channel] += np.bincount(values, minlength=256)
-    levels, share = np.arange(256) / 255, counts / len(rows)
-    mean = share @ levels
-    variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
-
-
-def _overall(inputs: np.ndarray) -> tuple[tuple[float], tuple[float]]:
-    return (float(inputs.mean(dtype=np.float64)),), (float(inputs.std(dtype=np.float64)),)

@@ -20,6 +20,11 @@ class FederatedData(Struct):
     Client k trains on samples ``order[start[k] : start[k] + count[k]]``. After all of these come
     the ``test_count[k]`` that each client holds out, and last the ``root`` samples of the server:
     ragged clients need no padding, and different partitions have the same shapes.
+
+    >>> inputs, labels, owners = np.zeros((5, 3)), np.zeros(5, int), np.array([1, 0, 0, 1, 0])
+    >>> data = jaxfl.data.from_arrays(inputs, labels, inputs, labels, client_ids=owners).by_client()
+    >>> data.order.tolist(), data.start.tolist(), data.count.tolist()
+    ([1, 2, 4, 0, 3], [0, 3], [3, 2])
     """
 
     inputs: Array

@@ -1,11 +1,10 @@
 """How training samples are divided among clients."""
 
-import math
-
 import numpy as np
 
 from jaxfl.component import field
 from jaxfl.data.dataset import Dataset, LabelPartition, Partition
+from jaxfl.data.dealing import cut, deal, deal_fraction, deal_shards, give_each_one, runs
 
 
 class IID(LabelPartition):
@@ -35,6 +34,7 @@ class Dirichlet(LabelPartition):
     """
 
     alpha: float = field(above=0, at_most=1e9)
+    """Concentration: small is strong skew."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners = np.empty(len(labels), np.int64)
@@ -61,6 +61,7 @@ class Shards(LabelPartition):
     """
 
     per_client: int = field(default=2, at_least=1)
+    """Shards that each client gets."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners = deal_shards(labels, clients, self.per_client, random)
@@ -85,6 +86,7 @@ class SFraction(LabelPartition):
     """
 
     s: float = field(at_least=0, at_most=1)
+    """Share of the samples that is dealt evenly."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners, rest = deal_fraction(self.s, len(labels), clients, random)
@@ -110,6 +112,7 @@ class BiasGroups(LabelPartition):
     """
 
     q: float = field(at_least=0, at_most=1)
+    """Probability that a sample goes to its class's group."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         classes = int(labels.max()) + 1
@@ -147,6 +150,7 @@ class GammaSimilarity(LabelPartition):
     """
 
     gamma: float = field(at_least=0, at_most=1)
+    """Share of the samples that is dealt evenly."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners, rest = deal_fraction(self.gamma, len(labels), clients, random)
@@ -168,6 +172,7 @@ class QuantityDirichlet(LabelPartition):
     """
 
     alpha: float = field(default=0.5, above=0, at_most=1e9)
+    """Concentration: small is strong skew."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         owners = cut(len(labels), random.dirichlet(np.full(clients, self.alpha)))
@@ -187,6 +192,7 @@ class QuantityLogNormal(LabelPartition):
     """
 
     sigma: float = field(default=0.3, at_least=0, at_most=100)
+    """Spread of the sizes' logarithms."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         normal = random.standard_normal(clients)
@@ -210,6 +216,7 @@ class Minority(LabelPartition):
     """
 
     share: float = field(default=0.15, above=0, below=1)
+    """Share of the clients that are the minority."""
 
     def assign(self, labels: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
         few = min(max(round(self.share * clients), 1), clients - 1)
@@ -243,52 +250,3 @@ class Natural(Partition):
                 f"Natural: {data.name} has {len(unique)} clients of its own; got clients={clients}"
             )
         return owners
-
-
-def deal(samples: int, clients: int, random: np.random.Generator) -> np.ndarray:
-    """Owners of samples dealt at random, as evenly as can be."""
-    return random.permutation(np.arange(samples) % clients)
-
-
-def deal_fraction(
-    fraction: float, samples: int, clients: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Owners of all samples, filled for a random fraction dealt evenly; the others, ascending."""
-    shuffled = random.permutation(samples)
-    even = math.floor(fraction * samples)
-    owners = np.empty(samples, np.int64)
-    owners[shuffled[:even]] = np.arange(even) % clients
-    return owners, np.sort(shuffled[even:])
-
-
-def deal_shards(
-    labels: np.ndarray, clients: int, per_client: int, random: np.random.Generator
-) -> np.ndarray:
-    """Owners of samples sorted by label and cut into shards dealt at random."""
-    dealt = deal(clients * per_client, clients, random)
-    owners = np.empty(len(labels), np.int64)
-    owners[np.argsort(labels, kind="stable")] = dealt[runs(len(labels), clients * per_client)]
-    return owners
-
-
-def runs(samples: int, parts: int) -> np.ndarray:
-    """The part of each sample when a list is cut into equal parts (to one sample), ascending."""
-    return np.arange(samples) * parts // samples if samples else np.arange(0)
-
-
-def cut(samples: int, shares: np.ndarray) -> np.ndarray:
-    """The owner of each sample of a list cut at the floor of the cumulative shares."""
-    cuts = (np.cumsum(shares)[:-1] * samples).astype(np.int64)
-    return np.searchsorted(cuts, np.arange(samples), side="right")
-
-
-def give_each_one(owners: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-    """Moves single samples from the largest clients to those that have none."""
-    owners = owners.copy()
-    count = np.bincount(owners, minlength=clients)
-    for empty in np.flatnonzero(count == 0):
-        largest = int(np.argmax(count))
-        owners[random.choice(np.flatnonzero(owners == largest))] = empty
-        count[largest] -= 1
-        count[empty] = 1
-    return owners

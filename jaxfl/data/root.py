@@ -27,8 +27,11 @@ class RootData(Component):
     name = "root"
 
     size: int = field(default=100, at_least=1)
+    """How many samples."""
     bias: float | None = field(default=None, at_least=0, at_most=1)
+    """Share of them that is of ``bias_class``; none: drawn uniformly."""
     bias_class: int = field(default=1, at_least=0)
+    """The class that is preferred."""
 
     def draw(self, labels: np.ndarray, classes: int, random: np.random.Generator) -> np.ndarray:
         """Which samples the server gets, from the labels ``[N]``: ``[size]`` indices.

@@ -58,6 +58,21 @@ KNOWN = (
     "findings",
 )
 """Keys that an experiment may have."""
+REQUIRED = ("data", "model", "rounds")
+DEFAULTS: dict[str, Any] = {
+    "evaluate_every": 10,
+    "checkpoint_every": 100,
+    "seed": 0,
+    "devices": AUTOMATIC,
+    "way": WAYS[0],
+    "storage": AUTOMATIC,
+    "signs": False,
+    "validation": 0,
+    **{key: getattr(Federation(), key) for key in ("byzantine", "noise_order")},
+}
+"""What stands for keys that a file leaves out, where it is a value."""
+DATA_DEFAULTS: dict[str, Any] = {"clients": 10, "partition": "iid", "client_test": 0}
+"""The same of the keys of ``data``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +191,13 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     Raises:
       ValueError: a key is missing or unknown, or a value has the wrong type or range.
     """
-    for key in ("data", "model", "rounds"):
+    for key in REQUIRED:
         if key not in table:
             raise ValueError(f"{key} is missing")
     data, source, arguments = _source(table["data"])
-    clients = integer(data.get("clients", 10), "data.clients", 1)
+    measured = "client_test" in data or "fairness" in table
+    table, data = DEFAULTS | table, DATA_DEFAULTS | data
+    clients = integer(data["clients"], "data.clients", 1)
     federation = _federation(table, clients)
     chunk = table.get("client_chunk")
     return Cell(
@@ -189,20 +206,20 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         model=build(Model, table["model"], "model"),
         data=(source, arguments),
         clients=clients,
-        partition=build(Partition, data.get("partition", "iid"), "data.partition"),
+        partition=build(Partition, data["partition"], "data.partition"),
         root=build(RootData, data["root"], "data.root") if "root" in data else None,
         rounds=integer(table["rounds"], "rounds", 1),
-        evaluate_every=integer(table.get("evaluate_every", 10), "evaluate_every", 1),
-        checkpoint_every=integer(table.get("checkpoint_every", 100), "checkpoint_every", 1),
-        client_test=_share(data.get("client_test", 0), "data.client_test"),
-        validation=_share(table.get("validation", 0), "validation"),
+        evaluate_every=integer(table["evaluate_every"], "evaluate_every", 1),
+        checkpoint_every=integer(table["checkpoint_every"], "checkpoint_every", 1),
+        client_test=_share(data["client_test"], "data.client_test"),
+        validation=_share(table["validation"], "validation"),
         seeds=seeds,
-        devices=_devices(table.get("devices", AUTOMATIC)),
-        way=_way(table.get("way", WAYS[0])),
-        storage=_storage(table.get("storage", AUTOMATIC)),
-        signs=truth(table.get("signs", False), "signs"),
+        devices=_devices(table["devices"]),
+        way=_way(table["way"]),
+        storage=_storage(table["storage"]),
+        signs=truth(table["signs"], "signs"),
         client_chunk=None if chunk is None else integer(chunk, "client_chunk", 1),
-        client_accuracy="client_test" in data or "fairness" in table,
+        client_accuracy=measured,
     )
 
 
@@ -226,7 +243,7 @@ def _source(value: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 
 def _federation(table: dict[str, Any], clients: int) -> Federation:
-    byzantine = integer(table.get("byzantine", 0), "byzantine", 0)
+    byzantine = integer(table["byzantine"], "byzantine", 0)
     if byzantine > clients:
         raise ValueError(f"byzantine must be at most data.clients = {clients}; got {byzantine}")
     # What the attack and the rule know of f follows from who takes part: they are built last.
@@ -245,9 +262,7 @@ def _federation(table: dict[str, Any], clients: int) -> Federation:
             f = integer(table["byzantine_per_round"], "byzantine_per_round", 0)
         parts["byzantine_per_round"] = f
     parts |= {key: build(PARTS[key], table[key], key, f=f) for key in last if key in table}
-    if "noise_order" in table:
-        parts["noise_order"] = table["noise_order"]
-    return Federation(byzantine=byzantine, **parts)
+    return Federation(byzantine=byzantine, noise_order=table["noise_order"], **parts)
 
 
 def check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:

@@ -1,6 +1,7 @@
 """What a run depended on besides its experiment."""
 
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -32,6 +33,15 @@ def describe() -> dict[str, Any]:
         "x64": bool(jax.config.read("jax_enable_x64")),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What is recorded of a run; nothing where that is damaged, as no result depends on it."""
+    try:
+        found = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _version(package: str) -> str:

@@ -112,16 +112,35 @@ def value_of(result: Result, metric: str) -> float:
     return 0.0 if lost and metric not in SPREADS else value
 
 
-def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
-    """One line of Markdown per claim: whether it is reproduced, the numbers, why if it is not."""
-    lines = []
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came out of a claim. As text one line of plain words."""
+
+    claim: str
+    word: str
+    """Whether it is reproduced."""
+    numbers: str = ""
+    """The numbers, and why where it is not."""
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.word}{self.numbers}"
+
+    @property
+    def markdown(self) -> str:
+        """The same line, with the word in bold where something was compared."""
+        return f"{self.claim}: **{self.word}**{self.numbers}" if self.numbers else str(self)
+
+
+def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]:
+    """One for each claim of the experiment."""
+    found = []
     for finding in findings(experiment):
         compared = pairs(finding, results, finding.metric)
         compared = [p for p in compared if not (math.isnan(p[1]) or math.isnan(p[2]))]
         unit, name = UNITS.get(finding.metric, (100.0, f"{finding.metric} in %"))
         holds = [unit * (more - less) > finding.by for _, more, less in compared]
         if not holds:
-            lines.append(f"{finding.claim}: not compared, the sweep has no such cells.")
+            found.append(Verdict(finding.claim, "not compared, the sweep has no such cells."))
             continue
         word = "reproduced" if all(holds) else "not reproduced"
         if any(holds) and not all(holds):
@@ -132,5 +151,5 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[str]:
             shown = [("on average", sum(more) / len(more), sum(less) / len(less))]
         numbers = "; ".join(f"{n}: {unit * a:.3g} against {unit * b:.3g}" for n, a, b in shown)
         explained = f" {finding.why}" if finding.why and not all(holds) else ""
-        lines.append(f"{finding.claim}: **{word}** ({name}; {numbers}).{explained}")
-    return lines
+        found.append(Verdict(finding.claim, word, f" ({name}; {numbers}).{explained}"))
+    return found

@@ -1,10 +1,9 @@
 """A finished run, read back from its folder."""
 
-import contextlib
-import json
 from pathlib import Path
 
 from jaxfl.experiments.commit import read_progress
+from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.log import read_log
 from jaxfl.experiments.results import Result, conclude, not_run, result_of
 from jaxfl.experiments.schema import Experiment, importable, parse, read
@@ -18,8 +17,8 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     """
     if not (path / "progress.json").is_file():
         raise ValueError(f"{path} holds no run")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of no run's numbers
-        importable(json.loads((path / "environment.json").read_text())["modules"])
+    modules = recorded(path).get("modules")
+    importable(modules if isinstance(modules, list) else [])
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = read_progress(path / "progress.json")
     if progress.cell < len(experiment.cells):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from jaxfl.component import seed_of
-from jaxfl.experiments.cells import KNOWN, Cell, check_keys, read_cell
+from jaxfl.experiments.cells import DEFAULTS, KNOWN, Cell, check_keys, read_cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid
 from jaxfl.registry import unknown
@@ -146,7 +146,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
     check_grid({axis: values for axis, values in sweep.items() if axis != "seed"}, tune)
-    seeds = tuple(seed_of(s) for s in sweep.pop("seed", [table.get("seed", 0)]))
+    seeds = tuple(seed_of(s) for s in sweep.pop("seed", [table.get("seed", DEFAULTS["seed"])]))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
     if tune and not table.get("validation"):

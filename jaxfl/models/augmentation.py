@@ -23,8 +23,11 @@ class Augmented(Model):
     """
 
     model: Model
+    """What learns from the changed images."""
     padding: int = field(default=4, at_least=0)
+    """Zero pixels on every side, before a window is cut."""
     flip: bool = True
+    """Whether images are mirrored with probability 1/2."""
 
     @capability
     def convolves(self) -> bool:

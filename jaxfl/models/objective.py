@@ -27,6 +27,10 @@ class Objective:
     """What clients minimise: the mean over samples of ``loss(model(x), y)``.
 
     Hashable: it is a static part of the compiled round. Built by ``Objective.of``.
+
+    >>> objective = Objective.of(jaxfl.models.Softmax(), (8, 8, 1), 10)
+    >>> objective.dim, objective.dtype
+    (650, dtype('float32'))
     """
 
     factory: Factory

@@ -31,10 +31,15 @@ class TextRNN(Computes):
     name = "text_rnn"
 
     vocabulary: int = field(default=20_000, at_least=3)
+    """How many ids of words there are."""
     embedding: int = field(default=300, at_least=1)
+    """Length of a word's vector."""
     hidden: int = field(default=128, at_least=1)
+    """Width of an LSTM, in each direction."""
     layers: int = field(default=2, at_least=1)
+    """LSTMs on top of one another."""
     dropout: float = field(default=0.0, at_least=0, below=1)
+    """Share of numbers dropped while training."""
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         if len(sample_shape) != 1:

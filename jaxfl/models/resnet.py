@@ -39,8 +39,11 @@ class ResNet(Computes):
     convolves = capability(True)
 
     blocks: tuple[int, ...] = field(default=(2, 2, 2, 2), at_least=1)
+    """Blocks in each stage."""
     channels: tuple[int, ...] = field(default=(64, 128, 256, 512), at_least=1)
+    """Channels in each stage."""
     norm: str = field(default="batch", choices=("batch", "group"))
+    """Normalisation by the batch, or of each image alone."""
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         if len(self.blocks) != len(self.channels) or not self.blocks:

@@ -20,6 +20,13 @@ class Model(Component):
 
     Configurations compare by value, so equal ones share compiled programs. Wherever one is taken,
     an NNX module or a function from ``nnx.Rngs`` to one is taken too.
+
+    >>> from flax import nnx
+    >>> class Linear(jaxfl.models.Model):
+    ...     def build(self, sample_shape, classes, rngs):
+    ...         return nnx.Linear(sample_shape[0], classes, rngs=rngs)
+    >>> jaxfl.models.Objective.of(Linear(), (8,), 3).dim
+    27
     """
 
     convolves = capability(False)
@@ -40,6 +47,7 @@ class Computes(Model):
     """
 
     compute: str = field(default="float32", choices=("float32", "bfloat16"))
+    """The type in which layers multiply."""
 
     @property
     def dtype(self) -> Any:
@@ -66,7 +74,9 @@ class MLP(Computes):
     """
 
     hidden: tuple[int, ...] = field(default=(128,), at_least=1)
+    """Widths of the hidden layers."""
     dropout: float = field(default=0.0, at_least=0, below=1)
+    """Share of numbers dropped while training."""
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         sizes = (math.prod(sample_shape), *self.hidden, classes)
@@ -91,7 +101,9 @@ class SignGuardCNN(Computes):
     convolves = capability(True)
 
     hidden: tuple[int, ...] = field(default=(120, 84), at_least=1)
+    """Widths of the hidden dense layers."""
     dropout: float = field(default=0.5, at_least=0, below=1)
+    """Share of numbers dropped while training."""
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         if sample_shape != (28, 28, 1):
@@ -147,6 +159,7 @@ class CNN(Computes):
     """
 
     channels: tuple[int, ...] = field(default=(32, 32, 64, 64), at_least=1)
+    """Channels of each convolution."""
     convolves = capability(True)
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:

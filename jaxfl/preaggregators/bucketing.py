@@ -30,6 +30,7 @@ class Bucketing(PreAggregator):
     """
 
     size: int = field(default=2, at_least=1)
+    """Rows in a group."""
     needs = capability(frozenset[str]())
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)

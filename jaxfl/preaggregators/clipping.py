@@ -24,6 +24,7 @@ class Clipping(PreAggregator):
     """
 
     tau: Scalar = field(default=2.0, above=0)
+    """Largest norm, in the units of the updates."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     affine = capability(False)

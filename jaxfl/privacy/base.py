@@ -24,7 +24,6 @@ from jaxfl.privacy.deployment import (
     ATTACK_FIRST,
     LAPLACE,
     NOISE_FIRST,
-    NOTHING,
     OVERHEARD,
     SAID_OPENLY,
     STEP,
@@ -52,9 +51,11 @@ class Privacy(Component):
     """
 
     noise_multiplier: Scalar | None = field(default=None, at_least=0)
+    """Noise in units of the clip; none: no noise, or as much as ``epsilon`` takes."""
     epsilon: float | None = field(default=None, above=0)
     """Target; only without ``noise_multiplier``."""
     delta: float = field(default=1e-5, above=0, below=1)
+    """Of the guarantee (epsilon, delta)."""
     discretisation: float = field(default=STEP, above=0, below=1)
     """Step of the privacy loss distributions by which epsilon is computed, and noise found for
     one; always rounded up: a smaller one is tighter and takes longer."""
@@ -66,6 +67,16 @@ class Privacy(Component):
     hides_cohort = capability(False)
     """Whether who takes part is part of the secret: the server's step then sees the expected
     share of clients, not the true one."""
+
+    @capability
+    def reach(self) -> Scalar | None:
+        """The largest norm that what is protected can have in the first round: the clip; None
+        where there is none. Audits plant what is as large, or ten times so.
+        """
+        return None
+
+    norm = capability(2)
+    """The order of that norm: 1 for the sum of magnitudes."""
 
     streams = capability(True)
     """``bound`` takes updates that are never all held; who overrides it declares it anew."""
@@ -267,49 +278,6 @@ class Privacy(Component):
         clean = not local or run.noise_order == ATTACK_FIRST
         overheard = (OVERHEARD,) if clean and run.overheard else ()
         return (*overheard, *((SAID_OPENLY,) if run.fairness else ()))
-
-
-class NoPrivacy(Privacy):
-    """No mechanism: updates are sent and aggregated as they are.
-
-    >>> NoPrivacy().protects
-    'nothing'
-    """
-
-    name = "none"
-    protects = capability(NOTHING)
-    trusts = capability("trusts everybody")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for given in ("noise_multiplier", "epsilon"):
-            if getattr(self, given) is not None:
-                raise ValueError(f"NoPrivacy adds no noise; got {given} = {getattr(self, given)}")
-
-    def check_declared(self) -> None:
-        """Nothing is promised; a class below this one that promises something is looked at."""
-        if self._promises:
-            super().check_declared()
-
-    def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
-        """Goes with everything."""
-        if self._promises:
-            super().check(algorithm, noise_order, expected)
-
-    def check_model(self, objective: Objective) -> None:
-        """Goes with every model."""
-        if self._promises:
-            super().check_model(objective)
-
-    @property
-    def _promises(self) -> bool:
-        return self.protects != NOTHING or type(self).releases is not NoPrivacy.releases
-
-    def releases(self, run: Deployment) -> Sequence[Release]:
-        return ()
-
-    def neighbours(self, run: Deployment) -> str:
-        return "none"
 
 
 def clipped(

@@ -34,9 +34,13 @@ class QuantileClip(Component):
 
     name = "quantile"
     initial: Scalar = field(default=0.1, above=0)
+    """The clip of the first round."""
     quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
+    """The share of norms that should be below the clip."""
     rate: Scalar = field(default=0.2, above=0)
+    """How fast the clip follows."""
     noise: Scalar | None = field(default=None, above=0)
+    """Standard deviation of the noise on the number of clients below the clip."""
 
     def bits_noise(self, expected: int) -> Scalar:
         """Standard deviation of the noise on the number of clients below the clip."""
@@ -59,7 +63,9 @@ class BandedNoise(Component):
 
     name = "banded"
     rounds: int = field(at_least=1)
+    """Of the run; the noise is optimal for as many."""
     bands: int = field(default=16, at_least=1)
+    """Rounds over which noise is correlated."""
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -110,11 +116,17 @@ class CentralPrivacy(Privacy):
 
     name = "central"
     clip: Scalar | QuantileClip = field(default=1.0, above=0)
+    """Largest norm of an update; a number, or a clip that adapts."""
     correlated: BandedNoise | None = None
+    """Noise that later rounds partly cancel; none: independent in each round."""
 
     protects = capability(CLIENT)
     trusts = capability("trusts the server, which sees every update")
     hides_cohort = capability(True)
+
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip.initial if isinstance(self.clip, QuantileClip) else self.clip
 
     streams = capability(True)
 

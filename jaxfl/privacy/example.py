@@ -47,12 +47,20 @@ class ExamplePrivacy(Privacy):
 
     name = "example"
     clip: Scalar = field(default=1.0, above=0)
+    """Largest norm of an example's gradient."""
     sampling: str = field(default=POISSON, choices=(POISSON, FIXED))
+    """How a batch is drawn."""
     overflow: float = field(default=1e-18, above=0, below=1)
+    """Probability that a batch exceeds its slots."""
     microbatch: int | None = field(default=None, at_least=1)
+    """Examples at a time; none: all, or 16 where a layer needs gradients for norms."""
 
     protects = capability(EXAMPLE)
     trusts = capability(NOBODY)
+
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)

@@ -38,11 +38,22 @@ class MessagePrivacy(Privacy):
 
     name = "message"
     clip: Scalar | None = field(default=None, above=0)
+    """Largest norm of a message; none: no clip and no guarantee."""
     mechanism: str = field(default=GAUSSIAN, choices=(GAUSSIAN, LAPLACE))
+    """The noise, and with it the norm: Euclidean, or the sum of magnitudes."""
     clip_byzantine: bool | None = None
+    """Whether crafted messages are clipped; none: as ``noise_order`` implies."""
 
     protects = capability(MESSAGE)
     trusts = capability(NOBODY)
+
+    @capability
+    def reach(self) -> Scalar | None:
+        return self.clip
+
+    @capability
+    def norm(self) -> int:
+        return 1 if self.mechanism == LAPLACE else 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,5 +94,4 @@ class MessagePrivacy(Privacy):
         value = message.astype(accumulator(message.dtype))
         if self.clip is None:
             return value
-        order = 1 if self.mechanism == LAPLACE else 2
-        return clipped(value, jnp.asarray(self.clip, value.dtype), order)
+        return clipped(value, jnp.asarray(self.clip, value.dtype), self.norm)

@@ -8,7 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """The most that a device was measured to do."""
+    """The most that a device was measured to do.
+
+    >>> jaxfl.profiling.Peaks(device="cpu", cores=2, flops=1e11, bytes=1e10).cores
+    2
+    """
 
     device: str
     cores: int
@@ -20,7 +24,11 @@ class Peaks:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One phase of a round; all numbers are those of one round."""
+    """One phase of a round; all numbers are those of one round.
+
+    >>> jaxfl.profiling.Phase("attack", seconds=0.5, flops=1e9, bytes=1e8).flop_rate
+    2000000000.0
+    """
 
     name: str
     seconds: float
@@ -42,7 +50,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """The round over the number of clients."""
+    """The round over the number of clients. ``jaxfl.profiling.scaling`` makes it.
+
+    >>> found = jaxfl.profiling.Scaling((10, 100), seconds=(0.1, 1.0), memory=(2**20, 2**20))
+    >>> round(found.exponent, 3)
+    1.0
+    """
 
     clients: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -76,7 +89,7 @@ class Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Where the time of a round goes. ``jaxfl.profile`` makes it."""
+    """Where the time of a round goes. ``jaxfl.profile``, which has an example, makes it."""
 
     phases: tuple[Phase, ...]
     """In the order of a round; the last is what belongs to no phase."""

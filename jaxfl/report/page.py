@@ -14,8 +14,10 @@ import tomli_w
 
 import jaxfl
 from jaxfl.component import Component
+from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe
+from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
@@ -62,24 +64,15 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [path.name if ends[path.name] == 1 else str(path) for path in paths]
 
 
-def _environment(folder: Path) -> dict[str, Any]:
-    """What is recorded of it; nothing where that is damaged, as results do not depend on it."""
-    try:
-        found = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """What is said of a run in words."""
-    environment = _environment(folder)
+    environment = recorded(folder)
     return {
         "title": experiment.title,
         "said": [
             (
                 "What was stated, and what came out",
-                [verdict.replace("**", "") for verdict in verdicts(experiment, results)],
+                list(map(str, verdicts(experiment, results))),
             ),
             ("Privacy", privacy_statements(experiment)),
             ("What a Byzantine client controls and knows", threats(experiment)),
@@ -98,7 +91,7 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
         "stand in its tip.",
         "ranking": {
             "header": HEADER,
-            "rows": entries(experiment, results) if is_ranked(experiment) else [],
+            "rows": entries(experiment, ranked(results)) if is_ranked(experiment) else [],
             "caption": CAPTION,
         },
         "cells": [_cell(experiment, result) for result in results],

@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from jaxfl.experiments.ranking import Ranked, Worst, ranked
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.ranking import Ranked, Worst
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.tables import named
@@ -33,9 +32,14 @@ CAPTION = (
 )
 
 
+def attacks(experiment: Experiment) -> int:
+    """How many attacks the experiment's grid goes over; 1 where it goes over none."""
+    return len({cell.labels.get("attack") for cell in experiment.cells})
+
+
 def is_ranked(experiment: Experiment) -> bool:
     """Whether the experiment is a grid over so many attacks that a ranking says more than it."""
-    return len({cell.labels.get("attack") for cell in experiment.cells}) >= LEAST
+    return attacks(experiment) >= LEAST
 
 
 def called(entry: Ranked, name: str) -> str:
@@ -43,17 +47,17 @@ def called(entry: Ranked, name: str) -> str:
     return " / ".join(named(axis, label) for axis, label in entry.defence) or name
 
 
-def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]]:
+def entries(experiment: Experiment, found: Sequence[Ranked]) -> list[list[str]]:
     """The ranking as text, without its header."""
     return [
         [str(place), called(entry, experiment.name), *_numbers(entry)]
-        for place, entry in enumerate(ranked(results), 1)
+        for place, entry in enumerate(found, 1)
     ]
 
 
-def ranking_table(experiment: Experiment, results: Sequence[Result], most: int = 20) -> Table:
+def ranking_table(experiment: Experiment, found: Sequence[Ranked], most: int = 20) -> Table:
     """``entries`` for the terminal: the first of them, and the last."""
-    lines = entries(experiment, results)
+    lines = entries(experiment, found)
     table = Table(title=escape(experiment.title), caption=CAPTION)
     for place, name in enumerate(HEADER):
         table.add_column(name, justify="left" if place in (1, 3, 6) else "right")
@@ -65,20 +69,20 @@ def ranking_table(experiment: Experiment, results: Sequence[Result], most: int =
     return table
 
 
-def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
+def markdown(experiment: Experiment, found: Sequence[Ranked]) -> str:
     """``entries`` as a Markdown table."""
-    rows = [HEADER, ["---"] * len(HEADER), *entries(experiment, results)]
+    rows = [HEADER, ["---"] * len(HEADER), *entries(experiment, found)]
     body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"### {experiment.title}\n\n{body}\n\n{CAPTION}.\n"
 
 
-def as_csv(experiment: Experiment, results: Sequence[Result]) -> str:
+def as_csv(experiment: Experiment, found: Sequence[Ranked]) -> str:
     """``entries`` in shares of one, one line a defence."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     axes = [axis for axis in experiment.axes if axis != "attack"]
     writer.writerow(["rank", *axes, *COLUMNS])
-    for place, entry in enumerate(ranked(results), 1):
+    for place, entry in enumerate(found, 1):
         labels = dict(entry.defence)
         knowing = entry.knowing or Worst(math.nan, math.nan, "")
         shares = (entry.worst.accuracy, entry.worst.interval, entry.mean, entry.interval)
@@ -90,10 +94,10 @@ def as_csv(experiment: Experiment, results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def write_ranking(folder: Path, experiment: Experiment, results: Sequence[Result]) -> None:
+def write_ranking(folder: Path, experiment: Experiment, found: Sequence[Ranked]) -> None:
     """``ranking.csv`` and ``ranking.md``."""
     for name, content in zip(FILES, (as_csv, markdown), strict=True):
-        write_aside(folder / name, content(experiment, results).encode())
+        write_aside(folder / name, content(experiment, found).encode())
 
 
 def _numbers(entry: Ranked) -> list[str]:

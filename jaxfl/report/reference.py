@@ -5,7 +5,6 @@
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -15,20 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxfl
-import jaxfl.accounting
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES, RootData
-from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import KNOWN, PARTS
-from jaxfl.experiments.findings import METRICS
 from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
-from jaxfl.plan import AUTOMATIC
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
+from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys
+from jaxfl.report.public import cell, first_sentence, public_page
 from jaxfl.report.replications import replications_page, repository_results
-from jaxfl.state import STORAGES
 
 HEADER = """# Experiment files
 
@@ -44,87 +39,6 @@ A *part* is written as its name, `aggregator = "median"`, or as a table with its
 `name = "package.module:Class"` takes a class that does not come with jaxfl. A *number* is
 swept and tuned without a new compilation; fields of other types shape the program.
 """
-TOP: dict[str, tuple[str, str, str, str]] = {
-    "title": ("string", "the file's name", "", "What tables and plots are headed with."),
-    "rounds": ("integer", "needed", "at least 1", "Rounds of training."),
-    "evaluate_every": ("integer", "10", "at least 1", "Rounds between evaluations."),
-    "checkpoint_every": ("integer", "100", "at least 1", "Rounds between checkpoints."),
-    "seed": (
-        *("integer", "0", "at least 0"),
-        "Of the division of the data, of the model and of all draws; a list as `sweep.seed`.",
-    ),
-    "client_chunk": (
-        *("integer", "chosen for the backend and the model", "at least 1"),
-        "How many clients are vmapped at once.",
-    ),
-    "devices": (
-        *('integer, `"all"` or `"auto"`', AUTOMATIC, "at least 1"),
-        "How many devices the clients are mapped over; auto: every core of a CPU for models that "
-        "convolve, else one. Results are equal to rounding.",
-    ),
-    "way": (
-        *("string", "shard_map", ", ".join(WAYS)),
-        "How several devices share a round: see `jaxfl.devices`.",
-    ),
-    "storage": (
-        *("string", AUTOMATIC, ", ".join((AUTOMATIC, *STORAGES))),
-        "Where a round has its updates: see [many clients](performance.md#many-clients).",
-    ),
-    "signs": (
-        *("true or false", "false", ""),
-        "Whether every round counts the signs of what was sent: the shares of coordinates that "
-        "are positive and negative, of honest and Byzantine messages, in the log and `signs.png`.",
-    ),
-    "byzantine": (
-        *("integer", "0", "from 0 to `data.clients`"),
-        "How many clients of the population are Byzantine; which ones, the seed decides.",
-    ),
-    "byzantine_per_round": (
-        *('integer or `"expected"`', "as it happens", "at least 0"),
-        "How many of them are in every cohort of `uniform` participation.",
-    ),
-    "noise_order": (
-        *("string", "noise_then_attack", "noise_then_attack, attack_then_noise"),
-        "Whether `message` privacy comes before the attack or after it.",
-    ),
-    "validation": (
-        *("number", "0", "at least 0, below 1"),
-        "Share of the training samples held out for choosing; `tune` needs it.",
-    ),
-    "model": ("part", "needed", "", "See [Model](#model)."),
-    "data": ("name or table", "needed", "", "See [data](#data)."),
-    "sweep": (
-        *("table of lists", "no axes", "at least one value each"),
-        "Dotted keys and their values; every combination is a cell of the grid.",
-    ),
-    "tune": (
-        *("table of lists", "nothing", "at least one value each"),
-        "As `sweep`, but of numbers only: the value with the best accuracy on held-out samples "
-        "is chosen for each defence, over all that it cannot know: `attack` and what is below it, "
-        "`byzantine`, `byzantine_per_round` and `noise_order`.",
-    ),
-    "findings": ("list of tables", "none", "", "Claims to be judged: see [findings](#findings)."),
-    "reduced": (
-        *("table", "none", ""),
-        "Dotted keys and values that `--reduced` sets, to cut the experiment down.",
-    ),
-}
-FINDINGS: tuple[tuple[str, str, str, str, str], ...] = (
-    ("claim", "string", "needed", "", "What is claimed."),
-    ("better", "table", "needed", "", "Labels (axis to value) of the cells that have more."),
-    ("than", "table", "needed", "", "Labels of the cells that have less; all else is equal."),
-    ("metric", "string", "accuracy", ", ".join(METRICS), "What is compared."),
-    ("where", "table", "{}", "", "Labels that both cells have."),
-    ("by", "number", "0", "", "How much more, in percentage points."),
-    ("why", "string", "", "", "What explains it if it does not come out."),
-)
-DATA: tuple[tuple[str, str, str, str, str], ...] = (
-    ("name", "string", "needed", ", ".join(SOURCES), "The data set."),
-    ("clients", "integer", "10", "at least 1", "The population."),
-    ("partition", "part", "iid", "", "How it is divided: see [Partition](#partition)."),
-    ("root", "table", "none", "", "The server's own samples: see [RootData](#rootdata)."),
-    ("client_test", "number", "0", "at least 0, below 1", "Share that each client holds out."),
-)
 TYPES = {int: "integer", float: "number", bool: "true or false", str: "string"}
 COLUMNS = ("key", "type", "default", "range", "meaning")
 
@@ -135,14 +49,12 @@ def experiments_page() -> str:
         key: ("part", _part_default(key), "", f"See [{kind.__name__}]({_anchor(kind)}).")
         for key, kind in PARTS.items()
     }
-    top = TOP | parts
-    missing = set(KNOWN) - set(top)
-    assert not missing, f"keys without a text: {sorted(missing)}"
+    top = file_keys() | parts
     order = (*KNOWN, "reduced")
     pieces = [HEADER, "## The file\n", _table((key, *top[key]) for key in order), "\n## data\n"]
-    pieces.append(f"{_table(DATA)}\n\nOther keys are the arguments of the data set:\n")
+    pieces.append(_keys(data_keys()) + "\n\nOther keys are the arguments of the data set:\n")
     pieces += [_source(name, source) for name, source in SOURCES.items()]
-    pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _table(FINDINGS)]
+    pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _keys(findings_keys())]
     pieces += ["\n## Packaged experiments\n", "| name | what | cells |\n| --- | --- | --- |"]
     for name in packaged():
         title, cells, _ = overview(name)
@@ -153,63 +65,12 @@ def experiments_page() -> str:
     return "\n".join(pieces).rstrip() + "\n"
 
 
-OWN_PARTS = (
-    ("jaxfl.aggregators.base", "needs_more_than"),
-    ("jaxfl.attacks.informed", "mean_of_known"),
-    ("jaxfl.component", "capability"),
-    ("jaxfl.component", "field"),
-    ("jaxfl.numerics.order", "smallest"),
-    ("jaxfl.types", "Aggregated"),
-    ("jaxfl.types", "Info"),
-    ("jaxfl.types", "Spec"),
-)
-"""What the tutorials use besides, by module."""
-
-
-def public_page() -> str:
-    """The whole of ``docs/public_api.md``."""
-    lines = [
-        "# What is public",
-        "",
-        "<!-- Written by `python -m jaxfl.report.reference docs`; a test compares it. -->",
-        "",
-        "Public are the names below; the keys of [experiment files](experiments.md); the commands",
-        "and options of `jaxfl`; and the files of a run's folder. A change that breaks them is",
-        "named in the changelog. Everything else may change at any time; the API reference of the",
-        "site (`make docs`) shows some of it.",
-    ]
-    for title, found in public_names().items():
-        rows = [f"| `{name}` | {first_sentence(value)} |" for name, value in found.items()]
-        lines += ["", f"## {title}", "", "| name | what it is |", "| --- | --- |", *rows]
-    return "\n".join(lines) + "\n"
-
-
-def public_names() -> dict[str, dict[str, Any]]:
-    """The public names and what they name, in alphabetical order, by where they are."""
-    found = {
-        f"From {module.__name__}": {
-            name: getattr(module, name) for name in module.__all__ if not name.startswith("_")
-        }
-        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting)
-    }
-    found["For parts of one's own"] = {
-        f"{module}.{name}": getattr(importlib.import_module(module), name)
-        for module, name in OWN_PARTS
-    }
-    return {
-        title: dict(sorted(names.items(), key=lambda pair: pair[0].lower()))
-        for title, names in found.items()
-    }
-
-
-def first_sentence(value: Any) -> str:
-    """The first paragraph of the docstring, for a cell of a table."""
-    return _cell((inspect.getdoc(value) or "").split("\n\n")[0])
-
-
 def field_docs(cls: type) -> dict[str, str]:
-    """The strings below a class's fields: what they mean, by name; inherited ones included."""
-    found: dict[str, str] = {}
+    """The strings below a class's fields: what they mean, by name; inherited ones included.
+
+    ``f``, the same in all rules, is explained here.
+    """
+    found = {"f": "How many of the rows may be Byzantine."}
     for base in reversed(cls.__mro__):
         if not (isinstance(base, type) and issubclass(base, Component)) or base is Component:
             continue
@@ -268,14 +129,14 @@ def _source(name: str, source: Any) -> str:
     return f"- `{name}`: {first_sentence(source)}" + (f" Keys: {shown}." if shown else "")
 
 
+def _keys(rows: Rows) -> str:
+    return _table((key, *row) for key, row in rows.items())
+
+
 def _table(rows: Any) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    lines += [(f"`{row[0]}`", *(_cell(str(cell or "")) for cell in row[1:])) for row in rows]
+    lines += [(f"`{row[0]}`", *(cell(str(part or "")) for part in row[1:])) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
 def _anchor(kind: type) -> str:

@@ -103,7 +103,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
     known = "".join(f"\n- {threat}" for threat in threats(experiment))
     model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
-    found = "".join(f"\n- {verdict}" for verdict in verdicts(experiment, results))
+    found = "".join(f"\n- {verdict.markdown}" for verdict in verdicts(experiment, results))
     stated = f"\nWhat was stated, and what came out:\n{found}\n" if found else ""
     private = "".join(f"\n- {text}" for text in privacy_statements(experiment))
     covered = f"\nPrivacy:\n{private}\n" if private else ""

@@ -87,6 +87,8 @@ MEAN_AT_F_0 = {
     "smea": SMEA(f=0),
     "caf": CAF(f=0),
     "monna": MoNNA(f=0),
+    "nnm+mean": Pipeline(pre=(NNM(f=0),), rule=Mean()),
+    "arc+mean": Pipeline(pre=(ARC(f=0),), rule=Mean()),
     "arc+nnm+trimmed_mean": Pipeline(pre=(ARC(f=0), NNM(f=0)), rule=TrimmedMean(f=0)),
 }
 FROM_ZERO = {"centered_clipping", "nnm+centered_clipping"}

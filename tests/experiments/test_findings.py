@@ -90,7 +90,8 @@ OUTCOME = [(0.9, 0.04), (0.8, 0.02), (0.7, 0.01), (0.6, 0.03), (0.7, 0.02), (0.6
 
 
 def test_claims_are_compared_cell_by_cell():
-    found, (costs, evens, none) = results(OUTCOME), verdicts(experiment(), results(OUTCOME))
+    found = results(OUTCOME)
+    costs, evens, none = (verdict.markdown for verdict in verdicts(experiment(), found))
     assert pairs(findings(experiment())[0], found, "accuracy") == [
         ("Median", 0.9, 0.7),
         ("TrimmedMean", 0.6, 0.65),
@@ -115,7 +116,7 @@ def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):
 
 def test_a_claim_that_does_not_come_out_says_so():
     worse = [(0.1, 0.0)] * 3 + [(0.2, 0.0)] * 3
-    costs, evens, _ = verdicts(experiment(), results(worse))
+    costs, evens, _ = (verdict.markdown for verdict in verdicts(experiment(), results(worse)))
     assert costs.startswith("noise costs accuracy: **not reproduced**")
     assert "**not reproduced**" in evens
 

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import tomli_w
+from helpers import ran
 from typer.testing import CliRunner
 
 from jaxfl.cli import app
@@ -43,13 +44,9 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "one.toml").write_text(tomli_w.dumps(TABLE))
-    words = ["run", str(folder / "one.toml"), "--out", str(folder / "run"), "--quiet"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert re.search(r"Report: *\S+run/report\.html", result.output.replace("\n", ""))
-    return folder / "run"
+    folder, shown = ran(TABLE, tmp_path_factory.mktemp("page"))
+    assert re.search(r"Report: *\S+run/report\.html", shown)
+    return folder
 
 
 def data_of(path):

@@ -85,19 +85,19 @@ def test_without_such_attacks_nothing_is_said_of_them(grid):
 
 
 def test_as_files(grid):
-    lines = list(csv.DictReader(io.StringIO(as_csv(*grid))))
+    lines = list(csv.DictReader(io.StringIO(as_csv(grid[0], ranked(grid[1])))))
     assert [line["aggregator"] for line in lines] == ["Median", "Mean"]
     assert float(lines[1]["mean_ci95"]) == pytest.approx(
         half([1.5 / 3, 1.6 / 3, 1.2 / 3]), rel=1e-5
     )
     assert "attack" not in lines[0]
-    assert entries(*grid)[0][:4] == [
+    assert entries(grid[0], ranked(grid[1]))[0][:4] == [
         "1",
         "Median",
         f"70.0 ± {100 * half([6, 7, 8]) / 10:.1f}",
         "SignFlip",
     ]
-    assert "| 2 | Mean | 20.0" in markdown(*grid)
+    assert "| 2 | Mean | 20.0" in markdown(grid[0], ranked(grid[1]))
 
 
 def test_few_attacks_are_a_table_already(grid):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tomli_w
+from helpers import ran
 from typer.testing import CliRunner
 
 from jaxfl.cli import app
@@ -27,12 +28,7 @@ TABLE = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kept")
-    (folder / "one.toml").write_text(tomli_w.dumps(TABLE))
-    words = ["run", str(folder / "one.toml"), "--out", str(folder / "run"), "--quiet"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    return folder / "run"
+    return ran(TABLE, tmp_path_factory.mktemp("kept"))[0]
 
 
 def test_what_is_kept_is_what_was_logged(run, tmp_path):

@@ -114,6 +114,7 @@ def test_a_convolution_by_hand(costs):
     assert costs["convolved"].bytes == 4 * (4 * 6 * 6 * 3 + 3 * 3 * 3 * 5 + 4 * 4 * 4 * 5)
 
 
+# The work of these two programs is the same, however quickly they are compiled.
 @pytest.mark.parametrize("batch", [1, 7])
 def test_products_of_a_compiled_program_by_hand(batch):
     def f(x, y):

@@ -1,0 +1,134 @@
+"""The keys of experiment files that are no fields of parts: what each means, what stands for it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxfl.data import SOURCES
+from jaxfl.devices import WAYS
+from jaxfl.experiments.cells import DATA_DEFAULTS, DEFAULTS, REQUIRED
+from jaxfl.experiments.findings import METRICS, Finding
+from jaxfl.plan import AUTOMATIC
+from jaxfl.privacy.deployment import ATTACK_FIRST, NOISE_FIRST
+from jaxfl.state import STORAGES
+
+Texts = dict[str, tuple[str, str, str]]
+"""By key its type, its range and its meaning."""
+Rows = dict[str, tuple[str, str, str, str]]
+"""The same with the default, second."""
+
+KEYS: Texts = {
+    "title": ("string", "", "What tables and plots are headed with."),
+    "rounds": ("integer", "at least 1", "Rounds of training."),
+    "evaluate_every": ("integer", "at least 1", "Rounds between evaluations."),
+    "checkpoint_every": ("integer", "at least 1", "Rounds between checkpoints."),
+    "seed": (
+        *("integer", "at least 0"),
+        "Of the division of the data, of the model and of all draws; a list as `sweep.seed`.",
+    ),
+    "client_chunk": ("integer", "at least 1", "How many clients are vmapped at once."),
+    "devices": (
+        *('integer, `"all"` or `"auto"`', "at least 1"),
+        "How many devices the clients are mapped over; auto: every core of a CPU for models that "
+        "convolve, else one. Results are equal to rounding.",
+    ),
+    "way": ("string", ", ".join(WAYS), "How several devices share a round: see `jaxfl.devices`."),
+    "storage": (
+        *("string", ", ".join((AUTOMATIC, *STORAGES))),
+        "Where a round has its updates: see [many clients](performance.md#many-clients).",
+    ),
+    "signs": (
+        *("true or false", ""),
+        "Whether every round counts the signs of what was sent: the shares of coordinates that "
+        "are positive and negative, of honest and Byzantine messages, in the log and `signs.png`.",
+    ),
+    "byzantine": (
+        *("integer", "from 0 to `data.clients`"),
+        "How many clients of the population are Byzantine; which ones, the seed decides.",
+    ),
+    "byzantine_per_round": (
+        *('integer or `"expected"`', "at least 0"),
+        "How many of them are in every cohort of `uniform` participation.",
+    ),
+    "noise_order": (
+        *("string", f"{NOISE_FIRST}, {ATTACK_FIRST}"),
+        "Whether `message` privacy comes before the attack or after it.",
+    ),
+    "validation": (
+        *("number", "at least 0, below 1"),
+        "Share of the training samples held out for choosing; `tune` needs it.",
+    ),
+    "model": ("part", "", "See [Model](#model)."),
+    "data": ("name or table", "", "See [data](#data)."),
+    "sweep": (
+        *("table of lists", "at least one value each"),
+        "Dotted keys and their values; every combination is a cell of the grid.",
+    ),
+    "tune": (
+        *("table of lists", "at least one value each"),
+        "As `sweep`, but of numbers only: the value with the best accuracy on held-out samples "
+        "is chosen for each defence, over all that it cannot know: `attack` and what is below it, "
+        "`byzantine`, `byzantine_per_round` and `noise_order`.",
+    ),
+    "findings": ("list of tables", "", "Claims to be judged: see [findings](#findings)."),
+    "reduced": (
+        *("table", ""),
+        "Dotted keys and values that `--reduced` sets, to cut the experiment down.",
+    ),
+}
+DATA: Texts = {
+    "name": ("string", ", ".join(SOURCES), "The data set."),
+    "clients": ("integer", "at least 1", "The population."),
+    "partition": ("part", "", "How it is divided: see [Partition](#partition)."),
+    "root": ("table", "", "The server's own samples: see [RootData](#rootdata)."),
+    "client_test": ("number", "at least 0, below 1", "Share that each client holds out."),
+}
+FINDINGS: Texts = {
+    "claim": ("string", "", "What is claimed."),
+    "better": ("table", "", "Labels (axis to value) of the cells that have more."),
+    "than": ("table", "", "Labels of the cells that have less; all else is equal."),
+    "metric": ("string", ", ".join(METRICS), "What is compared."),
+    "where": ("table", "", "Labels that both cells have."),
+    "by": ("number", "", "How much more, in percentage points."),
+    "why": ("string", "", "What explains it if it does not come out."),
+}
+LEFT_OUT = {
+    "title": "the file's name",
+    "client_chunk": "chosen for the backend and the model",
+    "byzantine_per_round": "as it happens",
+    "sweep": "no axes",
+    "tune": "nothing",
+    "findings": "none",
+    "reduced": "none",
+    "root": "none",
+}
+"""What it means to leave out a key for which no value stands."""
+
+
+def file_keys() -> Rows:
+    """The keys at the top of a file."""
+    return _with_defaults(KEYS, dict.fromkeys(REQUIRED, "needed") | DEFAULTS)
+
+
+def data_keys() -> Rows:
+    """The keys of ``data``."""
+    return _with_defaults(DATA, {"name": "needed"} | DATA_DEFAULTS)
+
+
+def findings_keys() -> Rows:
+    """The keys of a claim, which are the fields of ``Finding``."""
+    defaults = {}
+    for field in dataclasses.fields(Finding):
+        make = field.default_factory
+        default = field.default if make is dataclasses.MISSING else make()
+        defaults[field.name] = "needed" if default is dataclasses.MISSING else default
+    return _with_defaults(FINDINGS, defaults)
+
+
+def _with_defaults(texts: Texts, defaults: Mapping[str, Any]) -> Rows:
+    unknown = set(defaults) - set(texts)
+    assert not unknown, f"keys without a text: {sorted(unknown)}"
+    return {
+        key: (kind, str(defaults[key] if key in defaults else LEFT_OUT[key]), span, meaning)
+        for key, (kind, span, meaning) in texts.items()
+    }
