@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 
 from jaxfl import __version__
 from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.commands.doctor import doctor
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
 from jaxfl.commands.report import report
@@ -107,6 +108,7 @@ app.command()(report)
 app.command()(reproduce)
 app.command()(plan)
 app.command()(profile)
+app.command()(doctor)
 
 
 @app.command()
