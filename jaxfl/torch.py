@@ -62,12 +62,7 @@ def inspect(
     ``state`` is the memory of the round before, for rules that have one.
     """
     torch = _import_torch()
-    matrix = updates if isinstance(updates, torch.Tensor) else _stacked(torch, rule, updates)
-    if matrix.ndim != 2 or not matrix.is_floating_point():
-        raise ValueError(
-            f"{type(rule).__name__}: updates must be a matrix [n, d] of floats; "
-            f"got {matrix.dtype} of shape {tuple(matrix.shape)}"
-        )
+    matrix = _matrix(torch, rule, updates)
     result = rule.inspect(_to_jax(torch, matrix), context=context, state=state)
     return result.replace(update=_to_torch(torch, result.update))
 
@@ -135,14 +130,22 @@ def inspect_models(
     return result.replace(update=model)
 
 
-def _stacked(torch: Any, rule: Aggregator, updates: Sequence[Tensor]) -> Tensor:
-    shapes = {tuple(row.shape) for row in updates}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+def _matrix(torch: Any, rule: Aggregator, updates: Tensor) -> Tensor:
+    name = type(rule).__name__
+    if not isinstance(updates, torch.Tensor):
+        shapes = {tuple(row.shape) for row in updates}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(
+                f"{name}: updates must be a matrix or vectors of one length; "
+                f"got {len(updates)} tensors of shapes {sorted(shapes)}"
+            )
+        return torch.stack(list(updates))
+    if updates.ndim != 2 or not updates.is_floating_point():
         raise ValueError(
-            f"{type(rule).__name__}: updates must be a matrix or vectors of one length; "
-            f"got {len(updates)} tensors of shapes {sorted(shapes)}"
+            f"{name}: updates must be a matrix [n, d] of floats; "
+            f"got {updates.dtype} of shape {tuple(updates.shape)}"
         )
-    return torch.stack(list(updates))
+    return updates
 
 
 def _vector(torch: Any, model: StateDict, names: Sequence[str]) -> Tensor:

@@ -102,7 +102,7 @@ class RobustServer:
         after: Sequence[Arrays],
         *,
         ids: Sequence[Hashable] | None = None,
-        samples: Sequence[float] | None = None,
+        samples: Sequence[int | float] | None = None,
     ) -> Answer:
         """Takes the server's step of one round.
 
@@ -136,9 +136,9 @@ class RobustServer:
             sent, after, spec, self._places(ids), _shares(samples, n), root_update
         )
         if not np.isfinite(params).all():
+            rule = type(self.aggregator).__name__
             raise ValueError(
-                f"{where}: {type(self.aggregator).__name__} let through what is not finite; "
-                "the model would be lost"
+                f"{where}: the next model would not be finite ({rule}, {self.optimizer})"
             )
         self._round += 1
         return Answer(layout.model(params, layout.medians(after)), info)
@@ -192,9 +192,8 @@ class RobustServer:
         assert self._layout is not None
         assert self._rows is not None
         n, rows = len(after), self._rows
-        with ThreadPoolExecutor() as pool, np.errstate(all="ignore"):
-            fill = partial(self._layout.subtract, sent)
-            list(pool.map(fill, after, rows))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(partial(self._layout.subtract, sent), after, rows))
         rows[n:] = 0
         absent = (0, spec.cohort - n)
         present = np.arange(spec.cohort) < n
@@ -242,7 +241,7 @@ def _step(
     return params, (result.state, optimizer_state), result.info
 
 
-def _shares(samples: Sequence[float] | None, n: int) -> np.ndarray:
+def _shares(samples: Sequence[int | float] | None, n: int) -> np.ndarray:
     """Each client's share in all samples, which sum to 1."""
     counts = np.ones(n) if samples is None else np.asarray(samples, np.float64)
     counts = np.where(np.isfinite(counts) & (counts > 0), counts, 0)
