@@ -21,6 +21,7 @@ from jaxfl.commands.profile import profile
 from jaxfl.commands.report import report
 from jaxfl.commands.reproduce import reproduce
 from jaxfl.commands.run import run
+from jaxfl.commands.track import track
 from jaxfl.contracts import OwnCodeError
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
@@ -109,6 +110,7 @@ app.command()(reproduce)
 app.command()(plan)
 app.command()(profile)
 app.command()(doctor)
+app.command()(track)
 
 
 @app.command()
