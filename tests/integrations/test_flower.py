@@ -1,6 +1,7 @@
 """Flower's strategies: arrays in and out, who was kept, and errors; no network."""
 
 import importlib
+import io
 import sys
 from types import SimpleNamespace
 
@@ -131,7 +132,12 @@ def test_mistakes_are_one_clear_error_each(ours, play):
         play(ours.RobustStrategy(jaxfl.Krum(f=2), min_train_nodes=5), BACK)
     with pytest.raises(ValueError, match="FLTrust needs root="):
         ours.RobustStrategy(jaxfl.FLTrust())
-    for damaged in (b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}"):
+    for array in (np.arange(6.0).reshape(2, 3), np.array(3), np.zeros((0, 2), "i1")):
+        for kept in (array, np.asfortranarray(array)):
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, kept, version=(2, 0))
+            np.testing.assert_array_equal(ours.read(stream.getvalue()), array)
+    for damaged in (b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}"):
         with pytest.raises(ValueError, match="an array that came back cannot be read"):
             ours.read(damaged)
 
