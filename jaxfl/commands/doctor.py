@@ -69,7 +69,10 @@ def findings(*, quick: bool) -> Iterator[Finding]:
     yield from machine()
     yield from data()
     yield from caches()
-    yield from extras(importlib.metadata.requires("jaxfl") or [])
+    if known := requirements_of("jaxfl"):
+        yield from extras(known)
+    else:
+        yield Finding("extras", "unknown: jaxfl is imported, not installed", "pip install jaxfl")
     if not quick:
         yield self_test()
 
@@ -144,15 +147,22 @@ def missing_of(requirements: list[str], extra: str) -> list[str]:
             or not marker.evaluate({"extra": extra})
         ):
             continue
-        try:
-            theirs = importlib.metadata.requires(requirement.name) or []
-        except importlib.metadata.PackageNotFoundError:
+        theirs = requirements_of(requirement.name)
+        if theirs is None:
             found.append(requirement.name)
             continue
         found += [
             name for inner in sorted(requirement.extras) for name in missing_of(theirs, inner)
         ]
     return found
+
+
+def requirements_of(name: str) -> list[str] | None:
+    """Those of a distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def self_test() -> Finding:
