@@ -15,11 +15,13 @@ from rich.syntax import Syntax
 
 from jaxfl import __version__
 from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.commands.doctor import doctor
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
 from jaxfl.commands.report import report
 from jaxfl.commands.reproduce import reproduce
 from jaxfl.commands.run import run
+from jaxfl.commands.track import track
 from jaxfl.contracts import OwnCodeError
 from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
@@ -107,6 +109,8 @@ app.command()(report)
 app.command()(reproduce)
 app.command()(plan)
 app.command()(profile)
+app.command()(doctor)
+app.command()(track)
 
 
 @app.command()

@@ -39,6 +39,8 @@ WITH_EXAMPLES = (
     Schedule,
 )
 GIVEN = {"jax": jax, "jnp": jnp, "np": np, "jaxfl": jaxfl}
+OPTIONAL = {"jaxfl.integrations.flower": "flwr"}
+"""Modules whose classes derive from another package's, and that package."""
 MODULES = sorted(m.name for m in pkgutil.walk_packages(jaxfl.__path__, "jaxfl."))
 
 
@@ -53,6 +55,8 @@ def brief(monkeypatch):
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_say(name):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name], reason=f"{OPTIONAL[name]} is not installed")
     module = importlib.import_module(name)
     found = doctest.testmod(
         module,

@@ -21,6 +21,12 @@ HEAVY = (
     "tensorflow_datasets",
     "dp_accounting",
     "jax_privacy",
+    "torch",
+    "flwr",
+    "datasets",
+    "tensorboard",
+    "wandb",
+    "mlflow",
     "typer",
 )
 

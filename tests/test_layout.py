@@ -34,6 +34,8 @@ ORDER = (
     ("simulation",),
     ("auditing", "profiling"),
     ("__init__", "registry"),
+    ("integrations",),
+    ("torch",),
     ("experiments",),
     ("report",),
     ("commands",),

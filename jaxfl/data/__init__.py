@@ -15,6 +15,8 @@ from jaxfl.data.loaders import SOURCES as SOURCES
 from jaxfl.data.loaders import Availability as Availability
 from jaxfl.data.loaders import available as available
 from jaxfl.data.loaders import prepare as prepare
+from jaxfl.data.others import from_huggingface as from_huggingface
+from jaxfl.data.others import from_tfds as from_tfds
 from jaxfl.data.partitions import IID as IID
 from jaxfl.data.partitions import BiasGroups as BiasGroups
 from jaxfl.data.partitions import Dirichlet as Dirichlet

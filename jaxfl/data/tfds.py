@@ -40,7 +40,7 @@ def read_texts(
     """Training texts and labels, test texts and labels; the fields are joined by a space."""
     parts: list[Any] = []
     for samples in _read(published, folder, (*fields, "label")):
-        parts.append([" ".join(_text(sample[field]) for field in fields) for sample in samples])
+        parts.append([" ".join(text_of(sample[field]) for field in fields) for sample in samples])
         parts.append(np.array([sample["label"] for sample in samples]))
     train, train_labels, test, test_labels = parts
     return train, train_labels, test, test_labels
@@ -66,26 +66,31 @@ def prepare_with_tfds(published: Published, root: Path) -> Path:
     return Path(builder.data_dir)
 
 
+def read_any(folder: Path, again: str) -> tuple[tuple[str, str], dict[str, list[Any]]]:
+    """The names of input and label, and all samples of every split, decoded.
+
+    Args:
+      folder: a prepared one.
+      again: how to prepare it anew, for errors.
+    """
+    _check_format(folder, again)
+    try:
+        info = _import_tfds().builder_from_directory(folder).info
+        keys, splits = info.supervised_keys, list(info.splits)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {_line(error)}; {again}") from error
+    if keys is None or len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{folder.parent.name} is no set of inputs and labels: it says {keys}")
+    return keys, {split: _samples(folder, split, again) for split in splits}
+
+
 def _read(published: Published, folder: Path, fields: tuple[str, ...]) -> list[list[Any]]:
     """All training samples, all test samples, decoded; their numbers checked."""
     again = f"delete it and {published.how_to_prepare(folder.parent.parent)}"
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/dataset_info.json cannot be read; {again}") from error
-    file_format = info.get("fileFormat", "tfrecord")
-    if file_format != "array_record":
-        raise ValueError(f"{folder} is {file_format}; only array_record can be read; {again}")
-    tfds = _import_tfds()
+    _check_format(folder, again)
     parts = []
     for split, wanted in (("train", published.train), ("test", published.test)):
-        try:
-            source = tfds.builder_from_directory(folder).as_data_source(split=split)
-            samples = source.__getitems__(range(len(source)))
-        except Exception as error:
-            raise ValueError(
-                f"{folder}: {split} data cannot be read: {_line(error)}; {again}"
-            ) from error
+        samples = _samples(folder, split, again)
         if len(samples) != wanted:
             raise ValueError(
                 f"{folder}: {split} data must have {wanted} samples; got {len(samples)}; {again}"
@@ -97,6 +102,26 @@ def _read(published: Published, folder: Path, fields: tuple[str, ...]) -> list[l
     return parts
 
 
+def _check_format(folder: Path, again: str) -> None:
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}/dataset_info.json cannot be read; {again}") from error
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format != "array_record":
+        raise ValueError(f"{folder} is {file_format}; only array_record can be read; {again}")
+
+
+def _samples(folder: Path, split: str, again: str) -> list[Any]:
+    try:
+        source = _import_tfds().builder_from_directory(folder).as_data_source(split=split)
+        return source.__getitems__(range(len(source)))
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: {split} data cannot be read: {_line(error)}; {again}"
+        ) from error
+
+
 def _import_tfds() -> Any:
     try:
         return importlib.import_module("tensorflow_datasets")
@@ -106,7 +131,8 @@ def _import_tfds() -> Any:
         ) from error
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A text that may still be bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

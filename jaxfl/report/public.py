@@ -24,6 +24,14 @@ OWN_PARTS = (
     ("jaxfl.types", "Spec"),
 )
 """What the tutorials use besides, by module."""
+OTHERS_LOOPS = (
+    ("jaxfl.integrations.server", "RobustServer"),
+    ("jaxfl.torch", "aggregate"),
+    ("jaxfl.torch", "aggregate_models"),
+    ("jaxfl.torch", "inspect"),
+    ("jaxfl.torch", "inspect_models"),
+)
+"""What serves loops of other libraries, by module."""
 
 
 def public_page() -> str:
@@ -35,8 +43,9 @@ def public_page() -> str:
         "",
         "Public are the names below; the keys of [experiment files](experiments.md); the commands",
         "and options of `jaxfl`; and the files of a run's folder. A change that breaks them is",
-        "named in the changelog. Everything else may change at any time; the API reference of the",
-        "site (`make docs`) shows some of it.",
+        "named in the changelog; so are `RobustStrategy` and `ClassicRobustStrategy` of",
+        "`jaxfl.integrations.flower`, which needs Flower. Everything else may change at any time;",
+        "the API reference of the site (`make docs`) shows some of it.",
     ]
     for title, found in public_names().items():
         rows = [f"| `{name}` | {first_sentence(value)} |" for name, value in found.items()]
@@ -52,10 +61,14 @@ def public_names() -> dict[str, dict[str, Any]]:
         }
         for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.profiling)
     }
-    found["For parts of one's own"] = {
-        f"{module}.{name}": getattr(importlib.import_module(module), name)
-        for module, name in OWN_PARTS
-    }
+    for title, names in (
+        ("For parts of one's own", OWN_PARTS),
+        ("In others' loops", OTHERS_LOOPS),
+    ):
+        found[title] = {
+            f"{module}.{name}": getattr(importlib.import_module(module), name)
+            for module, name in names
+        }
     return {
         title: dict(sorted(names.items(), key=lambda pair: pair[0].lower()))
         for title, names in found.items()

@@ -171,6 +171,8 @@ def test_mnist_through_tfds_is_the_raw_files(tmp_path):
         file.chmod(0o600)
         file.unlink()
     assert sources.available(tmp_path)[2].folder == folder
+    same = sources.from_tfds("mnist", tmp_path)
+    np.testing.assert_array_equal(same.inputs, sources.mnist(tmp_path).inputs)
     program = [sys.executable, "-c", READ_WITHOUT_TENSORFLOW, str(tmp_path)]
     subprocess.run(program, check=True, timeout=240)
     with np.load(tmp_path / "read.npz") as again:

@@ -1,0 +1,1 @@
+"""jaxfl's server in other people's loops; each module needs the extra of its name."""
