@@ -109,6 +109,7 @@ def work_locally(
         client_ids=ids,
         present=present,
         params=state.params,
+        segments=plan.spec.segments,
         byzantine=byzantine,
     )
     if plan.storage != STREAM:

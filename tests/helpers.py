@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, TrimmedMean
+from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, PerLayer, Pipeline, TrimmedMean
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.data import FederatedData, from_arrays
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
@@ -70,11 +70,12 @@ class NumpySoftmax:
 
 def every_rule(f: int) -> dict[str, Aggregator]:
     """Every registered rule, every pre-aggregator, and the pipelines of the papers."""
-    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c is not Pipeline}
+    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c not in (PerLayer, Pipeline)}
     for name, cls in PREAGGREGATORS.items():
         rules[f"{name}+krum"] = Pipeline(pre=(with_f(cls, f),), rule=Krum(f=f))
     rules["nnm+trimmed_mean"] = Pipeline(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
     rules["bucketing+median"] = Pipeline(pre=(Bucketing(size=2),), rule=Median())
+    rules["per_layer"] = PerLayer(rule=Krum(f=f))
     rules["arc+nnm+krum"] = Pipeline(pre=(ARC(f=f), NNM(f=f)), rule=Krum(f=f))
     return rules
 
@@ -97,6 +98,7 @@ def shapes_context(spec: Spec) -> Context:
         root_update=row,
         root_batch=Batch(one, one, one == 0),
         objective=NoObjective(),
+        segments=spec.segments,
     )
 
 

@@ -32,6 +32,7 @@ from jaxfl.aggregators.norms import CGE as CGE
 from jaxfl.aggregators.norms import NBS as NBS
 from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
+from jaxfl.aggregators.per_layer import PerLayer as PerLayer
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
 from jaxfl.aggregators.signguard import SignGuard as SignGuard
 from jaxfl.aggregators.signguard import SignGuardDist as SignGuardDist

@@ -42,6 +42,7 @@ from jaxfl.aggregators import (
 )
 from jaxfl.component import Component
 from jaxfl.models import Objective, Softmax
+from jaxfl.models.layers import segments
 from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Batch, Context, Spec
@@ -120,6 +121,7 @@ def _server():
     inputs, labels = random.normal(size=(20, 9)), random.integers(0, 3, 20)
     return {
         "objective": objective,
+        "segments": segments(objective, jax.ShapeDtypeStruct((2, 9), "f4")),
         "params": jnp.asarray(random.normal(size=D), jnp.float32),
         "root_update": jnp.asarray(random.normal(size=D), jnp.float32),
         "root_batch": Batch(
@@ -144,8 +146,12 @@ def compiled(rule, x, state, context):
     return rule.aggregate(x, state, context)
 
 
+def spec_of(dtype, n=N):
+    return Spec(population=n, cohort=n, dim=D, dtype=dtype, segments=SERVER["segments"])
+
+
 def start(rule, x):
-    return rule.init(Spec(population=len(x), cohort=len(x), dim=x.shape[1], dtype=x.dtype))
+    return rule.init(spec_of(x.dtype, len(x)))
 
 
 def run(rule, x, state=None, context=None):
@@ -317,7 +323,7 @@ def test_types_and_state_survive_a_scan(name, dtype):
             return result.state, result
 
         rounds = jax.ShapeDtypeStruct((3, N, D), dtype)
-        state = rule.init(Spec(population=N, cohort=N, dim=D, dtype=jnp.dtype(dtype)))
+        state = rule.init(spec_of(jnp.dtype(dtype)))
         _, results = jax.eval_shape(lambda s, r: jax.lax.scan(step, s, r), state, rounds)
         assert (results.update.shape, results.update.dtype) == ((3, D), dtype)
 
