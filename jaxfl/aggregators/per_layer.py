@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.coordinatewise import TrimmedMean
+from jaxfl.aggregators.wrapping import Wrapper
 from jaxfl.component import Component, capability
 from jaxfl.numerics import rows
 from jaxfl.types import Aggregated, Context, Info, Segments, Spec, State
@@ -21,7 +21,7 @@ def layers_of(segments: Segments) -> list[tuple[int, int]]:
     return [(group[0].offset, group[-1].end) for group in found]
 
 
-class PerLayer(Aggregator):
+class PerLayer(Wrapper):
     """Applies ``rule`` to each layer by itself, as if it were a model of its own.
 
     A layer is a kernel with its bias. Every layer has a memory and a key of its own; a client whose
@@ -42,7 +42,6 @@ class PerLayer(Aggregator):
     {'a': Array([1.], dtype=float32), 'b': Array([3.], dtype=float32)}
     """
 
-    rule: Aggregator
     share_units: bool = False
     needs_segments = capability(True)
 
@@ -55,57 +54,6 @@ class PerLayer(Aggregator):
     @classmethod
     def example(cls, f: int = 2) -> "PerLayer":
         return cls(rule=TrimmedMean(f=f))
-
-    @capability
-    def permutation_equivariant(self) -> bool:
-        return self.rule.permutation_equivariant
-
-    @capability
-    def public_memory(self) -> bool:
-        return self.rule.public_memory
-
-    @capability
-    def by_client(self) -> bool:
-        return self.rule.by_client
-
-    @capability
-    def by_samples(self) -> bool:
-        return self.rule.by_samples
-
-    @capability
-    def scale_equivariant(self) -> bool:
-        return self.rule.scale_equivariant
-
-    @capability
-    def translation_equivariant(self) -> bool:
-        return self.rule.translation_equivariant
-
-    @capability
-    def unit_free(self) -> bool:
-        return self.rule.unit_free
-
-    @capability
-    def unanimous(self) -> bool:
-        return self.rule.unanimous
-
-    @capability
-    def tolerates(self) -> bool:
-        return self.rule.tolerates
-
-    @capability
-    def accepts_absent(self) -> bool:
-        return self.rule.accepts_absent
-
-    @capability
-    def needs_root(self) -> frozenset[str]:
-        return self.rule.needs_root
-
-    @capability
-    def follows_model(self) -> bool:
-        return self.rule.follows_model
-
-    def check(self, n: int) -> None:
-        self.rule.check(n)
 
     def init(self, spec: Spec) -> State:
         def one(start: int, end: int) -> State:

@@ -17,7 +17,7 @@ from jaxfl.registry import ATTACKS, REGISTRY, unknown
 from jaxfl.types import Spec
 
 WIDTH = 80
-_CITATION = re.compile(r"[A-Z][^\"().:;]*( et al\.)?, \"")
+_CITATION = re.compile(r"[A-ZÀ-Þ][^\"().:;]*( et al\.)?, \"")
 """Authors, then a quoted title, at the start of a line."""
 
 
