@@ -18,6 +18,7 @@ from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
 from jaxfl.aggregators.dnc import DnC as DnC
 from jaxfl.aggregators.fedseca import FedSECA as FedSECA
+from jaxfl.aggregators.fldetector import FLDetector as FLDetector
 from jaxfl.aggregators.fltrust import FLTrust as FLTrust
 from jaxfl.aggregators.foundation_fl import FoundationFL as FoundationFL
 from jaxfl.aggregators.gas import GAS as GAS
@@ -41,6 +42,7 @@ from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.per_layer import PerLayer as PerLayer
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
+from jaxfl.aggregators.rflbat import RFLBAT as RFLBAT
 from jaxfl.aggregators.rlr import RLR as RLR
 from jaxfl.aggregators.sequential_clipping import (
     SequentialCenteredClipping as SequentialCenteredClipping,
