@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.data import LabelFlip
@@ -74,7 +74,9 @@ class _Combination(Attack):
 
 
 class Onset(_Combination):
-    """Any attack, honest behaviour before round ``start``.
+    """Any attack, honest behaviour before round ``start`` and from round ``end`` on (None: never).
+
+    How long a backdoor outlives its attackers: ``jaxfl.durability.durability``.
 
     >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
     >>> byzantine = jnp.arange(5) == 4
@@ -84,8 +86,14 @@ class Onset(_Combination):
 
     attack: Attack
     start: int = field(at_least=0)
+    end: int | None = field(default=None, at_least=1)
 
     streams = capability(_parts_stream)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"Onset: end must be after start = {self.start}; got {self.end}")
 
     @classmethod
     def example(cls) -> Attack:
@@ -101,8 +109,8 @@ class Onset(_Combination):
         return self.attack.observe(view, state)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        started = client.round >= self.start
-        return _either(started, self.attack.poison(batch, client, key), batch)
+        poisoned = self.attack.poison(batch, client, key)
+        return _either(self._active(client.round), poisoned, batch)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         def attack() -> tuple[Array, State]:
@@ -112,7 +120,11 @@ class Onset(_Combination):
         def wait() -> tuple[Array, State]:
             return view.own_rows(), self.observe(view, state)
 
-        return jax.lax.cond(view.round >= self.start, attack, wait)
+        return jax.lax.cond(self._active(view.round), attack, wait)
+
+    def _active(self, when: Int[Array, ""]) -> Bool[Array, ""]:
+        active = when >= self.start
+        return active if self.end is None else active & (when < self.end)
 
 
 class Combined(_Combination):

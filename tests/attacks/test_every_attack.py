@@ -50,7 +50,7 @@ from jaxfl.component import capability
 from jaxfl.models import Objective, Softmax
 from jaxfl.preaggregators import NNM
 from jaxfl.registry import AGGREGATORS, ATTACKS
-from jaxfl.types import Batch, Context, Spec
+from jaxfl.types import Batch, Context, Segment, Spec
 
 pytestmark = pytest.mark.grouped_by("name")
 
@@ -70,6 +70,8 @@ def mask(*attackers, n=N):
 
 
 def context(n=N, d=D, **known):
+    layers = Segment("a.bias", 0, (2,), "bias"), Segment("a.kernel", 2, (d // 2 - 1, 2), "kernel")
+    known = {"segments": layers} | known
     server = {"params": jnp.ones(d), "root_update": jnp.full(d, 0.3, jnp.float32)}
     return Context.of(n, **(server | known))
 
