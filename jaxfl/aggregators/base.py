@@ -230,7 +230,9 @@ class Aggregator(Component):
 
 
 def _segments(rule: Aggregator, updates: PyTree, context: Context, dim: int) -> Segments:
-    """The layers of updates: as the context or, without, the pytree has them."""
+    """The layers of updates, for a rule that looks at them: of the context, or of the pytree."""
+    if not rule.needs_segments:
+        return ()
     segments = context.segments
     if not segments and not hasattr(updates, "ndim"):
         segments = segments_of(jax.tree.map(lambda leaf: leaf[0], updates))

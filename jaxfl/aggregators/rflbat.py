@@ -70,7 +70,9 @@ def principal_points(gram: Float[Array, "n n"], usable: Bool[Array, " n"]) -> Fl
     gram = jax.lax.stop_gradient(weighted_gram(gram, usable.astype(gram.dtype)))
     both = usable[:, None] & usable[None, :]
     values, vectors = jnp.linalg.eigh(jnp.where(both, gram, 0))
-    values, vectors = values[-2:][::-1], vectors[:, -2:][:, ::-1]
+    missing = max(0, 2 - gram.shape[0])
+    values = jnp.pad(values[-2:][::-1], (0, missing))
+    vectors = jnp.pad(vectors[:, -2:][:, ::-1], ((0, 0), (0, missing)))
     # What rounding leaves of a component that is not there would be scaled up to one.
     rounding = gram.shape[0] * jnp.finfo(gram.dtype).eps * jnp.maximum(values[0], 0)
     return vectors * safe_sqrt(jnp.where(values > rounding, values, 0))[None]

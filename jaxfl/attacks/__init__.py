@@ -22,6 +22,7 @@ from jaxfl.attacks.mimic import FreeRider as FreeRider
 from jaxfl.attacks.mimic import Mimic as Mimic
 from jaxfl.attacks.model_only import MPAF as MPAF
 from jaxfl.attacks.model_only import PoisonedFL as PoisonedFL
+from jaxfl.attacks.neurotoxin import Neurotoxin as Neurotoxin
 from jaxfl.attacks.relocated import ROP as ROP
 from jaxfl.attacks.relocated import Sparse as Sparse
 from jaxfl.attacks.search import AGRTailored as AGRTailored

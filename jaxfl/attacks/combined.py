@@ -2,7 +2,6 @@
 
 import abc
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -46,6 +45,15 @@ class _Combination(Attack):
     @capability
     def crafts(self) -> bool:
         return any(part.crafts for part in self.parts())
+
+    @capability
+    def trains(self) -> bool:
+        return any(part.trains for part in self.parts())
+
+    @abc.abstractmethod
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]: ...
 
     @capability
     def probes(self) -> bool:
@@ -112,6 +120,15 @@ class Onset(_Combination):
         poisoned = self.attack.poison(batch, client, key)
         return _either(self._active(client.round), poisoned, batch)
 
+    def prepare(self, params: Float[Array, " d"], state: State) -> Any:
+        return self.attack.prepare(params, state)
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        bent = self.attack.bend(gradient, prepared, client)
+        return jnp.where(self._active(client.round), bent, gradient)
+
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         def attack() -> tuple[Array, State]:
             crafted, new_state = self.attack.craft(view, state)
@@ -147,7 +164,7 @@ class Combined(_Combination):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = not (self.data.crafts or self.message.poisons)
+        alone = not (self.data.crafts or self.message.poisons or self.trains)
         if not (self.data.poisons and self.message.crafts and alone):
             raise ValueError(
                 "Combined: data must be an attack on data and message one on messages; got "
@@ -165,6 +182,11 @@ class Combined(_Combination):
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return self.data.poison(batch, client, key)
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        return gradient
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
         return self.message.craft(view, state)
@@ -186,6 +208,31 @@ class _Several(_Combination):
 
     def init(self, spec: Spec) -> State:
         return tuple(attack.init(spec) for attack in self.attacks)
+
+    def prepare(self, params: Float[Array, " d"], state: State) -> Any:
+        pairs = zip(self.attacks, state, strict=True)
+        return tuple(attack.prepare(params, memory) for attack, memory in pairs)
+
+    @abc.abstractmethod
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        """Which of the attacks this client runs."""
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+        result, turn = batch, self.turn_of(client)
+        for i, attack in enumerate(self.attacks):
+            if attack.poisons:
+                result = _either(turn == i, attack.poison(batch, client, key), result)
+        return result
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        result, turn = gradient, self.turn_of(client)
+        for i, attack in enumerate(self.attacks):
+            if attack.trains:
+                bent = attack.bend(gradient, prepared[i], client)
+                result = jnp.where(turn == i, bent, result)
+        return result
 
     def observe(self, view: AttackView, state: State) -> State:
         pairs = zip(self.attacks, state, strict=True)
@@ -218,9 +265,8 @@ class TimeVarying(_Several):
         key = jax.random.fold_in(jax.random.key(self.seed), when // self.every)
         return jax.random.randint(key, (), 0, len(self.attacks))
 
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        turn = self.turn(client.round)
-        return _one_of(self.attacks, turn, batch, client, key)
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        return self.turn(client.round)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         watched = self.observe(view, state)
@@ -254,8 +300,8 @@ class Mixed(_Several):
     def example(cls) -> Attack:
         return cls(attacks=(IPM(scale=0.5), SignFlip()))
 
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        return _one_of(self.attacks, client.rank % len(self.attacks), batch, client, key)
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        return client.rank % len(self.attacks)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         mine, new_state = view.own_rows(), list(state)
@@ -270,17 +316,3 @@ class Mixed(_Several):
 
 def _either(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _one_of(
-    attacks: Iterable[Attack],
-    turn: Int[Array, ""],
-    batch: Batch,
-    client: ClientView,
-    key: Key[Array, ""],
-) -> Batch:
-    result = batch
-    for i, attack in enumerate(attacks):
-        if attack.poisons:
-            result = _either(turn == i, attack.poison(batch, client, key), result)
-    return result

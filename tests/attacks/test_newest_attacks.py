@@ -4,13 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import NumpySoftmax, client_arrays, ragged
 from scipy.stats import binom
 
+from jaxfl import SGD, FedAvg, Federation
 from jaxfl.aggregators import Mean
-from jaxfl.attacks import ALIE, MPAF, ROP, Onset, PoisonedFL, SignFlip, Sparse
+from jaxfl.attacks import (
+    ALIE,
+    MPAF,
+    ROP,
+    Attack,
+    Combined,
+    Mixed,
+    Neurotoxin,
+    Onset,
+    PoisonedFL,
+    SignFlip,
+    Sparse,
+)
 from jaxfl.attacks.base import attack_rows
 from jaxfl.attacks.views import Defence
+from jaxfl.component import capability
 from jaxfl.durability import durability
+from jaxfl.models import Objective, Softmax
+from jaxfl.plan import make_plan
+from jaxfl.round import answer, exchanged, receive
+from jaxfl.state import init_state
 from jaxfl.types import Context, Segment, Spec
 
 N, D, MOST = 9, 30, 3
@@ -221,3 +240,100 @@ def test_durability(success, expected):
         durability(rounds, np.ones(8), left=20)
     with pytest.raises(ValueError, match="threshold must be at least 0 and below 1; got"):
         durability(rounds, np.ones(8), left=10, threshold=1.0)
+
+
+class OfOneClass(Attack):
+    """Attackers call everything class 1."""
+
+    poisons = capability(True)
+
+    def poison(self, batch, client, key):
+        return batch.replace(labels=jnp.ones_like(batch.labels))
+
+
+def local_training(model, start, inputs, labels, mask, epochs, rate, momentum):
+    """Gradient descent with momentum on all samples, gradients 0 outside the mask."""
+    w, velocity = start.copy(), np.zeros_like(start)
+    for _ in range(epochs):
+        velocity = momentum * velocity + mask * model.gradient(w, inputs, labels)
+        w = w - rate * velocity
+    return start - w
+
+
+def neurotoxin_rounds(attack, rounds=3):
+    """Per round: the parameters, and what is sent."""
+    clients, model = ragged(), Objective.of(Softmax(), (4,), 3)
+    federation = Federation(
+        algorithm=FedAvg(epochs=3, optimizer=SGD(learning_rate=0.3, momentum=0.5)),
+        attack=attack,
+        byzantine=2,
+        aggregator=Mean(weighted=False),
+        optimizer=SGD(learning_rate=1.0),
+    )
+    plan = make_plan(federation, clients, Softmax())
+
+    def step(state, _):
+        received = receive(federation, plan, clients, state)
+        after, _ = answer(federation, plan, state, received, jnp.zeros(5, bool))
+        return after, (state.params, exchanged(received))
+
+    start = init_state(federation, plan, 0)
+    _, (params, told) = jax.jit(lambda start: jax.lax.scan(step, start, length=rounds))(start)
+    each = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), told) for i in range(rounds)]
+    found = list(zip(np.asarray(params, float), each, strict=True))
+    return clients, NumpySoftmax(model, 4, 3), found
+
+
+@pytest.mark.parametrize("most", [pytest.param(None, marks=pytest.mark.slow), 0.2])
+def test_neurotoxin(most):
+    share, before = 0.4, None
+    attack = Neurotoxin(attack=OfOneClass(), share=share, most=most)
+    clients, model, found = neurotoxin_rounds(attack)
+    for params, told in found:
+        kept = np.ones(15, bool)
+        if before is not None:
+            moved = np.abs(params - before)
+            kept = np.isin(np.arange(15), np.argsort(moved, kind="stable")[: int(share * 15)])
+        before = params
+        for place, client in enumerate(np.asarray(told.ids)):
+            inputs, labels = client_arrays(clients, client)
+            poisoned = bool(told.byzantine[place])
+            labels = np.ones_like(labels) if poisoned else labels
+            mask = kept if poisoned else np.ones(15)
+            expected = local_training(model, params, inputs, labels, mask, 3, 0.3, 0.5)
+            if poisoned and most is not None:
+                expected *= min(1, most / np.linalg.norm(expected))
+            np.testing.assert_allclose(told.sent[place], expected, rtol=1e-4, atol=1e-5)
+    assert kept.sum() == 6
+
+
+def test_neurotoxin_in_a_window():
+    """An attacker outside its window trains on its whole gradient."""
+    toxin = Neurotoxin(attack=OfOneClass(), share=0.4)
+    _, _, found = neurotoxin_rounds(Onset(attack=toxin, start=0, end=2))
+    zeros = [
+        (np.asarray(told.sent)[np.asarray(told.byzantine)] == 0).sum(axis=1) for _, told in found
+    ]
+    assert [z.tolist() for z in zeros] == [[0, 0], [9, 9], [0, 0]]
+
+
+@pytest.mark.slow
+def test_neurotoxin_beside_another_attack():
+    toxin = Neurotoxin(attack=OfOneClass(), share=0.4)
+    _, _, found = neurotoxin_rounds(Mixed(attacks=(toxin, OfOneClass())), rounds=2)
+    sent = np.asarray(found[1][1].sent)[np.asarray(found[1][1].byzantine)]
+    assert sorted((sent == 0).sum(axis=1).tolist()) == [0, 9]
+
+
+def test_what_neurotoxin_is_made_of():
+    for wrong in (SignFlip(), Neurotoxin()):
+        with pytest.raises(ValueError, match="Neurotoxin: attack must be an attack on data; got"):
+            Neurotoxin(attack=wrong)
+    with pytest.raises(
+        ValueError, match="Combined: data must be an attack on data and message one"
+    ):
+        Combined(data=Neurotoxin(), message=SignFlip())
+    with pytest.raises(TypeError, match="Quiet declares trains but does not override bend"):
+
+        class Quiet(Attack):
+            trains = capability(True)
