@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxfl.attacks.base import Attack
-from jaxfl.attacks.data import Backdoor
+from jaxfl.attacks.data import Backdoor, LabelFlip
 from jaxfl.attacks.views import AttackView, ClientView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
@@ -38,6 +38,10 @@ class Neurotoxin(Attack):
     crafts = capability(True)
     trains = capability(True)
     follows_model = capability(True)
+
+    @classmethod
+    def example(cls) -> Attack:
+        return cls(attack=LabelFlip())
 
     def __post_init__(self) -> None:
         super().__post_init__()
