@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, PerLayer, Pipeline, TrimmedMean
+from jaxfl import (
+    ARC,
+    GAS,
+    NNM,
+    Aggregator,
+    Bucketing,
+    Krum,
+    Median,
+    PerLayer,
+    Pipeline,
+    TrimmedMean,
+)
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.data import FederatedData, from_arrays
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
@@ -75,6 +86,7 @@ def every_rule(f: int) -> dict[str, Aggregator]:
         rules[f"{name}+krum"] = Pipeline(pre=(with_f(cls, f),), rule=Krum(f=f))
     rules["nnm+trimmed_mean"] = Pipeline(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
     rules["bucketing+median"] = Pipeline(pre=(Bucketing(size=2),), rule=Median())
+    rules["gas"] = GAS(f=f, groups=8)
     rules["per_layer"] = PerLayer(rule=Krum(f=f))
     rules["arc+nnm+krum"] = Pipeline(pre=(ARC(f=f), NNM(f=f)), rule=Krum(f=f))
     return rules
