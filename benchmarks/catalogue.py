@@ -25,6 +25,7 @@ from jaxfl.component import Component
 from jaxfl.data import IID, FederatedData, from_arrays
 from jaxfl.federation import Federation
 from jaxfl.models import Objective, Softmax
+from jaxfl.models.layers import segments
 from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
 from jaxfl.privacy import BandedNoise, CentralPrivacy, ExamplePrivacy, MessagePrivacy, QuantileClip
@@ -32,7 +33,7 @@ from jaxfl.privacy.base import Privacy
 from jaxfl.privacy.deployment import Turn
 from jaxfl.registry import AGGREGATORS, ATTACKS, PREAGGREGATORS, REGISTRY
 from jaxfl.state import init_state
-from jaxfl.types import Batch, Context, PyTree, Spec
+from jaxfl.types import Batch, Context, PyTree, Segments, Spec
 
 CLASSES, SAMPLES = 10, 16
 
@@ -161,12 +162,19 @@ def _context(size: Size, updates: jax.Array) -> Context:
         root_update=jnp.mean(updates[:3], axis=0),
         root_batch=_batch(size, updates.dtype),
         objective=_objective(size, updates.dtype),
+        segments=_segments(size, updates.dtype),
     )
+
+
+def _segments(size: Size, dtype: jnp.dtype) -> Segments:
+    shape = jax.ShapeDtypeStruct((2, size.side, size.side, 1), dtype)
+    return segments(_objective(size, dtype), shape)
 
 
 def _spec(size: Size, updates: jax.Array) -> Spec:
     n = size.clients
-    return Spec(n, n, size.dim, size.byzantine, updates.dtype)
+    parts = _segments(size, updates.dtype)
+    return Spec(n, n, size.dim, size.byzantine, updates.dtype, parts)
 
 
 def _rule(size: Size, rule: Aggregator, updates: jax.Array) -> PyTree:

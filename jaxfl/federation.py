@@ -89,6 +89,8 @@ class Federation(Component):
     def _check_messages(self, population: int) -> None:
         algorithm, name = self.algorithm, type(self.algorithm).__name__
         follower = next((p for p in (self.aggregator, self.attack) if p.follows_model), None)
+        if self.aggregator.needs_segments:
+            follower = self.aggregator
         if algorithm.width > 1 and follower is not None:
             raise ValueError(
                 f"{name} sends more than a model, which {follower} compares messages with"

@@ -12,7 +12,7 @@ from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import by_columns, map_clients
 from jaxfl.federation import Federation
-from jaxfl.models.objective import ModelState, Objective
+from jaxfl.models.objective import Bend, BentObjective, ModelState, Objective
 from jaxfl.numerics import rows
 from jaxfl.numerics.columns import mesh_kind
 from jaxfl.numerics.stream import Stream
@@ -63,6 +63,8 @@ class _Shared(Struct):
     broadcast: Broadcast
     client_key: Key[Array, ""]
     noise_key: Key[Array, ""]
+    prepared: State
+    """What the attack knows this round of how its clients are to train."""
 
 
 class _Own(Struct):
@@ -84,7 +86,14 @@ def work_locally(
 ) -> LocalWork:
     """Draws the cohort and computes every client's message, standing and new memory."""
     population = plan.spec.population
-    shared = _Shared(federation, data, broadcast(plan, state), keys.clients, keys.noise)
+    shared = _Shared(
+        federation,
+        data,
+        broadcast(plan, state),
+        keys.clients,
+        keys.noise,
+        _prepared(federation, plan, state),
+    )
     with jax.named_scope("cohort"):
         ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
         taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
@@ -109,6 +118,7 @@ def work_locally(
         client_ids=ids,
         present=present,
         params=state.params,
+        segments=plan.spec.segments,
         byzantine=byzantine,
     )
     if plan.storage != STREAM:
@@ -150,12 +160,41 @@ def train(
     samples: Samples,
     memory: State,
     key: Key[Array, ""],
+    bend: Bend | None = None,
 ) -> tuple[Message, State]:
-    """One client's algorithm, which sees its samples as the mechanism of privacy shows them."""
+    """One client's algorithm, which sees its samples as the mechanism of privacy shows them.
+
+    ``bend`` is what an attack makes of its gradients.
+    """
     algorithm, privacy = federation.algorithm, federation.privacy
-    objective = privacy.checked("objective", objective, samples.count, algorithm.batch_size)
+    own = privacy.checked("objective", objective, samples.count, algorithm.batch_size)
+    if bend is not None:
+        own = BentObjective(**vars(objective), inner=own, bend=bend)
     samples = privacy.checked("samples", samples)
-    return algorithm.checked_step(objective, received, samples, memory, key)
+    return algorithm.checked_step(own, received, samples, memory, key)
+
+
+def _prepared(federation: Federation, plan: Plan, state: FederationState) -> State:
+    attack = federation.attack
+    if plan.spec.max_byzantine == 0 or not attack.trains:
+        return ()
+    with own_code(attack, ".prepare"), jax.named_scope("attack"):
+        return attack.prepare(state.params, state.attack)
+
+
+def _bend(plan: Plan, shared: _Shared, own: _Own) -> Bend | None:
+    """What becomes of the client's gradients where it is Byzantine and the attack trains."""
+    attack = shared.federation.attack
+    if plan.spec.max_byzantine == 0 or not attack.trains:
+        return None
+
+    def bend(gradient: Float[Array, " d"]) -> Float[Array, " d"]:
+        with own_code(attack, ".bend"), jax.named_scope("attack"):
+            bent = attack.bend(gradient, shared.prepared, own.view)
+        expect_like(f"{name_of(attack)}.bend returned", bent, gradient)
+        return jnp.where(own.view.byzantine, bent, gradient)
+
+    return bend
 
 
 def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " m"], Told]:
@@ -164,7 +203,8 @@ def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " 
     algorithm = federation.algorithm
     key = jax.random.fold_in(shared.client_key, view.id)
     samples = _samples(plan, shared, own)
-    message, memory = train(federation, plan.objective, received, samples, own.memory, key)
+    given = (received, samples, own.memory, key, _bend(plan, shared, own))
+    message, memory = train(federation, plan.objective, *given)
     standing = None
     if federation.fairness is not None:
         with own_code(algorithm, ".starting_loss"):

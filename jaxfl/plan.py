@@ -12,6 +12,7 @@ from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
 from jaxfl.memory import client_bytes, fitting
+from jaxfl.models.layers import segments
 from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.zoo import Model
 from jaxfl.state import BFLOAT16, MATRIX, STORAGES, STREAM, Plan
@@ -90,14 +91,17 @@ def suitable_plan(
     extra = {} if loss is None else {"loss": loss}
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
     inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
-    objective.check(jax.eval_shape(data.normalise, inputs), data.classes)
+    seen = jax.eval_shape(data.normalise, inputs)
+    objective.check(seen, data.classes)
     spec = Spec(
         population=population,
         cohort=cohort,
         dim=objective.dim,
         dtype=objective.dtype,
         max_byzantine=_most_byzantine(federation, cohort),
+        segments=segments(objective, seen),
     )
+    federation.aggregator.check_segments(spec.segments)
     if not federation.privacy.calibrated:
         raise ValueError(
             f"{type(federation.privacy).__name__}: epsilon is a target; "

@@ -1,6 +1,7 @@
 """The plain data that travels through a round."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -26,6 +27,58 @@ class Struct(struct.PyTreeNode):
     __no_type_check__: ClassVar[bool] = True
 
 
+KINDS = ("kernel", "bias", "embedding", "scale")
+"""What a parameter can be, by the name that NNX gives it; ``"other"`` is anything else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One parameter of the model: a run of coordinates of the flat vector.
+
+    >>> Segment("layers.0.kernel", 3, (4, 3), "kernel").layer
+    'layers.0'
+    """
+
+    name: str
+    """Its path in the model, parts separated by dots."""
+    offset: int
+    """The first of its coordinates."""
+    shape: tuple[int, ...]
+    kind: str
+    """One of ``KINDS``, or ``"other"``."""
+    last: bool = False
+    """Whether it is of the output layer, whose answers are the logits."""
+
+    @property
+    def end(self) -> int:
+        """One past the last of its coordinates."""
+        return self.offset + math.prod(self.shape)
+
+    @property
+    def layer(self) -> str:
+        """The path of the layer that it belongs to; its own where it belongs to none."""
+        return self.name.rpartition(".")[0] or self.name
+
+
+Segments = tuple[Segment, ...]
+
+
+def segments_of(params: Any, last: frozenset[int] = frozenset()) -> Segments:
+    """The parameters of a pytree, in the order in which ``ravel_pytree`` lays them out.
+
+    ``last`` are the numbers of those of the output layer.
+    """
+    found, start = [], 0
+    for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(params)):
+        parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        parts = parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
+        kind = parts[-1] if parts and parts[-1] in KINDS else "other"
+        segment = Segment(".".join(parts), start, tuple(leaf.shape), kind, i in last)
+        found.append(segment)
+        start = segment.end
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """The static sizes of a federation.
@@ -43,6 +96,8 @@ class Spec:
     max_byzantine: int = 0
     """Most Byzantine clients that a cohort can hold: the number of crafted rows."""
     dtype: Any = np.float32
+    segments: Segments = ()
+    """The model's parameters, one after the other; () where only their number is known."""
 
 
 class Context(Struct):
@@ -70,6 +125,8 @@ class Context(Struct):
     """The ``Objective`` of the clients, for rules that evaluate models."""
     client_chunk: int = struct.field(pytree_node=False, default=1)
     """How many clients' models such a rule evaluates at once."""
+    segments: Segments = struct.field(pytree_node=False, default=())
+    """Which parameters of the model the coordinates are; () where that is not known."""
     byzantine: Bool[Array, " n"] | None = None
     """The ground truth. Only the Oracle, which is no defence, reads it."""
 

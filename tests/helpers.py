@@ -9,7 +9,18 @@ import numpy as np
 import tomli_w
 from typer.testing import CliRunner
 
-from jaxfl import ARC, NNM, Aggregator, Bucketing, Krum, Median, Pipeline, TrimmedMean
+from jaxfl import (
+    ARC,
+    GAS,
+    NNM,
+    Aggregator,
+    Bucketing,
+    Krum,
+    Median,
+    PerLayer,
+    Pipeline,
+    TrimmedMean,
+)
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.cli import app
 from jaxfl.data import FederatedData, from_arrays
@@ -73,11 +84,13 @@ class NumpySoftmax:
 
 def every_rule(f: int) -> dict[str, Aggregator]:
     """Every registered rule, every pre-aggregator, and the pipelines of the papers."""
-    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c is not Pipeline}
+    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c not in (PerLayer, Pipeline)}
     for name, cls in PREAGGREGATORS.items():
         rules[f"{name}+krum"] = Pipeline(pre=(with_f(cls, f),), rule=Krum(f=f))
     rules["nnm+trimmed_mean"] = Pipeline(pre=(NNM(f=f),), rule=TrimmedMean(f=f))
     rules["bucketing+median"] = Pipeline(pre=(Bucketing(size=2),), rule=Median())
+    rules["gas"] = GAS(f=f, groups=8)
+    rules["per_layer"] = PerLayer(rule=Krum(f=f))
     rules["arc+nnm+krum"] = Pipeline(pre=(ARC(f=f), NNM(f=f)), rule=Krum(f=f))
     return rules
 
@@ -100,6 +113,7 @@ def shapes_context(spec: Spec) -> Context:
         root_update=row,
         root_batch=Batch(one, one, one == 0),
         objective=NoObjective(),
+        segments=spec.segments,
     )
 
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from jaxfl.aggregators import Oracle, Pipeline
+from jaxfl.aggregators import Oracle, PerLayer, Pipeline
 from jaxfl.registry import AGGREGATORS
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 from jaxfl.report.public import public_names, public_page
@@ -97,7 +97,7 @@ def test_the_readme_is_one_page():
 def test_every_rule_says_what_it_needs_costs_and_who_found_it(cls):
     assert sentence(cls, "Needs")
     assert sentence(cls, "Cost:")
-    assert paper(cls) or cls in (Oracle, Pipeline)
+    assert paper(cls) or cls in (Oracle, PerLayer, Pipeline)
 
 
 def test_the_readme_snippets_run(tmp_path):

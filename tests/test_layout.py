@@ -17,7 +17,7 @@ ORDER = (
     ("models", "optimizers", "devices"),
     ("aggregators",),
     ("preaggregators",),
-    ("attacks", "clients", "participation", "data", "fairness", "metrics"),
+    ("attacks", "clients", "participation", "data", "durability", "fairness", "metrics"),
     ("privacy",),
     ("federation",),
     ("state", "accounting", "record"),

@@ -22,7 +22,7 @@ from jaxfl import (
 )
 from jaxfl.models import Softmax
 from jaxfl.numerics.runs import alongside, in_all_runs
-from jaxfl.types import Spec
+from jaxfl.types import Segment, Spec
 
 # Two numbers for each client: choosing costs less than deciding together.
 SMALL = {"signguard": 1, "signguard_sim": 1, "signguard_dist": 1}
@@ -63,7 +63,8 @@ def chosen_matrices(jaxpr, rows: int) -> int:
     [pytest.param(n, marks=() if n in OF_EACH_KIND else pytest.mark.slow) for n in sorted(RULES)],
 )
 def test_every_rule_branches_for_several_seeds_as_for_one(name):
-    spec = Spec(population=12, cohort=12, dim=40)
+    layers = Segment("a.kernel", 0, (6, 5), "kernel"), Segment("b.kernel", 30, (5, 2), "kernel")
+    spec = Spec(population=12, cohort=12, dim=40, segments=layers)
     rule = RULES[name]
 
     def aggregate(updates, state):

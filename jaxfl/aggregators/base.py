@@ -29,7 +29,7 @@ from jaxfl.aggregators.mixing import (
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.numerics import columns, rows
-from jaxfl.types import Aggregated, Context, PyTree, Spec, State
+from jaxfl.types import Aggregated, Context, PyTree, Segments, Spec, State, segments_of
 
 ROOT_FIELDS = {"update": ("root_update",), "batch": ("root_batch", "params", "objective")}
 """Where a context holds what comes from the server's own samples."""
@@ -58,6 +58,8 @@ class Aggregator(Component):
     """What it reads that comes from the server's own samples: any of "update", "batch"."""
     follows_model = capability(False)
     """Reads the model's parameters: an update must be a vector of their size."""
+    needs_segments = capability(False)
+    """Looks at the model's layers: it must be known which coordinates are which parameters."""
     permutation_equivariant = capability(True)
     """The order of the clients, with all that the server knows of each, changes no answer."""
     scale_equivariant = capability(False)
@@ -93,6 +95,15 @@ class Aggregator(Component):
         """Raises ValueError where the rule is not defined for n updates."""
         if n < 1:
             raise ValueError(f"{type(self).__name__} needs at least one update; got n = {n}")
+
+    def check_segments(self, segments: Segments) -> None:
+        """Raises ValueError where the rule needs layers that are not known or not there."""
+        if self.needs_segments and not segments:
+            raise ValueError(
+                f"{type(self).__name__} needs the model's layers, which a bare matrix does not "
+                "tell: pass updates as a dict of layers, {'kernel': [n, ...], 'bias': [n, ...]}, "
+                "or context=Context.of(n, segments=...)"
+            )
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run; ``()`` where the rule has none."""
@@ -214,7 +225,24 @@ class Aggregator(Component):
                     f"{type(self).__name__}: {what} of the context must be one vector of d = {dim} "
                     f"numbers, as ravel_pytree makes of an update; got {found}"
                 )
+        context = context.replace(segments=_segments(self, updates, context, dim))
         return _inspect(self, updates, context, state)
+
+
+def _segments(rule: Aggregator, updates: PyTree, context: Context, dim: int) -> Segments:
+    """The layers of updates, for a rule that looks at them: of the context, or of the pytree."""
+    if not rule.needs_segments:
+        return ()
+    segments = context.segments
+    if not segments and not hasattr(updates, "ndim"):
+        segments = segments_of(jax.tree.map(lambda leaf: leaf[0], updates))
+    rule.check_segments(segments)
+    if segments and segments[-1].end != dim:
+        raise ValueError(
+            f"{type(rule).__name__}: segments of the context must cover d = {dim} numbers; "
+            f"they cover {segments[-1].end}"
+        )
+    return segments
 
 
 @jax.jit
@@ -224,7 +252,8 @@ def _inspect(rule: Aggregator, updates: PyTree, context: Context, state: State) 
     flat = jax.vmap(lambda row: ravel_pytree(row)[0])(updates)
     n, d = flat.shape
     if state is None:
-        state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=flat.dtype))
+        spec = Spec(population=n, cohort=n, dim=d, dtype=flat.dtype, segments=context.segments)
+        state = rule.init(spec)
     result = rule.checked(flat, state, context)
     return result.replace(update=unravel(result.update))
 

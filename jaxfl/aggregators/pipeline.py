@@ -9,7 +9,7 @@ from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability
 from jaxfl.numerics.rows import Rows
-from jaxfl.types import Aggregated, Context, Spec, State
+from jaxfl.types import Aggregated, Context, Segments, Spec, State
 
 
 class Pipeline(Aggregator):
@@ -101,6 +101,13 @@ class Pipeline(Aggregator):
     @capability
     def follows_model(self) -> bool:
         return self.rule.follows_model
+
+    @capability
+    def needs_segments(self) -> bool:
+        return self.rule.needs_segments
+
+    def check_segments(self, segments: Segments) -> None:
+        self.rule.check_segments(segments)
 
     def check(self, n: int) -> None:
         rows = n

@@ -20,6 +20,11 @@ from jaxfl.attacks.gradient import GradientAttack as GradientAttack
 from jaxfl.attacks.informed import InformedAttack as InformedAttack
 from jaxfl.attacks.mimic import FreeRider as FreeRider
 from jaxfl.attacks.mimic import Mimic as Mimic
+from jaxfl.attacks.model_only import MPAF as MPAF
+from jaxfl.attacks.model_only import PoisonedFL as PoisonedFL
+from jaxfl.attacks.neurotoxin import Neurotoxin as Neurotoxin
+from jaxfl.attacks.relocated import ROP as ROP
+from jaxfl.attacks.relocated import Sparse as Sparse
 from jaxfl.attacks.search import AGRTailored as AGRTailored
 from jaxfl.attacks.search import OptimizedALIE as OptimizedALIE
 from jaxfl.attacks.search import OptimizedIPM as OptimizedIPM

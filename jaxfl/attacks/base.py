@@ -40,6 +40,8 @@ class Attack(Component):
     """Changes the data of Byzantine clients."""
     crafts = capability(False)
     """Changes the messages of Byzantine clients."""
+    trains = capability(False)
+    """Changes how Byzantine clients train: what becomes of their gradients."""
     knows = capability(OWN)
     """What they know besides the model; with what they control, this is the threat model."""
     probes = capability(False)
@@ -61,7 +63,8 @@ class Attack(Component):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        for trait, method in (("crafts", "craft"), ("poisons", "poison")):
+        methods = (("crafts", "craft"), ("poisons", "poison"), ("trains", "bend"))
+        for trait, method in methods:
             # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
             overrides = getattr(cls, method) is not getattr(Attack, method)
@@ -96,7 +99,8 @@ class Attack(Component):
     @property
     def threat_model(self) -> tuple[str, str]:
         """As ``threat``, but of this attack with its settings."""
-        controls = (("its data", self.poisons), ("its messages", self.crafts))
+        data, training = ("its data", self.poisons), ("its training", self.trains)
+        controls = (data, training, ("its messages", self.crafts))
         controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
         return controlled, self.knows + _besides(self.needs_root, self.probes)
 
@@ -114,6 +118,22 @@ class Attack(Component):
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         """The batch a Byzantine client trains on."""
         return batch
+
+    def prepare(self, params: Float[Array, " d"], state: State) -> Any:
+        """What ``bend`` needs to know this round, computed once for all attackers."""
+        return ()
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        """What a Byzantine client takes for a gradient, in each of its local steps.
+
+        Args:
+          gradient: of its loss, poisoned data included.
+          prepared: what ``prepare`` answered.
+          client: which attacker it is.
+        """
+        return gradient
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
         """The rows that the attackers send: one per attacker, or one that all of them send.

@@ -2,12 +2,11 @@
 
 import abc
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.data import LabelFlip
@@ -48,6 +47,15 @@ class _Combination(Attack):
         return any(part.crafts for part in self.parts())
 
     @capability
+    def trains(self) -> bool:
+        return any(part.trains for part in self.parts())
+
+    @abc.abstractmethod
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]: ...
+
+    @capability
     def probes(self) -> bool:
         return any(part.probes for part in self.parts())
 
@@ -74,7 +82,9 @@ class _Combination(Attack):
 
 
 class Onset(_Combination):
-    """Any attack, honest behaviour before round ``start``.
+    """Any attack, honest behaviour before round ``start`` and from round ``end`` on (None: never).
+
+    How long a backdoor outlives its attackers: ``jaxfl.durability.durability``.
 
     >>> updates = jnp.array([[1, 1], [3, 1], [2, 2], [2, 0], [4, 4.0]])
     >>> byzantine = jnp.arange(5) == 4
@@ -86,8 +96,15 @@ class Onset(_Combination):
     """What begins in round ``start``."""
     start: int = field(at_least=0)
     """The first round of the attack, from 0."""
+    end: int | None = field(default=None, at_least=1)
+    """The first round without it again; none: it does not end."""
 
     streams = capability(_parts_stream)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"Onset: end must be after start = {self.start}; got {self.end}")
 
     @classmethod
     def example(cls) -> Attack:
@@ -103,8 +120,17 @@ class Onset(_Combination):
         return self.attack.observe(view, state)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        started = client.round >= self.start
-        return _either(started, self.attack.poison(batch, client, key), batch)
+        poisoned = self.attack.poison(batch, client, key)
+        return _either(self._active(client.round), poisoned, batch)
+
+    def prepare(self, params: Float[Array, " d"], state: State) -> Any:
+        return self.attack.prepare(params, state)
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        bent = self.attack.bend(gradient, prepared, client)
+        return jnp.where(self._active(client.round), bent, gradient)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         def attack() -> tuple[Array, State]:
@@ -114,7 +140,11 @@ class Onset(_Combination):
         def wait() -> tuple[Array, State]:
             return view.own_rows(), self.observe(view, state)
 
-        return jax.lax.cond(view.round >= self.start, attack, wait)
+        return jax.lax.cond(self._active(view.round), attack, wait)
+
+    def _active(self, when: Int[Array, ""]) -> Bool[Array, ""]:
+        active = when >= self.start
+        return active if self.end is None else active & (when < self.end)
 
 
 class Combined(_Combination):
@@ -139,7 +169,7 @@ class Combined(_Combination):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = not (self.data.crafts or self.message.poisons)
+        alone = not (self.data.crafts or self.message.poisons or self.trains)
         if not (self.data.poisons and self.message.crafts and alone):
             raise ValueError(
                 "Combined: data must be an attack on data and message one on messages; got "
@@ -157,6 +187,11 @@ class Combined(_Combination):
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         return self.data.poison(batch, client, key)
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        return gradient
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a_or_1 d"], State]:
         return self.message.craft(view, state)
@@ -179,6 +214,31 @@ class _Several(_Combination):
 
     def init(self, spec: Spec) -> State:
         return tuple(attack.init(spec) for attack in self.attacks)
+
+    def prepare(self, params: Float[Array, " d"], state: State) -> Any:
+        pairs = zip(self.attacks, state, strict=True)
+        return tuple(attack.prepare(params, memory) for attack, memory in pairs)
+
+    @abc.abstractmethod
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        """Which of the attacks this client runs."""
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+        result, turn = batch, self.turn_of(client)
+        for i, attack in enumerate(self.attacks):
+            if attack.poisons:
+                result = _either(turn == i, attack.poison(batch, client, key), result)
+        return result
+
+    def bend(
+        self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
+    ) -> Float[Array, " d"]:
+        result, turn = gradient, self.turn_of(client)
+        for i, attack in enumerate(self.attacks):
+            if attack.trains:
+                bent = attack.bend(gradient, prepared[i], client)
+                result = jnp.where(turn == i, bent, result)
+        return result
 
     def observe(self, view: AttackView, state: State) -> State:
         pairs = zip(self.attacks, state, strict=True)
@@ -213,9 +273,8 @@ class TimeVarying(_Several):
         key = jax.random.fold_in(jax.random.key(self.seed), when // self.every)
         return jax.random.randint(key, (), 0, len(self.attacks))
 
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        turn = self.turn(client.round)
-        return _one_of(self.attacks, turn, batch, client, key)
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        return self.turn(client.round)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         watched = self.observe(view, state)
@@ -249,8 +308,8 @@ class Mixed(_Several):
     def example(cls) -> Attack:
         return cls(attacks=(IPM(scale=0.5), SignFlip()))
 
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        return _one_of(self.attacks, client.rank % len(self.attacks), batch, client, key)
+    def turn_of(self, client: ClientView) -> Int[Array, ""]:
+        return client.rank % len(self.attacks)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         mine, new_state = view.own_rows(), list(state)
@@ -265,17 +324,3 @@ class Mixed(_Several):
 
 def _either(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _one_of(
-    attacks: Iterable[Attack],
-    turn: Int[Array, ""],
-    batch: Batch,
-    client: ClientView,
-    key: Key[Array, ""],
-) -> Batch:
-    result = batch
-    for i, attack in enumerate(attacks):
-        if attack.poisons:
-            result = _either(turn == i, attack.poison(batch, client, key), result)
-    return result

@@ -42,7 +42,7 @@ class ALIE(InformedAttack):
         mean, std = mean_and_std(view.updates, self.known(view))
         z = self.z
         if z is None:
-            z = _supported(jnp.sum(view.honest) + view.count, view.count)
+            z = supported(jnp.sum(view.honest) + view.count, view.count)
         return (mean + self.sign * jnp.asarray(z, mean.dtype) * std)[None], state
 
 
@@ -58,10 +58,11 @@ def z_max(n: int, m: int) -> float:
     """
     if not 0 <= m < n:
         raise ValueError(f"z_max needs 0 <= m < n; got n = {n}, m = {m}")
-    return float(_supported(jnp.asarray(n), jnp.asarray(m)))
+    return float(supported(jnp.asarray(n), jnp.asarray(m)))
 
 
-def _supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
+def supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
+    """As ``z_max``, of numbers that are known at run time only; finite for every m."""
     # If attackers are the majority, the share is 1 or more and z infinite, so it is capped.
     share = jnp.minimum((n - (n // 2 + 1)) / jnp.maximum(n - m, 1), (n - 1) / n)
     return jnp.maximum(jax.scipy.stats.norm.ppf(share), 0)

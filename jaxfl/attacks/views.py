@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxfl.aggregators import Aggregator
 from jaxfl.numerics import rows
 from jaxfl.numerics.stream import Stream
-from jaxfl.types import Context, State, Struct
+from jaxfl.types import Context, Segments, State, Struct
 
 
 class ClientView(Struct):
@@ -117,6 +117,11 @@ class AttackView(Struct):
     ranks: Int[Array, " a"]
     """The number of each attacker among the population's Byzantine clients, from 0."""
     client_ids: Int[Array, " n"]
+
+    @property
+    def segments(self) -> Segments:
+        """Which parameters of the model the coordinates are; () where that is not known."""
+        return self.defence.context.segments
 
     @property
     def count(self) -> Int[Array, ""]:

@@ -165,6 +165,25 @@ class Objective:
         return self.loss_function(logits, labels), correct
 
 
+Bend = Callable[[Float[Array, " d"]], Float[Array, " d"]]
+"""From a gradient to what is taken for it; both flat."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BentObjective(Objective):
+    """An objective whose gradient is not what it should be. Lives within one round."""
+
+    inner: Objective
+    bend: Bend
+
+    def value_and_grad(
+        self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[tuple[Float[Array, ""], ModelState], PyTree]:
+        told, gradient = self.inner.value_and_grad(params, model_state, batch, key)
+        flat, unravel = ravel_pytree(gradient)
+        return told, unravel(self.bend(flat))
+
+
 def _check_params(name: str, params: list[Any]) -> None:
     if not params:
         raise ValueError(f"{name} has no parameters (nnx.Param): there is nothing to train")

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+LINKAGES = ("average", "single", "complete")
+
 
 class _Chain(NamedTuple):
     """A nearest-neighbour chain: distinct clusters, each the nearest of the one before."""
@@ -24,18 +26,18 @@ class _Chain(NamedTuple):
 
 
 def larger_of_two(
-    distances: Float[Array, "n n"], usable: Bool[Array, " n"], *, single: bool = False
+    distances: Float[Array, "n n"], usable: Bool[Array, " n"], linkage: str = "average"
 ) -> Bool[Array, " n"]:
-    """The larger of two clusters by average or single linkage.
+    """The larger of two clusters by average, single or complete linkage.
 
-    Clusters are merged, always the two whose points are nearest on average, or whose nearest
-    points are nearest where ``single``, until two are left.
+    Clusters are merged until two are left, always the two whose points are nearest on average,
+    whose nearest points are nearest (``"single"``), or whose farthest are (``"complete"``).
     Of two equal halves the one with the lowest index wins. Fewer than two points are one cluster.
 
     Args:
       distances: symmetric; NaN counts as infinite.
       usable: which points exist; the others belong to no cluster.
-      single: by the nearest points of two clusters, not by their average distance.
+      linkage: one of ``LINKAGES``.
 
     Cost: ``O(n^2)``: at most ``3 n`` steps that read a row, by the nearest-neighbour chain
     (Murtagh, "A survey of recent advances in hierarchical clustering algorithms", Computer
@@ -56,13 +58,13 @@ def larger_of_two(
         clusters=count,
     )
     names = jax.lax.while_loop(
-        lambda s: s.clusters > 2, lambda s: _grow_or_merge(s, single), start
+        lambda s: s.clusters > 2, lambda s: _grow_or_merge(s, linkage), start
     ).names
     first = usable & (names == names[jnp.argmax(usable)])
     return jnp.where(2 * jnp.sum(first, dtype=jnp.int32) >= count, first, usable & ~first)
 
 
-def _grow_or_merge(s: _Chain, single: bool) -> _Chain:
+def _grow_or_merge(s: _Chain, linkage: str) -> _Chain:
     """Adds the nearest cluster of the chain's tip; merges the last two that are each other's."""
     indices = jnp.arange(s.names.shape[0], dtype=jnp.int32)
     distances = jax.lax.dynamic_update_index_in_dim(s.distances, s.row, s.at, axis=0)
@@ -84,7 +86,11 @@ def _grow_or_merge(s: _Chain, single: bool) -> _Chain:
     other = _row(distances, mate)
     least = jnp.minimum(row, other)
     # A mean that rounding put below both could close the chain to a circle.
-    merged = least if single else jnp.maximum(share * row + (1 - share) * other, least)
+    merged = {
+        "single": least,
+        "average": jnp.maximum(share * row + (1 - share) * other, least),
+        "complete": jnp.maximum(row, other),
+    }[linkage]
     grown = jnp.where(indices == tip, size, jnp.where(indices == mate, 0, s.sizes))
     return _Chain(
         distances=distances,

@@ -89,6 +89,14 @@ def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array
     return digits.floats(digits.kth(digits.ordered_bits(values), k).element, values.dtype)
 
 
+def median_where(values: Float[Array, "n c"], mask: Bool[Array, " n"]) -> Float[Array, " c"]:
+    """Per column, the median of the rows under the mask; 0 where there are none. No gradient."""
+    count = jnp.sum(mask, dtype=jnp.int32)
+    values = jnp.where(mask[:, None], values, jnp.inf)
+    lower, upper = (of_rank(values, k) for k in (jnp.maximum(count - 1, 0) // 2, count // 2))
+    return jnp.where(count > 0, lower / 2 + upper / 2, 0)
+
+
 def of_rank_of_many(values: Float[Array, " n"], k: Int[Array, ""] | int) -> Float[Array, ""]:
     """As ``of_rank``, of one column that may have millions of rows."""
     values = _without_nan(jax.lax.stop_gradient(values))

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfl.aggregators import Aggregator, Pipeline, PreAggregator
+from jaxfl.aggregators import Aggregator, PerLayer, Pipeline, PreAggregator
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.component import Component
 from jaxfl.registry import ATTACKS, REGISTRY, unknown
 from jaxfl.types import Spec
 
 WIDTH = 80
-_CITATION = re.compile(r"[A-Z][^\"().:;]*( et al\.)?, \"")
+_CITATION = re.compile(r"[A-ZÀ-Þ][^\"().:;]*( et al\.)?, \"")
 """Authors, then a quoted title, at the start of a line."""
 
 
@@ -68,7 +68,7 @@ def sentence(cls: type[Component], start: str) -> str:
 
 def memory(cls: type[Aggregator]) -> str:
     """The shapes of what a rule remembers, for K clients, cohorts of n and d parameters."""
-    if cls is Pipeline:
+    if cls in (PerLayer, Pipeline):
         return "the rule's"
     sizes = {5: "n", 7: "K", 11: "d"}
     # Its defaults, not those of its example: the table shows what a rule remembers as it comes.

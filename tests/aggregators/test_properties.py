@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxfl.aggregators import Mean
+from jaxfl.types import Segment
 
 pytestmark = pytest.mark.grouped_by("name")
 
@@ -113,9 +114,10 @@ def test_one_coordinate(name):
     if rule.needs_root or rule.follows_model:
         pytest.skip("the server's data has more parameters")
     x = np.float32([0, 0, 1, 1, 1, -1, 2, 0, 1, 3, 1])[:, None]
-    result = rule.inspect(x, context=contract.given())
+    context = contract.given(segments=(Segment("kernel", 0, (1, 1), "kernel"),))
+    result = rule.inspect(x, context=context)
     assert -1 <= float(result.update[0]) <= 3
-    zero = rule.inspect(np.zeros((N, 1), np.float32), context=contract.given())
+    zero = rule.inspect(np.zeros((N, 1), np.float32), context=context)
     np.testing.assert_allclose(zero.update, 0, atol=1e-6)
 
 
@@ -131,16 +133,24 @@ def legal_alone(rule):
 ALONE = {name: legal_alone(rule) for name, rule in contract.NAMED.items() if name != "pipeline"}
 
 
+OTHERWISE = {
+    "sign_majority": [1, -1],
+    "fedseca": [0, -4],  # keeps a tenth of the values
+    "sequential_centered_clipping": [1.8, -2.4],  # one step of at most tau = 3
+}
+"""What rules make of the only update, (3, -4), that do not hand it on."""
+
+
 @pytest.mark.parametrize("name", sorted(name for name, rule in ALONE.items() if rule))
 def test_one_client_decides_alone(name):
     x = np.float32([[3, -4]])
     rule = ALONE[name]
-    if rule.needs_root or rule.follows_model:
-        pytest.skip("the server's data has more parameters")
+    if rule.needs_root or rule.follows_model or rule.needs_segments:
+        pytest.skip("the server's data has more parameters, or a vector no layers")
     context = contract.Context.of(1, byzantine=jnp.zeros(1, bool))
     got = rule(x, context=context)
     # Centred clipping gets there too: three steps of at most tau = 3 cover a distance of 5.
-    expected = np.sign(x[0]) if name == "sign_majority" else x[0]
+    expected = OTHERWISE.get(name, x[0])
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 

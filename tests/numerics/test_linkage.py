@@ -13,7 +13,7 @@ from jaxfl.numerics import linkage
 
 SLOTS = 40
 
-larger_of_two = jax.jit(linkage.larger_of_two, static_argnames="single")
+larger_of_two = jax.jit(linkage.larger_of_two, static_argnames="linkage")
 smallest_level = jax.jit(linkage.smallest_level)
 
 
@@ -38,13 +38,13 @@ def padded(distances, seed=0):
     return slots, np.isin(np.arange(SLOTS), where)
 
 
-@pytest.mark.parametrize("kind", ["average", "single"])
+@pytest.mark.parametrize("kind", ["average", "single", "complete"])
 @pytest.mark.parametrize("seed", range(0, 300, 50))
-def test_average_and_single_linkage(seed, kind):
+def test_two_clusters_by_every_linkage(seed, kind):
     for s in range(seed, seed + 50):
         distances = draw(s)
         slots, usable = padded(distances, s)
-        got = np.asarray(larger_of_two(slots, usable, single=kind == "single"))
+        got = np.asarray(larger_of_two(slots, usable, linkage=kind))
         model = AgglomerativeClustering(n_clusters=2, metric="precomputed", linkage=kind)
         labels = model.fit(distances).labels_
         first = labels == labels[0]
