@@ -2,6 +2,7 @@
 
 from jaxfl import data as data
 from jaxfl import models as models
+from jaxfl import robustness as robustness
 from jaxfl._public import public as _public
 from jaxfl.aggregators import *
 from jaxfl.attacks import *
@@ -33,4 +34,4 @@ from jaxfl.simulation import simulate as simulate
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"
-__all__ = ["data", "models", *_public(globals())]
+__all__ = ["data", "models", "robustness", *_public(globals())]

@@ -17,7 +17,7 @@ ORDER = (
     ("aggregators",),
     ("preaggregators",),
     ("attacks", "clients", "participation", "data", "fairness", "metrics"),
-    ("privacy",),
+    ("privacy", "robustness"),
     ("federation",),
     ("state", "accounting", "record"),
     ("local_work",),

@@ -1,7 +1,9 @@
 """Rules that turn the clients' updates into one."""
 
 from jaxfl._public import public as _public
+from jaxfl.aggregators.anchored import Anchored as Anchored
 from jaxfl.aggregators.auto_gm import AutoGM as AutoGM
+from jaxfl.aggregators.barrier_clipping import BarrierClipping as BarrierClipping
 from jaxfl.aggregators.base import Aggregator as Aggregator
 from jaxfl.aggregators.bulyan import Bulyan as Bulyan
 from jaxfl.aggregators.caf import CAF as CAF
@@ -17,6 +19,7 @@ from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
 from jaxfl.aggregators.dnc import DnC as DnC
 from jaxfl.aggregators.fltrust import FLTrust as FLTrust
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
+from jaxfl.aggregators.gibbs import GibbsMean as GibbsMean
 from jaxfl.aggregators.history import ByzantineSGD as ByzantineSGD
 from jaxfl.aggregators.history import FoolsGold as FoolsGold
 from jaxfl.aggregators.krum import Krum as Krum
@@ -33,11 +36,14 @@ from jaxfl.aggregators.norms import NBS as NBS
 from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
+from jaxfl.aggregators.prior import ExpectedMean as ExpectedMean
+from jaxfl.aggregators.prior import LogOddsMedian as LogOddsMedian
 from jaxfl.aggregators.signguard import SignGuard as SignGuard
 from jaxfl.aggregators.signguard import SignGuardDist as SignGuardDist
 from jaxfl.aggregators.signguard import SignGuardSim as SignGuardSim
 from jaxfl.aggregators.smea import SMEA as SMEA
 from jaxfl.aggregators.statistics import Statistics as Statistics
+from jaxfl.aggregators.weighted_trimming import WeightedTrimmedMean as WeightedTrimmedMean
 from jaxfl.aggregators.weighting import WeightingRule as WeightingRule
 from jaxfl.aggregators.zeno import Zeno as Zeno
 

@@ -184,7 +184,7 @@ def public_names() -> dict[str, dict[str, Any]]:
         f"From {module.__name__}": {
             name: getattr(module, name) for name in module.__all__ if not name.startswith("_")
         }
-        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting)
+        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.robustness)
     }
     found["For parts of one's own"] = {
         f"{module}.{name}": getattr(importlib.import_module(module), name)
