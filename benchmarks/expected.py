@@ -139,6 +139,7 @@ def measure(law: Law, family: str, count: int, seed: int) -> dict[str, Any]:
     worst, found, spread = {}, {}, np.zeros(0)
     for name, rule in rules_of(law).items():
         started = time.perf_counter()
+        Console(stderr=True).print(f"{family}, {type(law).__name__}: {name}")
         done = law_of.damages(
             rule, tuple(ATTACKS.values()), sets, gradients, jax.random.fold_in(key, 1), batch=64
         )

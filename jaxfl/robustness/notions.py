@@ -39,8 +39,8 @@ class Damages(Struct):
 def damages(
     rule: Aggregator,
     attacks: tuple[Attack, ...],
-    sets: Bool[Numbers, "r n"],
-    gradients: Float[Numbers, "r n d"],
+    sets: Numbers,
+    gradients: Numbers,
     key: Key[Array, ""],
     *,
     batch: int | None = None,
@@ -54,8 +54,8 @@ def damages(
     Args:
       rule: without a memory that matters in a first round.
       attacks: on messages.
-      sets: honest sets; all others attack.
-      gradients: of all clients if they were honest.
+      sets: honest sets [r, n]; all others attack.
+      gradients: of all clients if they were honest, [r, n, d].
       key: of the attacks.
       batch: how many sets are computed at once; None: all.
 
