@@ -1,12 +1,12 @@
 """Expected robustness of one round: laws of honest sets x rules, under attackers who know the set.
 
-``python -m benchmarks.expected [--sets R] [--out DIR] [--families F ...] [--laws L ...]``. For
-each law, R fresh honest sets; for each family of gradients, R fresh draws; every rule meets the
-same sets, gradients and attack noise. The attackers are the rest. Reported is the ratio of means
-``E max over attacks of |F - mean_S|^2 / E Var_S`` with its standard error, so a lower bound of the
-adaptive notion on these gradients; the difference to NNM and the trimmed mean with a safe f is
-paired, and its p-values are adjusted (Holm) over the rules of a law. Writes ``expected.json`` and
-``expected.md``.
+``python -m benchmarks.expected [--sets R] [--out DIR] [--families F ...] [--laws L ...]
+[--rules R ...]``. For each law, R fresh honest sets; for each family of gradients, R fresh draws;
+every rule meets the same sets, gradients and attack noise. The attackers are the rest. Reported is
+the ratio of means ``E max over attacks of |F - mean_S|^2 / E Var_S`` with its standard error, so a
+lower bound of the adaptive notion on these gradients; the difference to NNM and the trimmed mean
+with a safe f is paired, and its p-values are adjusted (Holm) over the rules of a law. Writes
+``expected.json`` and ``expected.md``.
 
 Families, of n = 20 clients in d = 30 dimensions, where the squared norm of the mean is as large as
 the dispersion: ``dir``, Dirichlet(0.3) shares of ten classes times a random direction of each,
@@ -131,13 +131,17 @@ def gradients_of(family: str, count: int, rng: np.random.Generator) -> np.ndarra
     return (x + mean).astype(np.float32)
 
 
-def measure(law: Law, family: str, count: int, seed: int) -> dict[str, Any]:
+def measure(
+    law: Law, family: str, count: int, seed: int, only: list[str] | None = None
+) -> dict[str, Any]:
     """One law and family: what every attack does to every rule, on the same sets."""
     key = jax.random.key(seed)
     sets = np.asarray(law.sample(jax.random.fold_in(key, 0), count))
     gradients = gradients_of(family, count, np.random.default_rng(seed))
     worst, found, spread = {}, {}, np.zeros(0)
-    for name, rule in rules_of(law).items():
+    rules = rules_of(law)
+    chosen = rules if only is None else {REFERENCE: rules[REFERENCE]} | {n: rules[n] for n in only}
+    for name, rule in chosen.items():
         started = time.perf_counter()
         Console(stderr=True).print(f"{family}, {type(law).__name__}: {name}")
         done = law_of.damages(
@@ -178,6 +182,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=256, help="honest sets for each law")
     parser.add_argument("--families", nargs="+", default=["dir", "camps"])
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
+    parser.add_argument("--rules", nargs="+", help="beside the reference; all by default")
     parser.add_argument("--out", type=Path, help="folder for expected.json and expected.md")
     options = parser.parse_args()
     console, facts, texts = Console(width=160), {}, []
@@ -185,7 +190,7 @@ def main() -> None:
         facts[family] = {}
         for j, name in enumerate(options.laws):
             seed = SEED + 100 * i + j
-            facts[family][name] = measure(LAWS[name](), family, options.sets, seed)
+            facts[family][name] = measure(LAWS[name](), family, options.sets, seed, options.rules)
         for what in ("adaptive", "no attack"):
             report = table(family, facts[family], what)
             report.show(console)
