@@ -199,7 +199,7 @@ def test_a_rule_that_does_not_know_the_clients_is_wrong_in_one_of_two_worlds(nam
     """
     rule = AGGREGATORS[name].example(1)
     v = np.array([30.0, 40.0])
-    one = np.concatenate([np.zeros((3, 2)), np.tile(v, (3, 1))]).astype(np.float32)
+    one = np.concatenate([np.zeros((4, 2)), np.tile(v, (4, 1))]).astype(np.float32)
     answers = [np.asarray(rule(jnp.asarray(rows))) for rows in (one, one[::-1])]
     first = max(np.linalg.norm(answers[0]), np.linalg.norm(answers[1] - v))
     last = max(np.linalg.norm(answers[0] - v), np.linalg.norm(answers[1]))
