@@ -12,15 +12,12 @@ double precision.
 """
 
 import argparse
-import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 from rich.console import Console
 from rich.progress import track
 
@@ -28,7 +25,7 @@ from benchmarks.timing import Report
 from jaxfl import aggregators as rules
 from jaxfl.aggregators import Aggregator, Pipeline
 from jaxfl.preaggregators import NNM
-from jaxfl.types import Context, Spec
+from jaxfl.robustness import UniformSets, search_kappa
 
 SIZES = ((7, 1), (11, 2), (10, 3))
 DIMENSIONS = 2
@@ -48,49 +45,11 @@ RULES: dict[str, tuple[Callable[[int], Aggregator], Bound | None]] = {
 MIXED = ("Median", "TrimmedMean", "GeometricMedian", "Krum")
 
 
-def ratios(
-    rule: Aggregator, members: Float[Array, "s n"], x: Float[Array, "n d"]
-) -> Float[Array, " s"]:
-    """The ratio for each set of rows; 0 where its rows are too close together to tell."""
-    n, d = x.shape
-    state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=x.dtype))
-    output = rule.aggregate(x, state, Context.of(n)).update
-    size = jnp.sum(members, axis=1)
-    means = members @ x / size[:, None]
-    squares = jnp.sum(jnp.square(x[None] - means[:, None]), axis=2)
-    spread = jnp.sum(members * squares, axis=1) / size
-    away = jnp.sum(jnp.square(output[None] - means), axis=1)
-    tiny = 1e-12 * jnp.max(jnp.sum(jnp.square(x), axis=1))
-    return jnp.where(spread > tiny, away / jnp.maximum(spread, tiny), 0)
-
-
-@functools.partial(jax.jit, static_argnames=("n", "f", "starts", "steps"))
-def search(rule: Aggregator, n: int, f: int, starts: int, steps: int) -> Float[Array, ""]:
-    """The largest ratio found."""
-    sets = np.array(list(itertools.combinations(range(n), n - f)))
-    members = jnp.asarray((sets[:, :, None] == np.arange(n)).any(axis=1), float)
-
-    def climb(key: Array) -> Array:
-        first, key = jax.random.split(key)
-        x = jax.random.normal(first, (n, DIMENSIONS))
-        # Some starts have the attackers' cluster already.
-        x = x.at[:f].add(jax.random.exponential(key) * jax.random.bernoulli(first))
-
-        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
-            x, best = carry
-            which, how, far = jax.random.split(key, 3)
-            scale = 10.0 ** jax.random.uniform(far, minval=-3, maxval=0.5)
-            moved = jax.random.bernoulli(which, 0.3, (n, 1)) * scale
-            trial = x + moved * jax.random.normal(how, x.shape)
-            ratio = jnp.max(ratios(rule, members, trial))
-            better = ratio > best
-            return (jnp.where(better, trial, x), jnp.where(better, ratio, best)), None
-
-        start = x, jnp.max(ratios(rule, members, x))
-        (_, best), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
-        return best
-
-    return jnp.max(jax.vmap(climb)(jax.random.split(jax.random.key(0), starts)))
+def search(rule: Aggregator, n: int, f: int, starts: int, steps: int) -> float:
+    """The largest ratio found over all sets of n - f."""
+    sets, _ = UniformSets(n=n, byzantine=f).support()
+    size = {"shape": (n, DIMENSIONS), "starts": starts, "steps": steps}
+    return float(search_kappa(rule, jnp.asarray(sets), jax.random.key(0), **size)[0])
 
 
 def main() -> None:
@@ -113,7 +72,7 @@ def main() -> None:
         if mixed:
             rule = Pipeline(pre=(NNM(f=f),), rule=rule)
             known = None if known is None else 8 * f / (n - f) * (known + 1)
-        found = float(search(rule, n, f, starts, steps))
+        found = search(rule, n, f, starts, steps)
         told = "-" if known is None else f"{known:.2f}"
         title = f"NNM + {name}" if mixed else name
         report.rows.append((title, str(n), str(f), f"{found:.3f}", f"{r:.3f}", told))

@@ -2,6 +2,7 @@
 
 from jaxfl import data as data
 from jaxfl import models as models
+from jaxfl import robustness as robustness
 from jaxfl._public import public as _public
 from jaxfl.aggregators import *
 from jaxfl.attacks import *
@@ -42,4 +43,4 @@ from jaxfl.state import Plan as Plan
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"
-__all__ = ["data", "models", *_public(globals())]
+__all__ = ["data", "models", "robustness", *_public(globals())]

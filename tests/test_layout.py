@@ -18,7 +18,7 @@ ORDER = (
     ("aggregators",),
     ("preaggregators",),
     ("attacks", "clients", "participation", "data", "durability", "fairness", "metrics"),
-    ("privacy",),
+    ("privacy", "robustness"),
     ("federation",),
     ("state", "accounting", "record"),
     ("local_work",),

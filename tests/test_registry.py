@@ -138,7 +138,7 @@ def test_nested_attack():
     ("table", "message"),
     [
         ("krumm", "aggregator: unknown name 'krumm'; did you mean 'krum'?"),
-        ("qqqqq", "aggregator: unknown name 'qqqqq'; known: auto_gm, bayesian"),
+        ("qqqqq", "aggregator: unknown name 'qqqqq'; known: anchored, auto_gm, barrier"),
         ({"name": "krum", "ff": 1}, "aggregator.ff: unknown name 'ff'; did you mean 'f'?"),
         ({"name": "krum", "f": -1}, "aggregator: Krum: f must be at least 0; got -1"),
         ({"name": "pipeline", "pre": ["nnm"]}, "aggregator: Pipeline needs rule"),

@@ -37,3 +37,10 @@ def test_a_tutorial_runs(name, tmp_path, monkeypatch, capsys):
         assert "accuracy" in capsys.readouterr().out
     sys.modules.pop("tutorial", None)
     assert tables
+
+
+@pytest.mark.slow
+def test_the_page_of_expected_robustness_runs(capsys):
+    (code,) = blocks(DOCS / "expected_robustness.md", "python")
+    exec(compile(code, "expected_robustness.md", "exec"), {})
+    assert "Estimate(value=" in capsys.readouterr().out

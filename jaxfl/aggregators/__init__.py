@@ -1,7 +1,9 @@
 """Rules that turn the clients' updates into one."""
 
 from jaxfl._public import public as _public
+from jaxfl.aggregators.anchored import Anchored as Anchored
 from jaxfl.aggregators.auto_gm import AutoGM as AutoGM
+from jaxfl.aggregators.barrier_clipping import BarrierClipping as BarrierClipping
 from jaxfl.aggregators.base import Aggregator as Aggregator
 from jaxfl.aggregators.bayesian import BayesianAggregation as BayesianAggregation
 from jaxfl.aggregators.bulyan import Bulyan as Bulyan
@@ -23,6 +25,7 @@ from jaxfl.aggregators.fltrust import FLTrust as FLTrust
 from jaxfl.aggregators.foundation_fl import FoundationFL as FoundationFL
 from jaxfl.aggregators.gas import GAS as GAS
 from jaxfl.aggregators.geometric_median import GeometricMedian as GeometricMedian
+from jaxfl.aggregators.gibbs import GibbsMean as GibbsMean
 from jaxfl.aggregators.history import ByzantineSGD as ByzantineSGD
 from jaxfl.aggregators.history import FoolsGold as FoolsGold
 from jaxfl.aggregators.huber import Huber as Huber
@@ -42,6 +45,8 @@ from jaxfl.aggregators.norms import TNBS as TNBS
 from jaxfl.aggregators.norms import NormClipping as NormClipping
 from jaxfl.aggregators.per_layer import PerLayer as PerLayer
 from jaxfl.aggregators.pipeline import Pipeline as Pipeline
+from jaxfl.aggregators.prior import ExpectedMean as ExpectedMean
+from jaxfl.aggregators.prior import LogOddsMedian as LogOddsMedian
 from jaxfl.aggregators.rflbat import RFLBAT as RFLBAT
 from jaxfl.aggregators.rlr import RLR as RLR
 from jaxfl.aggregators.sequential_clipping import (
@@ -52,6 +57,7 @@ from jaxfl.aggregators.signguard import SignGuardDist as SignGuardDist
 from jaxfl.aggregators.signguard import SignGuardSim as SignGuardSim
 from jaxfl.aggregators.smea import SMEA as SMEA
 from jaxfl.aggregators.statistics import Statistics as Statistics
+from jaxfl.aggregators.weighted_trimming import WeightedTrimmedMean as WeightedTrimmedMean
 from jaxfl.aggregators.weighting import WeightingRule as WeightingRule
 from jaxfl.aggregators.zeno import Zeno as Zeno
 

@@ -76,7 +76,7 @@ class AutoGM(WeightingRule):
         usable, gram = statistics.usable, statistics.gram
         squared = statistics.squared_distances()
         distances = safe_sqrt(jnp.where(jnp.isfinite(squared), squared, 0))
-        start, reach = near_medoid(distances, usable)
+        start, reach = near_medoid(distances, usable.astype(distances.dtype))
         nu = jnp.maximum(1e-6 * reach, jnp.finfo(gram.dtype).tiny)
         lamb = jnp.asarray(self.lamb, gram.dtype)
 

@@ -8,7 +8,6 @@ from jaxfl.aggregators.statistics import Statistics
 from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import squared_distances_to
-from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
 from jaxfl.types import Context, Info, State
 
@@ -81,15 +80,41 @@ def shares(
 
 
 def near_medoid(
-    distances: Float[Array, "n n"], usable: Bool[Array, " n"]
+    distances: Float[Array, "n n"], mass: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Weights of the mean of the majority of rows nearest the medoid, and their reach from it."""
-    cost = jnp.sum(jnp.where(usable[None, :], distances, 0), axis=1)
-    row = distances[jnp.argmin(jnp.where(usable, cost, jnp.inf))]
-    count = jnp.sum(usable, dtype=jnp.int32)
-    near = smallest(jnp.where(usable, row, jnp.inf)[:, None], count // 2 + 1)[:, 0] & usable
-    start = safe_ratio(near.astype(distances.dtype), jnp.sum(near))
-    return start, jnp.max(jnp.where(near, row, 0))
+    """Weights of the mean of the majority nearest the medoid, by mass, and its reach from it."""
+    cost = jnp.sum(jnp.where(mass[None, :] > 0, mass[None, :] * distances, 0), axis=1)
+    row = distances[jnp.argmin(jnp.where(mass > 0, cost, jnp.inf))]
+    order = jnp.argsort(jax.lax.stop_gradient(jnp.where(mass > 0, row, jnp.inf)))
+    before = jnp.cumsum(mass[order]) - mass[order]
+    # Up to the row at which the mass passes half.
+    upto = before <= (0.5 + 16 * jnp.finfo(mass.dtype).eps) * jnp.sum(mass)
+    near = jnp.zeros(mass.shape, bool).at[order].set(upto) & (mass > 0)
+    weights = jnp.where(near, mass, 0)
+    return safe_ratio(weights, jnp.sum(weights)), jnp.max(jnp.where(near, row, 0))
+
+
+def median_weights(
+    gram: Float[Array, "n n"],
+    distances: Float[Array, "n n"],
+    mass: Float[Array, " n"],
+    iterations: int,
+    nu: Float[Array, ""] | float = 1e-6,
+) -> Float[Array, " n"]:
+    """Weights of the geometric median of rows of these masses, from the mean near the medoid.
+
+    Args:
+      gram: inner products about any centre.
+      distances: plain ones; those of rows without mass must be finite.
+      mass: of each row; they sum to 1, or to 0, which gives 0.
+      iterations: steps.
+      nu: distances below so many reaches of the majority nearest the medoid count as that.
+    """
+    start, reach = near_medoid(distances, mass)
+    least = jnp.maximum(nu * reach, jnp.finfo(gram.dtype).tiny)
+    weights = weiszfeld(gram, mass, start, iterations, least)
+    found, row = at_a_row(gram, distances, mass)
+    return jnp.where(found, row, weights)
 
 
 class GeometricMedian(WeightingRule):
@@ -158,7 +183,7 @@ class GeometricMedian(WeightingRule):
         m, k = usable.shape[0], gram.shape[0]
         squared = statistics.squared_distances()
         distances = safe_sqrt(jnp.where(jnp.isfinite(squared), squared, 0))
-        start, reach = near_medoid(distances[:m, :m], usable)
+        start, reach = near_medoid(distances[:m, :m], usable.astype(gram.dtype))
         nu = jnp.asarray(self.nu, gram.dtype) * (1 if self.absolute else reach)
         nu = jnp.maximum(nu, jnp.finfo(gram.dtype).tiny)
         mass = shares(context, usable, self.weighted, gram.dtype)

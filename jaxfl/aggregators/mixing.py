@@ -38,6 +38,8 @@ class PreAggregator(Component):
     needs = capability(frozenset({"gram"}))
     affine = capability(True)
     """Every row of the matrix (but those of unusable rows, all 0) sums to 1."""
+    by_client = capability(False)
+    """Needs to know which client a row belongs to: rows must not be grouped before it."""
     diagonal = capability(False)
     """The matrix only rescales rows."""
 

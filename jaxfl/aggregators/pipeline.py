@@ -88,7 +88,7 @@ class Pipeline(Aggregator):
 
     @capability
     def by_client(self) -> bool:
-        return self.rule.by_client
+        return self.rule.by_client or any(p.by_client for p in self.pre)
 
     @capability
     def accepts_absent(self) -> bool:
@@ -111,15 +111,14 @@ class Pipeline(Aggregator):
 
     def check(self, n: int) -> None:
         rows = n
-        for stage in self.pre:
-            stage.check(rows)
-            rows = stage.rows(rows)
-        if self.rule.by_client and rows != n:
-            raise ValueError(
-                f"Pipeline: {type(self.rule).__name__} needs one row per client; it would get "
-                f"{rows} of {n} clients"
-            )
-        self.rule.check(rows)
+        for part in (*self.pre, self.rule):
+            if part.by_client and rows != n:
+                raise ValueError(
+                    f"Pipeline: {type(part).__name__} needs one row per client; it would get "
+                    f"{rows} of {n} clients"
+                )
+            part.check(rows)
+            rows = part.rows(rows) if isinstance(part, PreAggregator) else rows
 
     def init(self, spec: Spec) -> State:
         rows = spec.cohort

@@ -23,6 +23,11 @@ MOST_SUBSETS = 100_000
 """Up to this many sets of n - f rows the best is searched for among all."""
 
 
+def count_sets(n: int, f: int) -> int:
+    """How many sets of n - f of n rows there are."""
+    return math.comb(n, f)
+
+
 @functools.cache
 def left_out(n: int, f: int) -> np.ndarray:
     """All choices of f of n rows to leave out; those kept are in lexicographic order."""
@@ -61,7 +66,7 @@ class BestSubset(WeightingRule):
 
     def exact(self, n: int) -> bool:
         """Whether the set chosen among n updates is sure to be the best."""
-        return math.comb(n, self.f) <= MOST_SUBSETS
+        return count_sets(n, self.f) <= MOST_SUBSETS
 
     @abc.abstractmethod
     def choose(

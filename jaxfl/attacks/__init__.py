@@ -28,6 +28,7 @@ from jaxfl.attacks.relocated import Sparse as Sparse
 from jaxfl.attacks.search import AGRTailored as AGRTailored
 from jaxfl.attacks.search import OptimizedALIE as OptimizedALIE
 from jaxfl.attacks.search import OptimizedIPM as OptimizedIPM
+from jaxfl.attacks.shift_search import ShiftSearch as ShiftSearch
 from jaxfl.attacks.simple import BitFlip as BitFlip
 from jaxfl.attacks.simple import Gaussian as Gaussian
 from jaxfl.attacks.simple import Infinity as Infinity

@@ -71,7 +71,7 @@ class Neurotoxin(Attack):
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         self.attack.check(sample_shape, classes)
 
-    @property
+    @capability
     def backdoor(self) -> Any:
         return self.attack.backdoor
 

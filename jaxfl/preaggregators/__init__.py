@@ -5,5 +5,6 @@ from jaxfl.preaggregators.arc import ARC as ARC
 from jaxfl.preaggregators.bucketing import Bucketing as Bucketing
 from jaxfl.preaggregators.clipping import Clipping as Clipping
 from jaxfl.preaggregators.nnm import NNM as NNM
+from jaxfl.preaggregators.weighted_nnm import WeightedNNM as WeightedNNM
 
 __all__ = _public(globals())

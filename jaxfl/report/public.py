@@ -10,7 +10,9 @@ from typing import Any
 import jaxfl
 import jaxfl.accounting
 import jaxfl.profiling
+import jaxfl.robustness
 
+MODULES = (*(jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.profiling, jaxfl.robustness),)
 OWN_PARTS = (
     ("jaxfl.aggregators.base", "needs_more_than"),
     ("jaxfl.attacks.informed", "mean_of_known"),
@@ -59,7 +61,7 @@ def public_names() -> dict[str, dict[str, Any]]:
         f"From {module.__name__}": {
             name: getattr(module, name) for name in module.__all__ if not name.startswith("_")
         }
-        for module in (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.profiling)
+        for module in MODULES
     }
     for title, names in (
         ("For parts of one's own", OWN_PARTS),

@@ -1,0 +1,57 @@
+"""Expected robustness: laws of who is honest, and what rules are worth under them."""
+
+from jaxfl._public import public as _public
+from jaxfl.robustness.allocation import barrier as barrier
+from jaxfl.robustness.allocation import barrier_portfolio as barrier_portfolio
+from jaxfl.robustness.bounds import anchored_ceiling as anchored_ceiling
+from jaxfl.robustness.bounds import breakdown_floor as breakdown_floor
+from jaxfl.robustness.bounds import breakdown_probability as breakdown_probability
+from jaxfl.robustness.bounds import dissimilarity as dissimilarity
+from jaxfl.robustness.bounds import gibbs_ceilings as gibbs_ceilings
+from jaxfl.robustness.bounds import median_ceiling as median_ceiling
+from jaxfl.robustness.bounds import oblivious_floor as oblivious_floor
+from jaxfl.robustness.bounds import overlap_ceiling as overlap_ceiling
+from jaxfl.robustness.bounds import set_floors as set_floors
+from jaxfl.robustness.bounds import uniform_floor as uniform_floor
+from jaxfl.robustness.bounds import worst_floor as worst_floor
+from jaxfl.robustness.copula import GaussianCopula as GaussianCopula
+from jaxfl.robustness.empirical import Empirical as Empirical
+from jaxfl.robustness.estimates import Estimate as Estimate
+from jaxfl.robustness.estimates import holm as holm
+from jaxfl.robustness.estimates import p_value as p_value
+from jaxfl.robustness.estimates import paired_difference as paired_difference
+from jaxfl.robustness.estimates import quantile as quantile
+from jaxfl.robustness.estimates import ratio_of_means as ratio_of_means
+from jaxfl.robustness.estimates import tail as tail
+from jaxfl.robustness.graphs import adjacency as adjacency
+from jaxfl.robustness.graphs import block_model as block_model
+from jaxfl.robustness.graphs import nearest_neighbours as nearest_neighbours
+from jaxfl.robustness.graphs import ring as ring
+from jaxfl.robustness.ising import Ising as Ising
+from jaxfl.robustness.law import Law as Law
+from jaxfl.robustness.law import Moments as Moments
+from jaxfl.robustness.mixtures import Clusters as Clusters
+from jaxfl.robustness.mixtures import IndependentHonesty as IndependentHonesty
+from jaxfl.robustness.notions import Damages as Damages
+from jaxfl.robustness.notions import climb_kappa as climb_kappa
+from jaxfl.robustness.notions import damages as damages
+from jaxfl.robustness.notions import errors_and_variances as errors_and_variances
+from jaxfl.robustness.notions import mean_and_variance as mean_and_variance
+from jaxfl.robustness.notions import oblivious_ratio as oblivious_ratio
+from jaxfl.robustness.notions import ratios as ratios
+from jaxfl.robustness.notions import search_kappa as search_kappa
+from jaxfl.robustness.objectives import expected_objective as expected_objective
+from jaxfl.robustness.objectives import tail_mean as tail_mean
+from jaxfl.robustness.objectives import tail_objective as tail_objective
+from jaxfl.robustness.objectives import worst_objective as worst_objective
+from jaxfl.robustness.rules import barrier_clipping as barrier_clipping
+from jaxfl.robustness.rules import expected_mean as expected_mean
+from jaxfl.robustness.rules import gibbs_mean as gibbs_mean
+from jaxfl.robustness.rules import log_odds_median as log_odds_median
+from jaxfl.robustness.rules import mass_quantile as mass_quantile
+from jaxfl.robustness.rules import portfolio as portfolio
+from jaxfl.robustness.rules import scenarios as scenarios
+from jaxfl.robustness.rules import weighted_trimming as weighted_trimming
+from jaxfl.robustness.uniform import UniformSets as UniformSets
+
+__all__ = _public(globals())
