@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from jaxfl.robustness.law import Numbers
+
 RESAMPLES = 1000
 
 
@@ -21,7 +23,7 @@ class Estimate:
     high: float
 
 
-def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+def ratio_of_means(numerators: Numbers, denominators: Numbers) -> Estimate:
     """``E num / E den`` from pairs, never the mean of ratios, which single sets would rule.
 
     The standard error is that of the delta method, ``sd(num - ratio den) / (sqrt R mean den)``;
@@ -33,20 +35,22 @@ def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray) -> Estimate
     >>> ratio_of_means(np.array([1.0, 3.0]), np.array([2.0, 2.0])).value
     1.0
     """
-    value = float(np.mean(numerators) / np.mean(denominators))
-    return _of_mean(numerators - value * denominators, float(np.mean(denominators)), value)
+    above, below = (np.asarray(part, np.float64) for part in (numerators, denominators))
+    value = float(above.mean() / below.mean())
+    return _of_mean(above - value * below, float(below.mean()), value)
 
 
-def paired_difference(one: np.ndarray, other: np.ndarray, denominators: np.ndarray) -> Estimate:
+def paired_difference(one: Numbers, other: Numbers, denominators: Numbers) -> Estimate:
     """``(E one - E other) / E den`` of two rules on the same sets, gradients and attack noise.
 
     >>> paired_difference(np.array([1.0, 3.0]), np.array([2.0, 4.0]), np.ones(2)).value
     -1.0
     """
-    return ratio_of_means(one - other, denominators)
+    apart = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    return ratio_of_means(apart, denominators)
 
 
-def p_value(one: np.ndarray, other: np.ndarray) -> float:
+def p_value(one: Numbers, other: Numbers) -> float:
     """Of a two-sided paired t-test that two rules do the same.
 
     >>> p_value(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
@@ -54,7 +58,7 @@ def p_value(one: np.ndarray, other: np.ndarray) -> float:
     """
     from scipy.stats import t
 
-    apart = np.asarray(one) - np.asarray(other)
+    apart = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     error = apart.std(ddof=1) / np.sqrt(len(apart))
     if error == 0:
         return 1.0 if apart.mean() == 0 else 0.0
@@ -74,7 +78,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def quantile(values: np.ndarray, level: float) -> Estimate:
+def quantile(values: Numbers, level: float) -> Estimate:
     """An order statistic, and an interval between two of them by the binomial distribution.
 
     >>> quantile(np.arange(1.0, 101.0), 0.5).value
@@ -82,14 +86,14 @@ def quantile(values: np.ndarray, level: float) -> Estimate:
     """
     from scipy.stats import binom
 
-    ordered, n = np.sort(values), len(values)
+    ordered, n = np.sort(np.asarray(values)), len(values)
     low, high = binom.ppf([0.025, 0.975], n, level).astype(int)
     place = min(max(int(np.ceil(level * n)) - 1, 0), n - 1)
     inside = ordered[max(low - 1, 0)], ordered[min(high, n - 1)]
     return Estimate(float(ordered[place]), float(np.ptp(inside) / 3.92), *map(float, inside))
 
 
-def tail(values: np.ndarray, alpha: float, seed: int = 0) -> Estimate:
+def tail(values: Numbers, alpha: float, seed: int = 0) -> Estimate:
     """The mean of the worst 1 - alpha of the values, with an interval by 1000 resamples.
 
     >>> round(tail(np.arange(1.0, 101.0), 0.9).value, 6)

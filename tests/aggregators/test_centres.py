@@ -49,8 +49,7 @@ def weiszfeld(x, sizes, reach, steps):
     return w
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("threshold", [None, 3.0])
+@pytest.mark.parametrize(("weighted", "threshold"), [(False, None), (True, 3.0), (True, None)])
 def test_huber(weighted, threshold):
     x, sizes = draw(), np.arange(1, N + 1) / (N * (N + 1) / 2)
     used = sizes if weighted else np.ones(N)

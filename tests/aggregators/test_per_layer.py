@@ -48,7 +48,7 @@ def flat(tree):
     "rule",
     [
         MultiKrum(f=2),
-        Pipeline(pre=(NNM(f=2),), rule=GeometricMedian()),
+        pytest.param(Pipeline(pre=(NNM(f=2),), rule=GeometricMedian()), marks=pytest.mark.slow),
     ],
     ids=["multi_krum", "pipeline"],
 )
