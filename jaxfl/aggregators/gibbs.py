@@ -21,7 +21,6 @@ def gibbs_weights(
     variances: Float[Array, " k"],
     masses: Float[Array, " k"],
     temperature: Float[Array, ""],
-    """How much the spread of a set counts: the less, the more."""
     possible: Bool[Array, " k"],
 ) -> Float[Array, " k"]:
     """``q_S ~ mu_S exp(-V_S / (temperature min V))`` over the possible sets; sums to 1, or 0.
@@ -70,6 +69,7 @@ class GibbsMean(WeightingRule):
     probabilities: Scalar | None = field(default=None, at_least=0)
     """Of these sets, [k]; none: all alike."""
     temperature: Scalar = field(default=0.1, at_least=0)
+    """How much the spread of a set counts: the less, the more."""
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
     differentiable = capability(True)
