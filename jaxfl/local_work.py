@@ -203,8 +203,8 @@ def _one_client(plan: Plan, shared: _Shared, own: _Own) -> tuple[Float[Array, " 
     algorithm = federation.algorithm
     key = jax.random.fold_in(shared.client_key, view.id)
     samples = _samples(plan, shared, own)
-    given = (received, samples, own.memory, key, _bend(plan, shared, own))
-    message, memory = train(federation, plan.objective, *given)
+    bend = _bend(plan, shared, own)
+    message, memory = train(federation, plan.objective, received, samples, own.memory, key, bend)
     standing = None
     if federation.fairness is not None:
         with own_code(algorithm, ".starting_loss"):
