@@ -5,9 +5,7 @@ from jaxfl.attacks.base import Attack as Attack
 from jaxfl.attacks.base import NoAttack as NoAttack
 from jaxfl.attacks.byzmean import ByzMean as ByzMean
 from jaxfl.attacks.combined import Combined as Combined
-from jaxfl.attacks.combined import Mixed as Mixed
 from jaxfl.attacks.combined import Onset as Onset
-from jaxfl.attacks.combined import TimeVarying as TimeVarying
 from jaxfl.attacks.data import DBA as DBA
 from jaxfl.attacks.data import Backdoor as Backdoor
 from jaxfl.attacks.data import LabelFlip as LabelFlip
@@ -20,6 +18,8 @@ from jaxfl.attacks.gradient import GradientAttack as GradientAttack
 from jaxfl.attacks.informed import InformedAttack as InformedAttack
 from jaxfl.attacks.mimic import FreeRider as FreeRider
 from jaxfl.attacks.mimic import Mimic as Mimic
+from jaxfl.attacks.mixtures import Mixed as Mixed
+from jaxfl.attacks.mixtures import TimeVarying as TimeVarying
 from jaxfl.attacks.model_only import MPAF as MPAF
 from jaxfl.attacks.model_only import PoisonedFL as PoisonedFL
 from jaxfl.attacks.neurotoxin import Neurotoxin as Neurotoxin

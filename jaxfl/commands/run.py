@@ -12,10 +12,11 @@ from rich.console import Console
 
 from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.experiments import hosts, schema
+from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import REPORT, RunFolder
 from jaxfl.experiments.ranking import ranked
-from jaxfl.experiments.results import Result, conclude
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
 from jaxfl.files import user_cache

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from jaxfl.experiments.commit import read_progress
+from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.log import read_log
-from jaxfl.experiments.results import Result, conclude, not_run, result_of
+from jaxfl.experiments.results import Result, not_run, result_of
 from jaxfl.experiments.schema import Experiment, importable, parse, read
 
 

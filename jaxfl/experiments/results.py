@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxfl.accounting import caveats
-from jaxfl.aggregators import Mean
-from jaxfl.attacks import NoAttack
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.log import Line
 from jaxfl.metrics import FairnessMetrics
@@ -22,8 +20,6 @@ HISTOGRAM = "client_histogram"
 """Key of a line: honest clients by accuracy."""
 MOST_STRETCHES = 60
 """Of the rounds, in which rates of selection are averaged."""
-ADVERSARY = ("attack", "byzantine", "byzantine_per_round", "noise_order")
-"""What a defence does not know when it is tuned: keys of an experiment, and all that is below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Result:
     reference: float = float("nan")
     """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
     chosen: int = 0
-    """The candidate that validation chose for this defence; see ``choose``."""
+    """The candidate that validation chose for this defence; see ``conclusions.choose``."""
 
     @property
     def status(self) -> str:
@@ -212,49 +208,6 @@ def not_run(cell: Cell, reason: str) -> Result:
     runs, nan = (len(cell.federations), len(cell.seeds)), float("nan")
     nothing, lost = np.zeros((*runs, 0)), np.zeros(runs, bool)
     return Result(cell, reason, np.zeros(0), nothing, None, lost, nan, nan, 0.0)
-
-
-def choose(results: Sequence[Result]) -> list[Result]:
-    """Picks for every defence the candidate of ``tune`` that validates best.
-
-    A defence does not know which attack it will meet: cells that differ only in ``ADVERSARY``
-    share the choice, by their mean validation accuracy after the last round (0 where diverged).
-    """
-    groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-    for result in results:
-        labels = result.cell.labels
-        defence = tuple((k, v) for k, v in labels.items() if k.split(".")[0] not in ADVERSARY)
-        groups.setdefault(defence, []).append(result)
-    chosen: dict[int, int] = {}
-    for group in groups.values():
-        scores = [
-            np.nan_to_num(r.validation[..., -1], nan=0.0).mean(axis=1)
-            for r in group
-            if r.validation is not None and r.validation.size
-        ]
-        best = int(np.argmax(np.mean(scores, axis=0))) if scores else 0
-        chosen |= {id(result): best for result in group}
-    return [dataclasses.replace(r, chosen=chosen[id(r)]) for r in results]
-
-
-def conclude(results: Sequence[Result]) -> list[Result]:
-    """The results of a whole grid, each with what only the others tell: ``choose``, ``refer``."""
-    return refer(choose(results))
-
-
-def refer(results: Sequence[Result]) -> list[Result]:
-    """The results with ``reference`` filled in where the grid has a cell to refer to."""
-
-    def others(result: Result) -> tuple[tuple[str, str], ...]:
-        labels = result.cell.labels
-        return tuple((k, v) for k, v in labels.items() if k not in ("attack", "aggregator"))
-
-    plain: dict[tuple[tuple[str, str], ...], float] = {}
-    for r in results:
-        parts = r.cell.federation
-        if isinstance(parts.attack, NoAttack) and isinstance(parts.aggregator, Mean):
-            plain.setdefault(others(r), r.final if r.status == "done" else float("nan"))
-    return [dataclasses.replace(r, reference=plain.get(others(r), float("nan"))) for r in results]
 
 
 def _number(value: float | None) -> float:

@@ -11,7 +11,8 @@ from test_folder import TABLE, run
 
 from jaxfl import Simulation
 from jaxfl.experiments import schema
-from jaxfl.experiments.results import choose, half_interval, not_run, refer, result_of
+from jaxfl.experiments.conclusions import choose, refer
+from jaxfl.experiments.results import half_interval, not_run, result_of
 from jaxfl.report.compare import comparison
 from jaxfl.report.tables import entries, latex, markdown, summary
 
