@@ -143,7 +143,7 @@ class GaussianCopula(Law):
         threshold, accepted, tried = self.thresholds(), 0, 0
         while tried < tries and (accepted == 0 or tries < LONG_LOOK):
             size = min(BLOCK, tries - tried)
-            bad = rng.standard_normal((size, n)) @ root.T > threshold
+            bad = np.matmul(rng.standard_normal((size, n)), root.T) > threshold
             accepted += int(np.sum(bad.sum(axis=1) <= self.most_byzantine))
             tried += size
         return accepted, tried

@@ -98,7 +98,7 @@ def check_intersecting(name: str, sets: np.ndarray) -> None:
     """Raises the one error, with both sets named, where two of the sets [k, n] are disjoint."""
     rows = np.unique(sets, axis=0).astype(np.float32)
     for row in rows:
-        apart = rows @ row == 0
+        apart = np.matmul(rows, row) == 0
         if apart.any():
             one, other = (np.flatnonzero(r).tolist() for r in (row, rows[np.argmax(apart)]))
             raise ValueError(

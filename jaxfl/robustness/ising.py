@@ -106,8 +106,9 @@ class Ising(Law):
 
     def log_masses(self, sets: np.ndarray) -> np.ndarray:
         spins = np.where(sets, 1.0, -1.0)
-        pulls = np.sum((spins @ np.asarray(self.graph)) * spins, axis=1) / 2
-        return spins @ vector(self, "external", self.clients) + self.coupling * pulls
+        pulls = np.sum(np.matmul(spins, np.asarray(self.graph)) * spins, axis=1) / 2
+        fields = vector(self, "external", self.clients)
+        return np.matmul(spins, fields) + self.coupling * pulls
 
     def orbits(self) -> np.ndarray:
         external = vector(self, "external", self.clients)

@@ -168,10 +168,10 @@ def moments_of(sets: np.ndarray, masses: np.ndarray, acceptance: float) -> Momen
     rows = sets.astype(np.float64)
     shares = rows / rows.sum(axis=1, keepdims=True)
     return Moments(
-        honesty=masses @ rows,
-        pairs=rows.T @ (masses[:, None] * rows),
-        weights=masses @ shares,
-        overlaps=shares.T @ (masses[:, None] * shares),
+        honesty=np.matmul(masses, rows),
+        pairs=np.matmul(rows.T, masses[:, None] * rows),
+        weights=np.matmul(masses, shares),
+        overlaps=np.matmul(shares.T, masses[:, None] * shares),
         acceptance=acceptance,
     )
 
@@ -186,7 +186,7 @@ def estimated_moments(sets: np.ndarray, acceptance: float, acceptance_error: flo
         "honesty": means.honesty,
         "pairs": means.pairs,
         "weights": np.mean(shares**2, axis=0),
-        "overlaps": (shares**2).T @ shares**2 / count,
+        "overlaps": np.matmul((shares**2).T, shares**2) / count,
     }
     spread = {
         name: np.sqrt(np.maximum(square - getattr(means, name) ** 2, 0) / count)

@@ -108,8 +108,8 @@ class MixtureLaw(Law):
     def log_masses(self, sets: np.ndarray) -> np.ndarray:
         shares, p = (np.asarray(part, np.float64) for part in self.states())
         with np.errstate(divide="ignore"):
-            logs = sets @ _log(p).T + (~sets) @ _log(1 - p).T
-        masses = np.exp(logs) @ shares
+            logs = np.matmul(sets, _log(p).T) + np.matmul(~sets, _log(1 - p).T)
+        masses = np.matmul(np.exp(logs), shares)
         return np.where(masses > 0, np.log(np.where(masses > 0, masses, 1)), -np.inf)
 
     def _accepted(self) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,10 @@ class Damages(Struct):
 
     The adaptive notion is ``ratio_of_means(damages.worst, damages.spread)``, the tail notion
     ``quantile`` or ``tail`` of ``damages.worst / damages.spread``.
+
+    >>> found = jaxfl.robustness.Damages(jnp.array([[1.0, 3.0]]), spread=jnp.ones(1))
+    >>> found.worst.tolist()
+    [3.0]
     """
 
     each: Float[Array, "r attacks"]

@@ -163,7 +163,7 @@ def mass_quantile(law: Law, omega: np.ndarray, quantile: float, seed: int = 0) -
     1.0
     """
     sets, masses = scenarios(law, seed=seed)
-    held = (~sets) @ omega
+    held = np.matmul(~sets, omega)
     order = np.argsort(held, kind="stable")
     reached = np.cumsum(masses[order])
     place = np.searchsorted(reached, quantile * reached[-1] - 1e-12)
