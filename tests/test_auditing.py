@@ -157,7 +157,8 @@ def test_messages_whose_noise_is_shared_or_too_small_are_refuted(own, common):
     assert refuted(found) >= 9
 
 
-@pytest.mark.parametrize("attacked", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attacked", [True, False])
 def test_a_released_aggregate_leaks_what_it_may(attacked):
     parts: dict[str, Any] = {"byzantine": 48, "attack": SignFlip()} if attacked else {}
     privacy = CentralPrivacy(clip=0.5, noise_multiplier=3.0)

@@ -142,6 +142,7 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(tmp_path):
     assert resumed.stdout.splitlines()[-9:] == done.stdout.splitlines()[-9:]
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_run_that_resumes(small, tmp_path):
     words = ["run", "small.toml", "--set", "rounds=100000", "--set", "sweep.aggregator=['mean']"]
     process = subprocess.Popen(
@@ -329,6 +330,7 @@ def test_data_is_listed_described_and_drawn(tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_label_in_brackets_is_not_markup(tmp_path):
     changes = "sweep={'model.hidden' = [[4], [8]]}"
     path = tmp_path / "small.toml"

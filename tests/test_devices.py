@@ -68,16 +68,17 @@ RULES = {"first_rules": slice(8), "other_rules": slice(8, None)}
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
         "stream",
-        pytest.param("first_rules", marks=pytest.mark.slow),
-        pytest.param("other_rules", marks=pytest.mark.slow),
-        pytest.param("attacks", marks=pytest.mark.slow),
-        pytest.param("mechanisms", marks=pytest.mark.slow),
-        pytest.param("noise", marks=pytest.mark.slow),
-        pytest.param("private", marks=pytest.mark.slow),
+        "first_rules",
+        "other_rules",
+        "attacks",
+        "mechanisms",
+        "noise",
+        "private",
     ],
 )
 def test_eight_devices_give_what_one_gives(part, fast_compiler_settings):

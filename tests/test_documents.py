@@ -21,10 +21,10 @@ from jaxfl.report.replications import replications_page
 ROOT = Path(__file__).parent.parent
 
 
-FIRST, *OTHERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NOTEBOOKS = [FIRST, *(pytest.param(path, marks=pytest.mark.slow) for path in OTHERS)]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_and_shows_pictures(path):

@@ -58,6 +58,7 @@ def run(folder, *options, settings=MappingProxyType({})):
     )
 
 
+@pytest.mark.slow
 def test_some_lines_of_the_command(tmp_path):
     done = run(tmp_path, "--only", "rule: median,timed: Median")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -205,6 +205,7 @@ class Both(Aggregator):
         return zeno.replace(update=0.5 * (zeno.update + context.root_update), state=state)
 
 
+@pytest.mark.slow
 def test_seeds_with_their_own_root_samples_equal_single_runs():
     parts = [DATASET.split(Dirichlet(alpha=0.3), 8, seed=s, root=ROOT) for s in (0, 1)]
     federation = Federation(

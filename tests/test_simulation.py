@@ -46,7 +46,7 @@ FEDERATION = Federation(
 )
 
 
-@pytest.mark.parametrize("storage", ["matrix", "stream"])
+@pytest.mark.parametrize("storage", ["matrix", pytest.param("stream", marks=pytest.mark.slow)])
 def test_signs_of_what_was_sent_are_recorded_where_asked(storage):
     """Against NumPy on the messages themselves."""
     federation = Federation(algorithm=FedSGD(batch_size=8), attack=jaxfl.SignFlip(), byzantine=2)

@@ -63,6 +63,7 @@ def test_every_rule_that_streams():
     check(Federation(aggregator=rule, attack=IPM(scale=3.0), byzantine=BYZANTINE))
 
 
+@pytest.mark.slow
 def test_attacks_that_stream_in_turn():
     attack = jaxfl.TimeVarying(attacks=(ALIE(z=1.0), jaxfl.SignFlip()), seed=7)
     assert len({int(attack.turn(i)) for i in range(ROUNDS)}) == 2
@@ -100,6 +101,7 @@ def test_every_attack_that_streams():
     check(federation, data=data.split(Dirichlet(alpha=1.0), clients, root=RootData(size=20)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -141,6 +143,7 @@ def test_every_part_of_the_round(settings):
     check(Federation(**(parts | settings)))
 
 
+@pytest.mark.slow
 def test_seeds_and_a_chunk_larger_than_the_cohort():
     parts = {"aggregator": Mean(), "attack": ALIE(z=1.0), "byzantine": BYZANTINE}
     check(Federation(**parts), seeds=(1, 2), client_chunk=100)

@@ -46,6 +46,7 @@ def test_an_error_is_raised_in_its_turn_and_no_thread_is_left():
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_grid_made_ready_ahead_writes_the_same_bytes(tmp_path):
     table = {
         "rounds": 2,

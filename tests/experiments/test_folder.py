@@ -92,6 +92,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole, tmp_path, blocks):
         np.testing.assert_array_equal(mine.test, theirs.test)
 
 
+@pytest.mark.slow
 def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
     rules = ["signguard_dist", "foolsgold", "clipped_clustering"]
     experiment = small(rounds=4, model="softmax", sweep={"seed": [0, 1], "aggregator": rules})
@@ -332,6 +333,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(whole, tmp_path):
     """A limit on the size of files stands in for the disk, from the second checkpoint on."""
     experiment = tmp_path / "small.toml"

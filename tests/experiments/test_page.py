@@ -141,6 +141,7 @@ def test_several_runs_in_one_file(run, tmp_path):
     assert f"[{names[2]}]</h2>" in out.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "attacks", "rows"),
     [

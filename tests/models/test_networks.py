@@ -282,9 +282,8 @@ def test_running_averages_serve_in_evaluation():
     np.testing.assert_allclose(before(stem), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["augmented", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet", "text"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["augmented", "resnet", "text"])
 def test_rounds_of_clients(name):
     """All clients at once give what they give one after another."""
     rng = np.random.default_rng(0)

@@ -397,6 +397,7 @@ def test_a_finer_step_of_loss_distributions_is_tighter():
     assert coarse > usual >= fine > 0.99 * usual
 
 
+@pytest.mark.slow
 def test_noise_is_found_by_loss_distributions_of_the_chosen_step():
     privacy = CentralPrivacy(clip=1.0, epsilon=2.0, discretisation=0.5)
     federation = Federation(

@@ -329,6 +329,7 @@ def test_crafted_messages_are_clipped_where_that_is_asked_for(order, clips, boun
     assert norms[~byzantine].max() <= 0.5 * 1.001
 
 
+@pytest.mark.slow
 def test_noise_and_clip_can_be_swept():
     federation = Federation(
         algorithm=FedSGD(batch_size=4), privacy=ExamplePrivacy(clip=1.0, noise_multiplier=1.0)

@@ -194,6 +194,7 @@ def test_the_exponent_of_a_power_law():
     np.testing.assert_allclose(row["clients_per_second"], 100 * row["rounds_per_second"])
 
 
+@pytest.mark.slow
 def test_scaling_measures_each_number_of_clients():
     def simulation_of(n):
         return Simulation(jaxfl.Federation(), divided(n), Softmax())

@@ -315,6 +315,7 @@ def test_every_ratio_of_the_gibbs_mean_is_below_its_ceiling():
     np.testing.assert_allclose((errors / variances).max(), found[0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_dissimilarity_is_the_least_line_above_all_points():
     rng = np.random.default_rng(9)
     norms = rng.exponential(size=30)

@@ -176,6 +176,7 @@ def test_objectives_from_the_worst_to_the_expected():
             wrong()
 
 
+@pytest.mark.slow
 def test_searches_find_large_ratios():
     law = UniformSets(n=7, byzantine=2)
     sets = jnp.asarray(law.support()[0])
