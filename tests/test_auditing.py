@@ -192,6 +192,7 @@ def test_examples_leak_what_they_may(attacked):
     assert 1 < lower(loud) < 10 < loud[0].upper
 
 
+@pytest.mark.slow
 def test_examples_with_a_tenth_of_the_noise_are_refuted():
     federation = Federation(algorithm=SGD, privacy=BrokenExamples(clip=1.0, noise_multiplier=3.5))
     found = runs(federation, WIDE, rounds=10, count=5)

@@ -40,11 +40,11 @@ from jaxfl.models import MLP, SignGuardCNN, Softmax
 DENSE, CONVOLUTIONS = MLP(hidden=(128,)), SignGuardCNN()
 PIPELINE = Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10))
 FEW = {
-    "mixed": (DENSE, 50, {"aggregator": PIPELINE, "attack": ALIE(z=1.0), "byzantine": 10}),
     "noised": (DENSE, 100, {"privacy": MessagePrivacy(clip=1.0, noise_multiplier=1.0)}),
     "controls": (DENSE, 100, {"algorithm": SCAFFOLD(steps=5, batch_size=10)}),
 }
 MANY = {
+    "mixed": (DENSE, 50, {"aggregator": PIPELINE, "attack": ALIE(z=1.0), "byzantine": 10}),
     "seeds": (DENSE, 50, {"aggregator": Median(), "attack": ALIE(z=1.0), "byzantine": 10}, 3),
     "convolutions": (CONVOLUTIONS, 200, {"aggregator": GeometricMedian()}),
     "searching": (

@@ -243,6 +243,7 @@ def test_they_learn_where_the_mean_does_not():
     assert oracle > mean + 0.3
 
 
+@pytest.mark.slow
 def test_models_with_a_state_of_their_own():
     """Dropout's random streams are part of what is evaluated."""
     run = simulation(Federation(aggregator=Both()), model=MLP(hidden=(5,), dropout=0.3))

@@ -96,6 +96,7 @@ def test_seeds_and_attack_strengths_are_one_program():
     assert min(np.max(np.abs(flat[a] - flat[b])) for a, b in pairs) > 1e-3
 
 
+@pytest.mark.slow
 def test_seeds_with_their_own_partitions_equal_single_runs():
     parts = [DATASET.split(Dirichlet(alpha=0.3), clients=8, seed=s) for s in (0, 1)]
     assert parts[0].capacity != parts[1].capacity

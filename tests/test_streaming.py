@@ -229,6 +229,7 @@ def test_the_best_storage_is_chosen(monkeypatch):
     assert chosen(aggregator=never) == "matrix"
 
 
+@pytest.mark.slow
 def test_half_the_memory_costs_two_digits():
     parts = {"aggregator": jaxfl.CenteredClipping(), "attack": IPM(), "byzantine": BYZANTINE}
     held, half = (simulation(Federation(**parts), way) for way in ("matrix", "bfloat16"))

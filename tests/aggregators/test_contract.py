@@ -647,6 +647,7 @@ def test_sweeping_scalars_equals_a_loop(name):
     close(swept, np.stack([run(r, x).update for r in rules]))
 
 
+@pytest.mark.slow
 @each(those("differentiable", NAMED))
 def test_gradients_are_finite(name):
     rule, x = RULES[name], draw()

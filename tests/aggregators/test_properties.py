@@ -141,6 +141,7 @@ OTHERWISE = {
 """What rules make of the only update, (3, -4), that do not hand it on."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, rule in ALONE.items() if rule))
 def test_one_client_decides_alone(name):
     x = np.float32([[3, -4]])

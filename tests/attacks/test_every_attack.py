@@ -293,10 +293,10 @@ def sent_against(attack, rule, memory, known, key):
     ("kind", "secret"),
     [
         (OptimizedIPM, "root update"),
-        (OptimizedIPM, "root batch"),
+        pytest.param(OptimizedIPM, "root batch", marks=pytest.mark.slow),
         (OptimizedIPM, "memory"),
         (GradientAttack, "memory"),
-        (GradientAttack, "numbers of samples"),
+        pytest.param(GradientAttack, "numbers of samples", marks=pytest.mark.slow),
     ],
 )
 def test_partial_knowledge_does_not_leak_through_the_defence_that_is_tried(kind, secret):

@@ -134,7 +134,7 @@ def test_spambase_is_its_file_standardised():
     ("name", "file"),
     [
         ("mnist", "train-labels-idx1-ubyte.gz"),
-        ("cifar10", "data_batch_1.bin.xz"),
+        pytest.param("cifar10", "data_batch_1.bin.xz", marks=pytest.mark.slow),
         ("ag_news", "test.csv.xz"),
         ("spambase", "spambase.data.xz"),
     ],

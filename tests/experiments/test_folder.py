@@ -105,6 +105,7 @@ def test_the_memory_of_rules_is_part_of_a_checkpoint(tmp_path):
     assert whole == parts
 
 
+@pytest.mark.slow
 def test_the_servers_memory_is_part_of_a_checkpoint(tmp_path):
     changes = {"model": "softmax", "data": TABLE["data"] | {"root": {"size": 10}}}
     changes["algorithm"] = {"name": "fedsgd", "batch_size": 4, "momentum": 0.9}

@@ -267,6 +267,7 @@ def test_products_in_bfloat16(name):
     assert 0 < float(jnp.max(jnp.abs(one - other))) < 0.05 * scale
 
 
+@pytest.mark.slow
 def test_running_averages_serve_in_evaluation():
     """A network of one block whose statistics are not those that it starts with."""
     objective, flat, rest, x = draw(ResNet(blocks=(1,), channels=(4,)), (4, 4, 1))

@@ -160,8 +160,8 @@ MATERIALISED = {
     "words": (Words, (4,)),
 }
 MODELS = GHOST | MATERIALISED
-EXHAUSTIVE = ("cnn", "softmax", "unused")
-"""Models whose kinds of layers others have too."""
+EXHAUSTIVE = ("cnn", "softmax", "unused", "dropout", "convolutions")
+"""Models whose kinds of layers others have too, or that take long to compile."""
 
 
 def compiled():
