@@ -160,5 +160,5 @@ def hessian_times(
     middle = jnp.block([[scale * square, lower], [lower.T, -jnp.diag(jnp.diagonal(mixed))]])
     both = jnp.concatenate([scale * moves, changes])
     right = jnp.matmul(both, v, precision="highest")
-    solved = jnp.matmul(jnp.linalg.pinv(middle), right, precision="highest")
+    solved = jnp.matmul(jnp.linalg.pinv(middle, hermitian=True), right, precision="highest")
     return scale * v - jnp.matmul(solved, both, precision="highest")
