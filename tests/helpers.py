@@ -82,6 +82,14 @@ class NumpySoftmax:
         return share / share.sum(axis=1, keepdims=True)
 
 
+NEW = (
+    *("cosine_clustering", "fedseca", "fldetector", "foundation_fl", "gas", "gibbs_mean", "huber"),
+    *("lasa", "per_layer", "expected_mean", "log_odds_median", "rflbat", "rlr"),
+    *("sequential_centered_clipping", "weighted_trimmed_mean", "weighted_nnm+krum"),
+)
+"""Rules that have not all been compared over several devices yet."""
+
+
 def every_rule(f: int) -> dict[str, Aggregator]:
     """Every registered rule, every pre-aggregator, and the pipelines of the papers."""
     rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c not in (PerLayer, Pipeline)}
