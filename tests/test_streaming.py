@@ -106,31 +106,22 @@ def test_every_attack_that_streams():
     "settings",
     [
         {"privacy": jaxfl.CentralPrivacy(clip=jaxfl.QuantileClip(), noise_multiplier=0.1)},
-        pytest.param(
-            {
-                "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
-                "noise_order": "attack_then_noise",
-                "fairness": QFFL(q=1.0, lipschitz=10.0),
-            },
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {
-                "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
-                "participation": jaxfl.Poisson(rate=0.6),
-                "algorithm": FedSGD(batch_size=4, momentum=0.9),
-            },
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {
-                "privacy": jaxfl.ExamplePrivacy(clip=0.5, noise_multiplier=0.1),
-                "attack": jaxfl.LabelFlip(),
-                "algorithm": jaxfl.SCAFFOLD(steps=2, batch_size=4),
-                "participation": jaxfl.Uniform(fraction=0.6),
-            },
-            marks=pytest.mark.slow,
-        ),
+        {
+            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+            "noise_order": "attack_then_noise",
+            "fairness": QFFL(q=1.0, lipschitz=10.0),
+        },
+        {
+            "privacy": jaxfl.MessagePrivacy(clip=0.5, noise_multiplier=0.1),
+            "participation": jaxfl.Poisson(rate=0.6),
+            "algorithm": FedSGD(batch_size=4, momentum=0.9),
+        },
+        {
+            "privacy": jaxfl.ExamplePrivacy(clip=0.5, noise_multiplier=0.1),
+            "attack": jaxfl.LabelFlip(),
+            "algorithm": jaxfl.SCAFFOLD(steps=2, batch_size=4),
+            "participation": jaxfl.Uniform(fraction=0.6),
+        },
     ],
     ids=["central", "noise last and fairness", "poisson and momentum", "examples and scaffold"],
 )

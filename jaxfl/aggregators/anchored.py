@@ -6,12 +6,13 @@ from jaxtyping import Array, Float
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.geometric_median import GeometricMedian
 from jaxfl.aggregators.mean import Mean
+from jaxfl.aggregators.wrapping import Wrapper
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
-from jaxfl.types import Aggregated, Context, Spec, State, present_mask
+from jaxfl.types import Aggregated, Context, State, present_mask
 
 
-class Anchored(Aggregator):
+class Anchored(Wrapper):
     """A rule whose answer is moved into the ball that holds n - budget rows around their median.
 
     With c the geometric median of the rows and R the distance from c of the (n - budget)-th nearest
@@ -34,63 +35,18 @@ class Anchored(Aggregator):
     budget: int | None = field(default=None, at_least=0)
     """Most Byzantine clients; none: the largest minority."""
 
-    @capability
-    def permutation_equivariant(self) -> bool:
-        return self.rule.permutation_equivariant
-
-    @capability
-    def scale_equivariant(self) -> bool:
-        return self.rule.scale_equivariant
-
-    @capability
-    def unit_free(self) -> bool:
-        return self.rule.unit_free
-
-    @capability
-    def translation_equivariant(self) -> bool:
-        return self.rule.translation_equivariant
-
-    @capability
-    def unanimous(self) -> bool:
-        return self.rule.unanimous
+    tolerates = capability(True)  # whatever the rule does
 
     @capability
     def differentiable(self) -> bool:
         return self.rule.differentiable
 
-    @capability
-    def accepts_absent(self) -> bool:
-        return self.rule.accepts_absent
-
-    @capability
-    def by_client(self) -> bool:
-        return self.rule.by_client
-
-    @capability
-    def by_samples(self) -> bool:
-        return self.rule.by_samples
-
-    @capability
-    def public_memory(self) -> bool:
-        return self.rule.public_memory
-
-    @capability
-    def needs_root(self) -> frozenset[str]:
-        return self.rule.needs_root
-
-    @capability
-    def follows_model(self) -> bool:
-        return self.rule.follows_model
-
     def check(self, n: int) -> None:
-        self.rule.check(n)
+        super().check(n)
         if self.budget is not None and 2 * self.budget >= n:
             raise ValueError(
                 f"Anchored: budget must be below n / 2; got budget = {self.budget}, n = {n}"
             )
-
-    def init(self, spec: Spec) -> State:
-        return self.rule.init(spec)
 
     def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         held = rows.held(updates)

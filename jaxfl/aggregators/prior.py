@@ -19,10 +19,10 @@ more."""
 
 
 def prior_mass(
-    weights: Scalar | None, usable: Bool[Array, " n"], context: Context, dtype: jnp.dtype
+    weights: Scalar | None, counted: Bool[Array, " n"], context: Context, dtype: jnp.dtype
 ) -> Float[Array, " n"]:
-    """The clients' weights, those of usable rows scaled to sum to 1; equal where there are none."""
-    mass = usable.astype(dtype)
+    """The clients' weights, those of rows that count scaled to sum to 1; without any, equal."""
+    mass = counted.astype(dtype)
     if weights is not None:
         mass = mass * jnp.asarray(weights, dtype)[context.client_ids]
     return safe_ratio(mass, jnp.sum(mass))

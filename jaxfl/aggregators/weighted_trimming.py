@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.coordinatewise import CoordinatewiseRule
-from jaxfl.aggregators.prior import check_prior
+from jaxfl.aggregators.prior import check_prior, prior_mass
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.masses import in_order_with, mass_between
 from jaxfl.numerics.rows import safe_ratio
@@ -46,10 +46,7 @@ class WeightedTrimmedMean(CoordinatewiseRule):
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
         n, dtype = block.shape[0], block.dtype
         values = jnp.where(jnp.isnan(block), jnp.inf, block)
-        masses = jnp.ones((n,), dtype)
-        if self.weights is not None:
-            masses = jnp.asarray(self.weights, dtype)[context.client_ids]
-        masses = safe_ratio(masses, jnp.sum(masses))
+        masses = prior_mass(self.weights, jnp.ones((n,), bool), context, dtype)
         ordered, moved = in_order_with(values, masses)
         trim = jnp.asarray(self.trim, dtype)
         kept = mass_between(moved, trim, 1 - trim)

@@ -53,9 +53,14 @@ def reproduce(
     if tables and not pairs:
         raise ValueError(f"{at} has no cell of the table that is reported")
     if not tables:
-        console.print(as_table(kept))
+        lines = [list(map(escape, line)) for line in own(kept)]
+        console.print(as_table(lines, kept, caption="Last test accuracy in %"))
     for reported, found in pairs:
-        console.print(shown(reported, kept, found))
+        lines = [
+            [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
+            for line in beside(reported, found)
+        ]
+        console.print(as_table(lines, kept, f"\nours (theirs: {escape(reported.source)})"))
         for line in verdict(reported, kept, found):
             say(console, line)
     if write is not None:
@@ -69,28 +74,16 @@ def _folders(results: Path | None) -> list[Path]:
     return [Path("results"), repository_results()]
 
 
-def shown(reported: Reported, kept: Kept, found: list[Compared]) -> Table:
-    """``beside`` for the terminal; what is far apart is red."""
-    table = Table(
-        title=f"{escape(kept.table.get('title', ''))}\nours (theirs: {escape(reported.source)})"
-    )
-    header, *lines = beside(reported, found)
-    for number, (name, _) in enumerate(header):
-        table.add_column(escape(name), justify="right" if number else "left")
-    for line in lines:
-        texts = [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
-        table.add_row(*texts)
-    return table
-
-
-def as_table(kept: Kept) -> Table:
-    """What was kept, where no paper reports it."""
-    header, *lines = own(kept)
-    table = Table(title=escape(kept.table.get("title", "")), caption="Last test accuracy in %")
+def as_table(
+    lines: list[list[str]], kept: Kept, what: str = "", caption: str | None = None
+) -> Table:
+    """Lines of markup, the first of them the header, under the experiment's title."""
+    table = Table(title=escape(kept.table.get("title", "")) + what, caption=caption)
+    header, *rest = lines
     for number, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if number else "left")
-    for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_column(name, justify="right" if number else "left")
+    for line in rest:
+        table.add_row(*line)
     return table
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.mixing import PreAggregator
-from jaxfl.aggregators.prior import check_prior
+from jaxfl.aggregators.prior import check_prior, prior_mass
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.masses import mass_of_smallest
@@ -46,10 +46,7 @@ class WeightedNNM(PreAggregator):
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
         usable, m = statistics.usable, statistics.usable.shape[0]
         distances = statistics.squared_distances()[:m, :m]
-        masses = present_mask(context, m).astype(distances.dtype)
-        if self.weights is not None:
-            masses = masses * jnp.asarray(self.weights, distances.dtype)[context.client_ids]
-        masses = safe_ratio(masses, jnp.sum(masses))
+        masses = prior_mass(self.weights, present_mask(context, m), context, distances.dtype)
         high = 1 - jnp.asarray(self.trim, distances.dtype)
         near = jax.vmap(lambda row: mass_of_smallest(row, masses, high))(distances)
         near = jnp.where(usable[:, None] & usable[None, :], near, 0)
