@@ -87,7 +87,7 @@ NEW = (
     *("lasa", "per_layer", "expected_mean", "log_odds_median", "rflbat", "rlr"),
     *("sequential_centered_clipping", "weighted_trimmed_mean", "weighted_nnm+krum"),
 )
-"""Rules that have not all been compared over several devices yet."""
+"""The newest rules, which several devices compare in smaller groups."""
 
 
 def every_rule(f: int) -> dict[str, Aggregator]:

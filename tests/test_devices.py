@@ -80,13 +80,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
         "stream",
         "first_rules",
         "other_rules",
-        pytest.param(
-            "new_rules",
-            marks=pytest.mark.xfail(
-                reason="one of these departs by 1e-3 over eight devices; which one, is open",
-                strict=False,
-            ),
-        ),
+        "new_rules",
         "attacks",
         "mechanisms",
         "noise",
