@@ -195,7 +195,14 @@ class Attack(Component):
 @jax.jit
 def _attack(attack, updates, byzantine, key, defence, context):
     n, d = updates.shape
-    spec = Spec(population=n, cohort=n, dim=d, max_byzantine=n, dtype=updates.dtype)
+    spec = Spec(
+        population=n,
+        cohort=n,
+        dim=d,
+        max_byzantine=n,
+        dtype=updates.dtype,
+        segments=context.segments,
+    )
     start = defence.init(spec)
     probe = Defence(aggregator=defence, state=start, context=context, start=start)
     return attack_rows(attack, updates, byzantine, attack.init(spec), context, key, probe, n)[0]

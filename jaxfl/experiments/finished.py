@@ -19,7 +19,7 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     if not (path / "progress.json").is_file():
         raise ValueError(f"{path} holds no run")
     modules = recorded(path).get("modules")
-    importable(modules if isinstance(modules, list) else [])
+    importable([m for m in modules if isinstance(m, str)] if isinstance(modules, list) else [])
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = read_progress(path / "progress.json")
     if progress.cell < len(experiment.cells):

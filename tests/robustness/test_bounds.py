@@ -33,7 +33,7 @@ from jaxfl.robustness import (
     uniform_floor,
     worst_floor,
 )
-from jaxfl.types import Context
+from jaxfl.types import Context, segments_of
 
 N, F = 7, 2
 LAW = UniformSets(n=N, byzantine=F)
@@ -200,7 +200,8 @@ def test_a_rule_that_does_not_know_the_clients_is_wrong_in_one_of_two_worlds(nam
     rule = AGGREGATORS[name].example(1)
     v = np.array([30.0, 40.0])
     one = np.concatenate([np.zeros((4, 2)), np.tile(v, (4, 1))]).astype(np.float32)
-    answers = [np.asarray(rule(jnp.asarray(rows))) for rows in (one, one[::-1])]
+    context = Context.of(8, params=jnp.zeros(2), segments=segments_of({"kernel": v}))
+    answers = [np.asarray(rule(jnp.asarray(x), context=context)) for x in (one, one[::-1])]
     first = max(np.linalg.norm(answers[0]), np.linalg.norm(answers[1] - v))
     last = max(np.linalg.norm(answers[0] - v), np.linalg.norm(answers[1]))
     invariant = np.allclose(answers[0], answers[1], atol=1e-3)
