@@ -14,7 +14,7 @@ from jaxfl.data import IID, FederatedData, from_arrays
 from jaxfl.devices import compile_for, copy_to
 from jaxfl.federation import Federation
 from jaxfl.local_work import work_locally
-from jaxfl.models import MLP, Model, SignGuardCNN
+from jaxfl.models import MLP, Model, ResNet, SignGuardCNN
 from jaxfl.numerics.rows import held
 from jaxfl.optimizers import SGD
 from jaxfl.plan import make_plan
@@ -24,7 +24,14 @@ from jaxfl.state import Plan, init_state, round_keys
 from jaxfl.types import PyTree
 
 BATCH, BYZANTINE = 50, 10
-MODELS: dict[str, Model] = {"cnn": SignGuardCNN(dropout=0.5), "mlp": MLP(hidden=(128,))}
+MODELS: dict[str, Model] = {
+    "cnn": SignGuardCNN(dropout=0.5),
+    "mlp": MLP(hidden=(128,)),
+    "resnet-18": ResNet(),
+    "small resnet": ResNet(blocks=(1,), channels=(4,)),
+}
+COLOURED = ("resnet-18", "small resnet")
+"""Models that get colour images of 32 x 32; the others get grey ones of 28 x 28."""
 RULES: dict[str, Aggregator] = {
     "Mean": Mean(),
     "Median": Median(),
@@ -58,7 +65,8 @@ class Case:
 def federated(case: Case) -> FederatedData:
     random = np.random.default_rng(0)
     count = case.clients * case.samples
-    inputs = random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    shape = (32, 32, 3) if case.model in COLOURED else (28, 28, 1)
+    inputs = random.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = (np.arange(count) % 10).astype(np.int32)
     return from_arrays(inputs, labels, inputs[:10], labels[:10]).split(IID(), case.clients)
 

@@ -185,6 +185,8 @@ def test_rounds_lower_for_other_platforms():
     streamed = Simulation(Federation(), small, MLP(), storage="stream", client_chunk=10)
     data, model = federated(Case("cnn", 50, 1, 1)), MODELS["cnn"]
     rounds = [Simulation(federation(r, attacked=True), data, model) for r in RULES.values()]
+    deep, parts = gpu.FULL.deep, federation(RULES[gpu.DEEP], attacked=True)
+    rounds.append(Simulation(parts, federated(deep), MODELS[deep.model]))
     for simulation in [streamed, *rounds]:
         block = functools.partial(run_rounds, plan=simulation.plan, rounds=1)
 
