@@ -7,13 +7,14 @@ then runs are killed with SIGKILL, resumed, killed again, until they finish, and
 """
 
 import argparse
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 EXPERIMENT = """
 rounds = 60
@@ -42,45 +43,58 @@ aggregator = [{ name = "centered_clipping", tau = 1.0 }]
 """
 
 
-def command(experiment: Path, out: Path) -> list[str]:
-    words = ["-m", "jaxfl.cli", "run", str(experiment), "--out", str(out), "--resume", "--quiet"]
-    return [sys.executable, *words]
+IMPORTED = ["jaxfl.commands.run", "jaxfl.experiments.running", "matplotlib.pyplot", "flax.nnx"]
+"""Once, in the process that all runs are forked from, before JAX has threads."""
+
+
+def resume(experiment: Path, out: Path) -> None:
+    """The command, in a process of its own."""
+    from jaxfl import cli
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    words = ["run", str(experiment), "--out", str(out), "--resume", "--quiet"]
+    with mock.patch.object(sys, "argv", ["jaxfl", *words]):
+        cli.main()
 
 
 def check(kills: int, seed: int) -> None:
     rng = random.Random(seed)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+
+    def run(out: Path, most: float | None = None) -> int | None:
+        """Its exit code; None where it was killed after so many seconds."""
+        process = context.Process(target=resume, args=(experiment, out))
+        process.start()
+        process.join(most)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return None
+        if process.exitcode:
+            raise SystemExit(f"a run ended with code {process.exitcode}")
+        return process.exitcode
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         experiment = root / "killed.toml"
         experiment.write_text(EXPERIMENT)
         # Its own compilation cache: a kill may leave a half-written program behind.
-        own = os.environ | {"XDG_CACHE_HOME": str(root / "cache")}
-        own.pop("JAX_COMPILATION_CACHE_DIR", None)
-        run = {"check": True, "stdout": subprocess.DEVNULL, "env": own}
-        subprocess.run(command(experiment, root / "warm"), **run)  # fills the compilation cache
+        os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+        run(root / "warm")  # fills the compilation cache
         started = time.monotonic()
-        subprocess.run(command(experiment, root / "whole"), **run)
+        run(root / "whole")
         whole = time.monotonic() - started
+        print(f"a whole run takes {whole:.1f} s", flush=True)
         expected = (root / "whole" / "rounds.jsonl").read_bytes()
         killed = finished = 0
         while killed < kills:
             finished += 1
             out = root / str(finished)
-            while True:
-                process = subprocess.Popen(
-                    command(experiment, out), stdout=subprocess.DEVNULL, env=own
-                )
-                try:
-                    code = process.wait(timeout=rng.uniform(0.2, 1.0) * whole)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    killed += 1
-                    print(f"kill {killed}: {where(out)}", flush=True)
-                    continue
-                if code:
-                    raise SystemExit(f"a resumed run ended with code {code}")
-                break
+            while run(out, rng.uniform(0.2, 1.0) * whole) is None:
+                killed += 1
+                print(f"kill {killed}: {where(out)}", flush=True)
             if (out / "rounds.jsonl").read_bytes() != expected:
                 raise SystemExit(f"run {finished} differs after {killed} kills")
         print(f"{killed} kills, {finished} runs, all equal bit for bit")
