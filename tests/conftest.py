@@ -130,9 +130,3 @@ def _belongs_to(item: Any) -> str:
 @pytest.fixture
 def key():
     return jax.random.key(0)
-
-
-@pytest.fixture
-def fast_compiler_settings(request):
-    """The environment of a process that compiles as fast as can be, whatever this one does."""
-    return fast_compiler.settings(request.config.cache)

@@ -4,9 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +34,12 @@ def run_script(
     script: str,
     *arguments: str,
     flags: str = "",
-    settings: Mapping[str, str] = MappingProxyType({}),
     wait: bool = True,
 ):
     """A script of this folder in a fresh interpreter, where XLA's flags can still be chosen."""
-    environment = os.environ | settings
-    environment |= {
+    environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {flags}".strip(),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
     }
     process = subprocess.Popen(
@@ -73,24 +70,27 @@ RULES = {
 EIGHT = "--xla_force_host_platform_device_count=8"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
-        "stream",
-        "first_rules",
-        "other_rules",
-        "new_rules",
-        "attacks",
-        "mechanisms",
-        "noise",
-        "private",
+        pytest.param("first_rules", marks=pytest.mark.default_compiler),
+        *(
+            pytest.param(part, marks=pytest.mark.slow)
+            for part in (
+                "stream",
+                "other_rules",
+                "new_rules",
+                "attacks",
+                "mechanisms",
+                "noise",
+                "private",
+            )
+        ),
     ],
 )
-def test_eight_devices_give_what_one_gives(part, fast_compiler_settings):
+def test_eight_devices_give_what_one_gives(part):
     """Programs that take longer to compile than to run, so only some are compiled as for users."""
-    settings = {} if part == "first_rules" else fast_compiler_settings
-    output = run_script("device_check.py", part, flags=EIGHT, settings=settings)
+    output = run_script("device_check.py", part, flags=EIGHT)
     said = [line.split(" ", 2) for line in output.splitlines() if line.startswith("same: ")]
     same = {way: [name for _, of, name in said if of == way] for way in WAYS}
     assert same["shard_map"]

@@ -27,10 +27,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_and_shows_pictures(path, fast_compiler_settings, monkeypatch):
-    if not path.stem.startswith("00"):  # the first one is compiled as for users
-        for name, value in fast_compiler_settings.items():
-            monkeypatch.setenv(name, value)
+def test_a_notebook_runs_and_shows_pictures(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ lowering = pytest.mark.filterwarnings(
 )
 
 
-def run(folder, *options, settings=MappingProxyType({})):
+def run(folder, *options):
     """The command, as where nothing is installed but what it says it needs."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT})); "
@@ -51,7 +50,7 @@ def run(folder, *options, settings=MappingProxyType({})):
     return subprocess.run(
         [sys.executable, "-c", code, "--quick", "--out", str(folder), *options],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | settings | environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=1800,
@@ -69,10 +68,11 @@ def test_some_lines_of_the_command(tmp_path):
     assert "| rule | median | 12 x 650 | ok | error" in done.stdout
 
 
-@pytest.mark.slow
-def test_the_whole_command(tmp_path, fast_compiler_settings):
+@pytest.mark.default_compiler
+def test_the_whole_command(tmp_path):
+    """Every rule, attack, mechanism and algorithm, compiled as for users, is checked in it."""
     time = ("--seconds", "1e9")  # however busy the machine
-    done = run(tmp_path, *time, settings=fast_compiler_settings)
+    done = run(tmp_path, *time)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     skipped = {row["name"]: row["note"] for row in found["rows"] if row["status"] != "ok"}

@@ -107,13 +107,13 @@ def test_the_estimate_is_that_of_the_compiled_program(name):
     compare(*FEW[name])
 
 
-@pytest.mark.slow
+@pytest.mark.default_compiler
 @pytest.mark.parametrize("name", MANY)
 def test_the_estimate_is_that_of_the_compiled_program_from_50_clients_to_10_000(name):
     compare(*MANY[name])
 
 
-@pytest.mark.slow
+@pytest.mark.default_compiler
 @pytest.mark.parametrize("model", [DENSE, CONVOLUTIONS])
 def test_the_estimate_of_an_evaluation_is_that_of_the_compiled_program(model):
     simulation = Simulation(federation(), data(50), model)

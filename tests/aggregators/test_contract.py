@@ -308,7 +308,7 @@ def test_calls_compile_once_whatever_the_values(name):
 ONE_OF_A_KIND = ["median", "nnm+trimmed_mean"]
 """A coordinatewise rule, and one with rows mixed before it; a weighting one: ``test_own_rule``."""
 EAGER = [
-    pytest.param(name, marks=pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.default_compiler)
     for name in ("mean", "bulyan", "geometric_median", "signguard", "smea", "fltrust")
 ]
 

@@ -4,7 +4,6 @@ import copy
 import random
 import sys
 
-import jax
 import pytest
 import tomli_w
 
@@ -73,15 +72,6 @@ def mutated(seed):
     return table, path
 
 
-@pytest.fixture
-def compiled_quickly():
-    """Compiling takes most of the time, and what is asked is how a run ends."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def check(seed, folder, monkeypatch, capsys):
     table, path = mutated(seed)
     experiment, out = folder / "mutated.toml", folder / "out"
@@ -112,7 +102,7 @@ def test_a_mutated_experiment(seed, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_hundred_mutated_experiments(compiled_quickly, tmp_path, monkeypatch, capsys):
+def test_two_hundred_mutated_experiments(tmp_path, monkeypatch, capsys):
     codes = []
     for seed in range(200):
         folder = tmp_path / str(seed)

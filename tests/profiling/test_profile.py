@@ -99,7 +99,7 @@ def test_flops_of_a_dense_model_by_hand(found):
     assert 2 * CLIENTS**2 * d < result.phase("pre-aggregation").flops < 5 * CLIENTS**2 * d
 
 
-@pytest.mark.slow  # of times: a busy machine may say anything
+@pytest.mark.default_compiler  # of times: a busy machine may say anything
 def test_the_phases_make_up_the_round():
     result = profile(**parts(), rounds=10)
     inside = result.phase(OTHER).seconds
@@ -237,13 +237,13 @@ def near(result: Profile) -> None:
     assert abs(result.total / result.seconds - 1) < 0.1, result.table()
 
 
-@pytest.mark.slow
+@pytest.mark.default_compiler
 def test_the_sum_of_50_clients_on_the_cnn():
     data = divided(50, 50, (28, 28, 1), 10)
     near(profile(**parts(model=SignGuardCNN(), data=data, client_chunk=None)))
 
 
-@pytest.mark.slow
+@pytest.mark.default_compiler
 def test_the_sum_of_1000_clients_on_the_mlp():
     data = divided(1000, 50, (784,), 10)
     given = parts(model=MLP(hidden=(128,)), data=data, client_chunk=None)
