@@ -127,7 +127,7 @@ def test_models_are_aggregated_by_name_and_keep_types_and_order(torch):
 def test_rules_of_layers_find_them_by_the_tensors_names(torch):
     sent = {"0.weight": torch.zeros(1, 2), "0.bias": torch.zeros(1), "1.weight": torch.zeros(1, 3)}
     back = [
-        {k: torch.full_like(v, -float((i + (k[0] == "1")) % 4) ** 2) for k, v in sent.items()}
+        {k: torch.full_like(v, -(float((i + (k[0] == "1")) % 4) ** 2)) for k, v in sent.items()}
         for i in range(4)
     ]
     # By one dimension, Krum(f=0) takes the one of 0, 1, 4, 9 with the nearest two others: 1.
