@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators import Aggregator
-from jaxfl.component import integer, seed_of
+from jaxfl.arguments import integer, seed_of
 from jaxfl.integrations.layout import Arrays, Layout, aligned_zeros
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.types import Context, Info, PyTree, Spec, State
