@@ -18,6 +18,7 @@ from jaxfl.fairness import TERM as TERM
 from jaxfl.fairness import Fairness as Fairness
 from jaxfl.federation import Federation as Federation
 from jaxfl.history import History as History
+from jaxfl.one_call import simulate as simulate
 from jaxfl.optimizers import SGD as SGD
 from jaxfl.optimizers import Adagrad as Adagrad
 from jaxfl.optimizers import Adam as Adam
@@ -37,7 +38,6 @@ from jaxfl.privacy import *
 from jaxfl.profiling import profile as profile
 from jaxfl.record import RoundRecord as RoundRecord
 from jaxfl.simulation import Simulation as Simulation
-from jaxfl.simulation import simulate as simulate
 from jaxfl.state import FederationState as FederationState
 from jaxfl.state import Plan as Plan
 from jaxfl.types import Context as Context

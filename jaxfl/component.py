@@ -19,8 +19,6 @@ Scalar = float | np.ndarray | Array
 C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
-MOST_INTEGER = 2**31 - 1
-MOST_SEED = 2**32 - 1
 _STATIC = (int, bool, str, float, type(None))
 
 
@@ -181,37 +179,6 @@ def convert(owner: str, name: str, hint: Any, value: Any) -> Any:
             return converted
     wanted = " or ".join(_name(o) for o in options)
     raise ValueError(f"{owner}: {name} must be {wanted}; got {value!r}")
-
-
-def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
-    """``value`` as a Python integer, if it is one from ``least`` to ``most`` (or 32 bits).
-
-    Raises:
-      ValueError: it is not; the text calls it ``name``.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        wanted = f"at least {least}" + ("" if most is None else f" and at most {most}")
-        raise ValueError(f"{name} must be an integer, {wanted}; got {value!r}")
-    if most is None and value > MOST_INTEGER:
-        raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
-    return int(value)
-
-
-def truth(value: Any, name: str) -> bool:
-    """``value``, if it is true or false.
-
-    Raises:
-      ValueError: it is not; the text calls it ``name``.
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be true or false; got {value!r}")
-    return bool(value)
-
-
-def seed_of(value: Any) -> int:
-    """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
-    return integer(value, "seed", 0, MOST_SEED)
 
 
 def _convert_one(hint: Any, value: Any) -> Any:

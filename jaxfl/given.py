@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfl.component import seed_of
+from jaxfl.arguments import seed_of
 from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from jaxfl.component import Component, capability, field, integer
+from jaxfl.arguments import integer
+from jaxfl.component import Component, capability, field
 from jaxfl.contracts import asked, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxfl.component import depth_of, integer
+from jaxfl.arguments import integer
+from jaxfl.component import depth_of
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation

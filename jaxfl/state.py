@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
-from jaxfl.component import seed_of
+from jaxfl.arguments import seed_of
 from jaxfl.contracts import started
 from jaxfl.federation import Federation
 from jaxfl.models.objective import ModelState, Objective

@@ -21,7 +21,7 @@ import jax
 
 from jaxfl.aggregators import Aggregator
 from jaxfl.integrations.layout import check_alike
-from jaxfl.types import Aggregated, Context, State
+from jaxfl.types import Aggregated, Context, State, laid_out
 
 Tensor = Any
 """A ``torch.Tensor``."""
@@ -62,6 +62,11 @@ def inspect(
     ``state`` is the memory of the round before, for rules that have one.
     """
     torch = _import_torch()
+    if rule.needs_segments and (context is None or not context.segments):
+        raise ValueError(
+            f"{type(rule).__name__} needs the model's layers, which a matrix does not tell: call "
+            "aggregate_models, or pass context=Context.of(n, segments=...)"
+        )
     matrix = _matrix(torch, rule, updates)
     result = rule.inspect(_to_jax(torch, matrix), context=context, state=state)
     return result.replace(update=_to_torch(torch, result.update))
@@ -77,9 +82,10 @@ def aggregate_models(
 ) -> dict[str, Tensor]:
     """The next model: ``before - rule(before - after)``, for ``load_state_dict``.
 
-    Floats, batch statistics among them, are one vector per client. Of tensors of integers and
-    truth values (such as ``num_batches_tracked``) the answer is the lower median over the
-    clients, at every place by itself. Every tensor keeps its type and device.
+    Floats, batch statistics among them, are one vector per client; rules that look at layers
+    (``PerLayer``) find them by the names, ``"layer.weight"`` and ``"layer.bias"``. Of tensors of
+    integers and truth values (such as ``num_batches_tracked``) the answer is the lower median over
+    the clients, at every place by itself. Every tensor keeps its type and device.
 
     Args:
       rule: the rule; a ``Pipeline`` for pre-aggregators before it.
@@ -115,6 +121,9 @@ def inspect_models(
     floats = [key for key, tensor in before.items() if tensor.is_floating_point()]
     if not floats:
         raise ValueError(f"{name}: a model needs a tensor of floats; got {list(before)}")
+    context = Context.of(len(after)) if context is None else context
+    if not context.segments:
+        context = context.replace(segments=laid_out((key, shapes[key]) for key in floats))
     with torch.no_grad():
         sent = _vector(torch, before, floats)
         rows = torch.stack([_vector(torch, model, floats).to(sent) for model in after])

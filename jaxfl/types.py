@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -68,15 +69,37 @@ def segments_of(params: Any, last: frozenset[int] = frozenset()) -> Segments:
 
     ``last`` are the numbers of those of the output layer.
     """
-    found, start = [], 0
-    for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(params)):
+    named = []
+    for path, leaf in jax.tree.leaves_with_path(params):
         parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
         parts = parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
-        kind = parts[-1] if parts and parts[-1] in KINDS else "other"
-        segment = Segment(".".join(parts), start, tuple(leaf.shape), kind, i in last)
+        named.append((".".join(parts), tuple(leaf.shape)))
+    return laid_out(named, last)
+
+
+def laid_out(
+    named: Iterable[tuple[str, tuple[int, ...]]], last: frozenset[int] = frozenset()
+) -> Segments:
+    """Parameters by name and shape, one after the other; ``last`` as for ``segments_of``.
+
+    PyTorch's "weight" is a kernel, or a scale where it is a vector.
+
+    >>> [(s.layer, s.offset, s.kind) for s in laid_out([("0.weight", (3, 4)), ("0.bias", (3,))])]
+    [('0', 0, 'kernel'), ('0', 12, 'bias')]
+    """
+    found, start = [], 0
+    for i, (name, shape) in enumerate(named):
+        segment = Segment(name, start, shape, _kind(name, shape), i in last)
         found.append(segment)
         start = segment.end
     return tuple(found)
+
+
+def _kind(name: str, shape: tuple[int, ...]) -> str:
+    own = name.rpartition(".")[2]
+    if own == "weight":
+        return "kernel" if len(shape) > 1 else "scale"
+    return own if own in KINDS else "other"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,26 @@ ROOT = Path(__file__).parent.parent
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NEEDED = {"04_pytorch": "torch"}
+"""What notebooks import that the tests do not ask for."""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_begins_with_one_cell_that_installs(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert ["%pip install" in source for source in cells] == [True] + [False] * (len(cells) - 1)
+    extra = f"[{NEEDED[path.stem]}]" if path.stem in NEEDED else ""
+    assert cells[0].endswith(f"%pip install --quiet {{source}}{extra}")
+    assert not any(cell.get("outputs") for cell in notebook.cells)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_and_shows_pictures(path):
+    if needed := NEEDED.get(path.stem):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]

@@ -11,7 +11,7 @@ import jaxfl
 
 PACKAGE = Path(jaxfl.__file__).parent
 ORDER = (
-    ("numerics", "component", "files", "machine", "signals", "_public"),
+    ("numerics", "arguments", "component", "files", "machine", "signals", "_public"),
     ("types", "contracts"),
     ("liveness",),
     ("models", "optimizers", "devices"),
@@ -32,6 +32,7 @@ ORDER = (
     ("programs",),
     ("seeds",),
     ("simulation",),
+    ("one_call",),
     ("auditing", "profiling"),
     ("__init__", "registry"),
     ("integrations",),

@@ -124,6 +124,24 @@ def test_models_are_aggregated_by_name_and_keep_types_and_order(torch):
     assert kept.update["weight"].isfinite().all()
 
 
+def test_rules_of_layers_find_them_by_the_tensors_names(torch):
+    sent = {"0.weight": torch.zeros(1, 2), "0.bias": torch.zeros(1), "1.weight": torch.zeros(1, 3)}
+    back = [
+        {k: torch.full_like(v, -(float((i + (k[0] == "1")) % 4) ** 2)) for k, v in sent.items()}
+        for i in range(4)
+    ]
+    # By one dimension, Krum(f=0) takes the one of 0, 1, 4, 9 with the nearest two others: 1.
+    rule = jaxfl.PerLayer(rule=jaxfl.Krum(f=0))
+    answer = ours.aggregate_models(rule, sent, back)
+    assert {key: set(value.flatten().tolist()) for key, value in answer.items()} == {
+        "0.weight": {-1.0},
+        "0.bias": {-1.0},
+        "1.weight": {-1.0},
+    }
+    with pytest.raises(ValueError, match=r"PerLayer needs the model's layers.* aggregate_models"):
+        ours.aggregate(rule, torch.zeros(4, 6))
+
+
 def test_models_that_differ_are_refused(torch):
     sent, back = models(torch)
     for change, said in (

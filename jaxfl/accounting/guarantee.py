@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxfl.accounting.releases import PLD, RDP, deployment, exact, worst
-from jaxfl.component import integer
+from jaxfl.arguments import integer
 from jaxfl.federation import Federation
 from jaxfl.privacy.base import Privacy
 from jaxfl.privacy.deployment import STEP, Deployment, Release

@@ -7,6 +7,7 @@ from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.coordinatewise import TrimmedMean
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.weighting import WeightingRule
+from jaxfl.aggregators.wrapping import of_rule
 from jaxfl.component import capability
 from jaxfl.numerics.rows import Rows
 from jaxfl.types import Aggregated, Context, Segments, Spec, State
@@ -30,16 +31,17 @@ class Pipeline(Aggregator):
     """What mixes the rows, in this order."""
     rule: Aggregator
     """What aggregates the mixed rows."""
+    tolerates = of_rule()
+    public_memory = of_rule()
+    needs_root = of_rule()
+    follows_model = of_rule()
+    needs_segments = of_rule()
 
     @capability
     def permutation_equivariant(self) -> bool:
         return self.rule.permutation_equivariant and all(
             p.permutation_equivariant for p in self.pre
         )
-
-    @capability
-    def public_memory(self) -> bool:
-        return self.rule.public_memory
 
     @capability
     def by_samples(self) -> bool:
@@ -83,28 +85,12 @@ class Pipeline(Aggregator):
         return cls(pre=(), rule=TrimmedMean(f=f))
 
     @capability
-    def tolerates(self) -> bool:
-        return self.rule.tolerates
-
-    @capability
     def by_client(self) -> bool:
         return self.rule.by_client or any(p.by_client for p in self.pre)
 
     @capability
     def accepts_absent(self) -> bool:
         return self.rule.accepts_absent and all(p.accepts_absent for p in self.pre)
-
-    @capability
-    def needs_root(self) -> frozenset[str]:
-        return self.rule.needs_root
-
-    @capability
-    def follows_model(self) -> bool:
-        return self.rule.follows_model
-
-    @capability
-    def needs_segments(self) -> bool:
-        return self.rule.needs_segments
 
     def check_segments(self, segments: Segments) -> None:
         self.rule.check_segments(segments)

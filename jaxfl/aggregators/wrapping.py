@@ -1,8 +1,21 @@
 """Rules around another rule."""
 
+from typing import Any
+
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import capability
 from jaxfl.types import Spec, State
+
+
+class of_rule(capability[Any]):  # noqa: N801 - as ``capability`` is
+    """A capability that is that of the ``rule`` inside.
+
+    >>> jaxfl.Pipeline(pre=[], rule=jaxfl.Mean()).tolerates
+    False
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda outer: getattr(outer.rule, self._name))
 
 
 class Wrapper(Aggregator):
@@ -17,57 +30,19 @@ class Wrapper(Aggregator):
     rule: Aggregator
     """The rule inside."""
 
-    @capability
-    def permutation_equivariant(self) -> bool:
-        return self.rule.permutation_equivariant
-
-    @capability
-    def public_memory(self) -> bool:
-        return self.rule.public_memory
-
-    @capability
-    def by_client(self) -> bool:
-        return self.rule.by_client
-
-    @capability
-    def by_samples(self) -> bool:
-        return self.rule.by_samples
-
-    @capability
-    def scale_equivariant(self) -> bool:
-        return self.rule.scale_equivariant
-
-    @capability
-    def translation_equivariant(self) -> bool:
-        return self.rule.translation_equivariant
-
-    @capability
-    def unit_free(self) -> bool:
-        return self.rule.unit_free
-
-    @capability
-    def unanimous(self) -> bool:
-        return self.rule.unanimous
-
-    @capability
-    def tolerates(self) -> bool:
-        return self.rule.tolerates
-
-    @capability
-    def accepts_absent(self) -> bool:
-        return self.rule.accepts_absent
-
-    @capability
-    def needs_root(self) -> frozenset[str]:
-        return self.rule.needs_root
-
-    @capability
-    def follows_model(self) -> bool:
-        return self.rule.follows_model
-
-    @capability
-    def needs_segments(self) -> bool:
-        return self.rule.needs_segments
+    permutation_equivariant = of_rule()
+    public_memory = of_rule()
+    by_client = of_rule()
+    by_samples = of_rule()
+    scale_equivariant = of_rule()
+    translation_equivariant = of_rule()
+    unit_free = of_rule()
+    unanimous = of_rule()
+    tolerates = of_rule()
+    accepts_absent = of_rule()
+    needs_root = of_rule()
+    follows_model = of_rule()
+    needs_segments = of_rule()
 
     def check(self, n: int) -> None:
         self.rule.check(n)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxfl.arguments import MOST_SEED
 from jaxfl.attacks.base import Attack
 from jaxfl.attacks.combined import Combination, either, parts_stream
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.simple import SignFlip
 from jaxfl.attacks.statistical import IPM
 from jaxfl.attacks.views import AttackView, ClientView
-from jaxfl.component import MOST_SEED, capability, field
+from jaxfl.component import capability, field
 from jaxfl.types import Batch, Spec, State
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.component import Component, capability, field, integer
+from jaxfl.arguments import integer
+from jaxfl.component import Component, capability, field
 from jaxfl.contracts import asked, expect, expect_like, name_of, own_code
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.numerics.permutation import permute

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.data import available
+from jaxfl.data.raw_files import DATA_DIR
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments import selftest
 from jaxfl.experiments.environment import PACKAGES
@@ -50,8 +51,9 @@ def doctor(
     """Show versions, devices, data, caches and extras; compute something whose result is known."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table(title="jaxfl doctor", title_justify="left")
-    for name in ("what", "found", "what to do"):
-        table.add_column(name, overflow="fold")
+    table.add_column("what", overflow="fold")
+    table.add_column("found", overflow="fold", max_width=40)  # an address fits into the last
+    table.add_column("what to do", overflow="fold")
     broken = False
     with console.status("looking"):
         for finding in findings(quick=quick):
@@ -61,6 +63,7 @@ def doctor(
     console.print(table)
     if broken:
         raise typer.Exit(1)
+    console.print("Nothing here is broken. What is absent or missing matters where you use it.")
 
 
 def findings(*, quick: bool) -> Iterator[Finding]:
@@ -102,7 +105,13 @@ def machine() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """The data sets, found or how to get them."""
+    """The data sets and their folder, found or how to get them."""
+    folder, hint = os.environ.get(DATA_DIR), ""
+    if not folder:
+        hint = f"set {DATA_DIR} to a folder of yours, if you need a data set that is absent"
+    elif not Path(folder).expanduser().is_dir():
+        hint = f"there is no such folder: make it, or set {DATA_DIR} to another"
+    yield Finding("data folder", folder or "none", hint)
     for entry in available():
         where = "" if entry.folder is None else f": {entry.folder}"
         yield Finding(f"data {entry.name}", f"{entry.where}{where}", entry.how)

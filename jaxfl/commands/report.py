@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from jaxfl.commands.common import say
+from jaxfl.experiments.earlier import REPORT
 from jaxfl.experiments.finished import read_results
-from jaxfl.experiments.folder import REPORT
 from jaxfl.report.page import write_page
 
 

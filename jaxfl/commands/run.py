@@ -13,9 +13,10 @@ from rich.console import Console
 from jaxfl.commands.common import Name, Reduced, Settings, say
 from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.conclusions import conclude
+from jaxfl.experiments.earlier import REPORT
 from jaxfl.experiments.findings import verdicts
-from jaxfl.experiments.folder import REPORT, RunFolder
-from jaxfl.experiments.ranking import ranked
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.ranking import Ranked, ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
@@ -113,13 +114,14 @@ def execute(
             hosts.leave()
             return
         write_tables(path, experiment, results)
-        if is_ranked(experiment):
-            write_ranking(path, experiment, ranked(results))
+        ranking = ranked(results) if is_ranked(experiment) else None
+        if ranking is not None:
+            write_ranking(path, experiment, ranking)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
         signs_plot(path / "signs.png", experiment, results)
         write_page(path / REPORT, [(path, experiment, results)])
-    print_results(console, path, experiment, results, swept=swept)
+    print_results(console, path, experiment, results, ranking, swept=swept)
     hosts.leave()
 
 
@@ -140,14 +142,15 @@ def print_results(
     path: Path,
     experiment: schema.Experiment,
     results: Sequence[Result],
+    ranking: Sequence[Ranked] | None,
     *,
     swept: bool,
 ) -> None:
-    """Prints the table, whether the stated findings hold, and where the files are."""
+    """Prints the tables, whether the stated findings hold, and where the files are."""
     if attacks(experiment) <= MOST_COLUMNS:
         console.print(result_table(experiment, results))
-    if is_ranked(experiment):
-        console.print(ranking_table(experiment, ranked(results)))
+    if ranking is not None:
+        console.print(ranking_table(experiment, ranking))
     for verdict in verdicts(experiment, results):
         say(console, f"Stated: {verdict}")
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]

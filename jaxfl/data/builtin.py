@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxfl.component import seed_of
+from jaxfl.arguments import seed_of
 from jaxfl.data.dataset import Dataset
 
 

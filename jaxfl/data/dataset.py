@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxfl.component import Component, integer, seed_of
+from jaxfl.arguments import integer, seed_of
+from jaxfl.component import Component
 from jaxfl.data.federated import FederatedData
 from jaxfl.data.root import RootData
 from jaxfl.data.summary import Summary, channels, overall

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.component import seed_of
+from jaxfl.arguments import seed_of
 from jaxfl.data import tfds
 from jaxfl.data.dataset import Dataset
 from jaxfl.data.raw_files import Published, data_root

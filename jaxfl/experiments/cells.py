@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from jaxfl.aggregators import Aggregator
+from jaxfl.arguments import integer, truth
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, convert, integer, truth
+from jaxfl.component import Component, convert
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.devices import WAYS, Device
 from jaxfl.fairness import Fairness

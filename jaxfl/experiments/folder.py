@@ -25,26 +25,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
-import tomli_w
 
 from jaxfl.experiments import checkpoint
-from jaxfl.experiments.commit import Progress, read_progress
-from jaxfl.experiments.difference import NOT_SET, differences
+from jaxfl.experiments.commit import Progress
+from jaxfl.experiments.earlier import OWN, RESULTS, WAYS_OUT, progress_of, table_of
 from jaxfl.experiments.environment import describe
 from jaxfl.experiments.log import Line, encode, length_before, read_log
-from jaxfl.experiments.schema import Experiment, read
+from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
-
-OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
-"""What a run writes on its way, and the next one in the same folder replaces."""
-WAYS_OUT = "--out chooses another folder, --force overwrites this one"
-REPORT = "report.html"
-RESULTS = (
-    *(REPORT, "accuracy.png", "sweep.png", "signs.png", "ranking.csv", "ranking.md"),
-    *("summary.csv", "summary.md", "summary.tex"),
-)
-"""What is made of it at the end."""
 
 
 class RunFolder:
@@ -223,7 +212,7 @@ class RunFolder:
 
     def _open(self) -> None:
         """Refuses to lose or to mix runs; goes on where that is asked for."""
-        known = None if self._force else self._known()
+        known = None if self._force else progress_of(self.path, self.experiment)
         if known is None:
             return
         finished = known.cell >= len(self.experiment.cells)
@@ -240,51 +229,15 @@ class RunFolder:
                 f"{WAYS_OUT}"
             )
 
-    def _known(self) -> Progress | None:
-        """How far the run in the folder is; None where nothing is there to be lost.
-
-        Raises:
-          ValueError: the run is of another experiment, or parts of it are missing or damaged.
-        """
-        left = [name for name in OWN if (self.path / name).exists()]
-        path = self.path / "experiment.toml"
-        if "progress.json" in left:
-            known = read_progress(self.path / "progress.json")
-            if not (known.cell or known.round):
-                return None
-            cells = [number for group in known.groups for number in group]
-            if cells and len(cells) != len(self.experiment.cells):
-                raise ValueError(f"{path.parent / 'progress.json'} is damaged; {WAYS_OUT}")
-            try:
-                there = read(path)
-            except (ValueError, OSError):
-                raise ValueError(f"{path} is missing or damaged; {WAYS_OUT}") from None
-            for where, theirs, mine in differences(there, self.experiment.table):
-                here = "" if NOT_SET in (theirs, mine) else f", {mine} here"
-                set_there = "set" if mine == NOT_SET else theirs
-                raise ValueError(
-                    f"{self.path} holds another experiment: {where} is {set_there} there{here}; "
-                    f"{WAYS_OUT}"
-                )
-            return known
-        if not left:
-            return None
-        if left[0] == "experiment.toml" and path.read_bytes() == self._table():
-            return None  # killed before there was more
-        raise ValueError(f"{self.path} holds {left[0]}, but no progress.json; {WAYS_OUT}")
-
     def _begin(self) -> None:
         """Makes room for a new run: what an older one left is deleted now, not before."""
         for name in (*OWN, *(RESULTS if (self.path / "progress.json").exists() else ())):
             _delete(self.path / name)
-        write_aside(self.path / "experiment.toml", self._table())
+        write_aside(self.path / "experiment.toml", table_of(self.experiment))
         facts = describe() | {"modules": list(self.experiment.modules)}
         write_aside(self.path / "environment.json", json.dumps(facts, indent=1).encode())
         self._write_progress()
         self._open_log(0)
-
-    def _table(self) -> bytes:
-        return tomli_w.dumps(self.experiment.table).encode()
 
     def _open_log(self, length: int) -> None:
         """Opens the log to go on after so many bytes; cuts off the rest."""

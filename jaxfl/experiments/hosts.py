@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxfl.component import integer
+from jaxfl.arguments import integer
 from jaxfl.experiments.checkpoint import digest_of
-from jaxfl.experiments.folder import OWN, RunFolder
+from jaxfl.experiments.earlier import OWN
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.schema import Experiment
 from jaxfl.machine import agree_on, process_memory
 from jaxfl.types import PyTree

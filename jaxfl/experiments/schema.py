@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxfl.component import seed_of
+from jaxfl.arguments import seed_of
 from jaxfl.experiments.cells import DEFAULTS, KNOWN, Cell, check_keys, read_cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid

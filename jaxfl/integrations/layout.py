@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfl.types import Segments, laid_out
+
 Arrays = Mapping[str, np.ndarray]
 """A model: its arrays by name. The order of the names is that of the first model seen."""
 ALIGNMENT = 64
@@ -50,6 +52,11 @@ class Layout:
     def dim(self) -> int:
         """Numbers in a vector, d."""
         return sum(int(np.prod(self.shapes[name])) for name in self.floating)
+
+    @property
+    def segments(self) -> Segments:
+        """Which array each run of the vector's numbers is; names do not tell the output layer."""
+        return laid_out((name, self.shapes[name]) for name in self.floating)
 
     def check(self, model: Arrays, whose: str) -> None:
         """Refuses a model of other arrays; ``whose`` it is goes into the error."""

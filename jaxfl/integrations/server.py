@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators import Aggregator
-from jaxfl.component import integer, seed_of
+from jaxfl.arguments import integer, seed_of
 from jaxfl.integrations.layout import Arrays, Layout, aligned_zeros
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.types import Context, Info, PyTree, Spec, State
@@ -41,7 +41,8 @@ class RobustServer:
 
     Floats are aggregated, in float32 (float64 where JAX's x64 is on), batch statistics among them.
     Of arrays of integers and truth values the server takes the lower median over the clients.
-    A client's NaN are data, which rules drop.
+    A client's NaN are data, which rules drop. Rules that look at layers (``PerLayer``) find them by
+    the arrays' names: what is before the last dot is the layer.
 
     Args:
       aggregator: the rule; a ``Pipeline`` for pre-aggregators before it.
@@ -126,11 +127,12 @@ class RobustServer:
         layout.check(before, f"{where}: the model that was sent")
         for client, model in zip(ids, after, strict=True):
             layout.check(model, f"{where}: client {client}")
+        self.aggregator.check_segments(layout.segments)
         dtype = np.dtype(jnp.zeros(0, float).dtype)
         sent = layout.vector(before, dtype)
         if not np.isfinite(sent).all():
             raise ValueError(f"{where}: {_first_bad(before)!r} of the model sent is not finite")
-        spec = self._make_room(n, layout.dim, dtype)
+        spec = self._make_room(n, layout, dtype)
         root_update = self._root_update(before, sent)
         params, info = self._compute(
             sent, after, spec, self._places(ids), _shares(samples, n), root_update
@@ -143,26 +145,32 @@ class RobustServer:
         self._round += 1
         return Answer(layout.model(params, layout.medians(after)), info)
 
-    def _make_room(self, n: int, dim: int, dtype: np.dtype) -> Spec:
+    def _make_room(self, n: int, layout: Layout, dtype: np.dtype) -> Spec:
         """The sizes of this round's program; rows and memories are made where they are new."""
         if self._fixed and n > self._slots:
             raise ValueError(f"a round has at most slots = {self._slots} clients; got {n}")
         self._slots = max(self._slots, n)
         cohort = self._slots if self.aggregator.accepts_absent else n
         population = self._population or self._slots
-        spec = Spec(population=population, cohort=cohort, dim=dim, dtype=dtype)
+        spec = Spec(
+            population=population,
+            cohort=cohort,
+            dim=layout.dim,
+            dtype=dtype,
+            segments=layout.segments,
+        )
         if spec == self._spec:
             return spec
         fresh = (
             self.aggregator.init(spec),
-            self.optimizer.transform().init(jnp.zeros((dim,), dtype)),
+            self.optimizer.transform().init(jnp.zeros((spec.dim,), dtype)),
         )
         if self._memory is None:
             self._memory = fresh
         elif jax.tree.map(jnp.shape, self._memory) != jax.tree.map(jnp.shape, fresh):
             name = type(self.aggregator).__name__
             raise ValueError(f"{name} remembers clients: give slots=..., population=... at first")
-        self._spec, self._rows = spec, aligned_zeros((cohort, dim), dtype)
+        self._spec, self._rows = spec, aligned_zeros((cohort, spec.dim), dtype)
         return spec
 
     def _places(self, ids: Sequence[Hashable]) -> Sequence[int]:
@@ -206,6 +214,7 @@ class RobustServer:
             ),
             present=jnp.asarray(present) if self.aggregator.accepts_absent else None,
             root_update=None if root_update is None else jnp.asarray(root_update),
+            segments=spec.segments,
         )
         parts = self.aggregator, self.optimizer
         params, self._memory, info = jax.block_until_ready(

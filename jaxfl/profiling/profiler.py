@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxfl.accounting import calibrate
-from jaxfl.component import integer
+from jaxfl.arguments import integer
 from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Factory

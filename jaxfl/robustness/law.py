@@ -9,7 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxfl.component import Component, integer
+from jaxfl.arguments import integer
+from jaxfl.component import Component
 
 Numbers = Array | np.ndarray
 """NumPy's on the host, JAX's in a program."""

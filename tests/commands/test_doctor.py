@@ -59,11 +59,22 @@ def test_the_command_lists_what_is_here_and_how_to_get_the_rest(tmp_path, monkey
     assert table["jax"] == [jax.__version__, ""]
     assert table["jaxfl"][0] in (__version__, "not installed")  # a checkout may be only imported
     assert table["devices"][0].startswith(f"{jax.local_device_count()} x ")
+    assert table["data folder"][0].replace(" ", "") == str(tmp_path)
+    assert table["data folder"][1] == ""
     assert table["data digits"] == ["embedded", ""]
     assert table["data mnist"][0] == "absent"
     assert "train-images-idx3-ubyte" in table["data mnist"][1]
     assert table["cache programs"][0].replace(" ", "").endswith("1files,3.0MiB")
     assert "self-test" not in table
+    assert done.stdout.splitlines()[-1].startswith("Nothing here is broken.")
+
+
+def test_a_data_folder_that_is_not_set_or_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFL_DATA_DIR", str(tmp_path / "gone"))
+    assert "there is no such folder" in next(doctor.data()).to_do
+    monkeypatch.delenv("JAXFL_DATA_DIR")
+    first = next(doctor.data())
+    assert (first.found, first.to_do[:18]) == ("none", "set JAXFL_DATA_DIR")
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
@@ -79,6 +90,7 @@ def test_results_that_differ_are_an_error(monkeypatch, digest, code):
     monkeypatch.setattr(doctor, "data", list)
     done = ask()
     assert done.exit_code == code
+    assert ("Nothing here is broken" in done.stdout) == (code == 0)
     (found, to_do) = rows(done.stdout)["self-test"]
     assert digest in found
     assert ("FAILED" in found, bool(to_do)) == (code == 1, code == 1)

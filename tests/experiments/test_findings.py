@@ -108,7 +108,9 @@ def test_claims_are_compared_cell_by_cell():
 def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):
     claims = [TABLE["findings"][0] | {"claim": "[/b] costs"}, TABLE["findings"][1]]
     console = Console(width=120)
-    print_results(console, tmp_path, experiment(findings=claims), results(OUTCOME), swept=False)
+    print_results(
+        console, tmp_path, experiment(findings=claims), results(OUTCOME), None, swept=False
+    )
     shown = capsys.readouterr().out
     assert "Stated: [/b] costs: reproduced in 1 of 2 settings (accuracy in %; Median" in shown
     assert "Stated: noise evens out: reproduced (client_variance in squared %; Median" in shown

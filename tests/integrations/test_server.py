@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import jaxfl
+from jaxfl import PerLayer
 from jaxfl.integrations import server as module
+from jaxfl.integrations.layout import Layout
 from jaxfl.integrations.server import RobustServer
 
 SHAPES = {"w": (3, 4), "b": (5,)}
@@ -61,6 +63,40 @@ def test_krum_is_krum_s_definition_and_says_whom_it_kept(random):
     answer = RobustServer(jaxfl.Krum(f=2)).step(model, models(back))
     assert np.flatnonzero(answer.info.selected) == scores.argmin()
     np.testing.assert_allclose(vector(answer.model), back[scores.argmin()], rtol=1e-5, atol=1e-6)
+
+
+def krum(x, f):
+    """The row with the smallest sum of squared distances to its n - f - 2 nearest others."""
+    distances = ((x[:, None] - x[None]) ** 2).sum(-1)
+    scores = np.sort(distances, axis=1)[:, 1 : len(x) - f - 2 + 1].sum(1)
+    return x[scores.argmin()]
+
+
+def test_rules_of_layers_find_them_by_the_arrays_names(random):
+    sizes = {"0.weight": (2, 3), "0.bias": (2,), "steps": (), "1.weight": (5,), "1.bias": (5,)}
+    before = {name: random.normal(size=size).astype("f4") for name, size in sizes.items()}
+    before["steps"] = np.array(3)
+    after = [
+        {k: (v + random.normal(size=v.shape)).astype(v.dtype) for k, v in before.items()}
+        for _ in range(6)
+    ]
+    model = RobustServer(PerLayer(rule=jaxfl.Krum(f=1))).step(before, after).model
+    for layer in ("0", "1"):
+        names = [f"{layer}.weight", f"{layer}.bias"]
+        updates = [np.concatenate([(before[n] - m[n]).ravel() for n in names]) for m in after]
+        moved = np.concatenate([(before[n] - model[n]).ravel() for n in names])
+        np.testing.assert_allclose(moved, krum(np.array(updates), 1), rtol=1e-4, atol=1e-5)
+    segments = Layout.of(before).segments
+    assert [(s.name, s.offset, s.shape, s.kind) for s in segments] == [
+        ("0.weight", 0, (2, 3), "kernel"),
+        ("0.bias", 6, (2,), "bias"),
+        ("1.weight", 8, (5,), "scale"),
+        ("1.bias", 13, (5,), "bias"),
+    ]
+    # With everything thinned to nothing but vectors, LASA moves no kernel.
+    thin = RobustServer(jaxfl.LASA(sparsity=0.999)).step(before, after).model
+    np.testing.assert_array_equal(thin["0.weight"], before["0.weight"])
+    assert (thin["1.weight"] != before["1.weight"]).any()
 
 
 def test_one_program_serves_varying_numbers_of_clients(random):

@@ -1,0 +1,57 @@
+"""What an earlier run left in a folder, and whether it is of the same experiment."""
+
+from pathlib import Path
+
+import tomli_w
+
+from jaxfl.experiments.commit import Progress, read_progress
+from jaxfl.experiments.difference import NOT_SET, differences
+from jaxfl.experiments.schema import Experiment, read
+
+OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
+"""What a run writes on its way, and the next one in the same folder replaces."""
+WAYS_OUT = "--out chooses another folder, --force overwrites this one"
+REPORT = "report.html"
+RESULTS = (
+    *(REPORT, "accuracy.png", "sweep.png", "signs.png", "ranking.csv", "ranking.md"),
+    *("summary.csv", "summary.md", "summary.tex"),
+)
+"""What is made of it at the end."""
+
+
+def table_of(experiment: Experiment) -> bytes:
+    """The experiment as its file in the folder."""
+    return tomli_w.dumps(experiment.table).encode()
+
+
+def progress_of(path: Path, experiment: Experiment) -> Progress | None:
+    """How far the run in the folder is; None where nothing is there to be lost.
+
+    Raises:
+      ValueError: the run is of another experiment, or parts of it are missing or damaged.
+    """
+    left = [name for name in OWN if (path / name).exists()]
+    if not left:
+        return None
+    file = path / "experiment.toml"
+    if "progress.json" not in left:
+        if left[0] == "experiment.toml" and file.read_bytes() == table_of(experiment):
+            return None  # killed before there was more
+        raise ValueError(f"{path} holds {left[0]}, but no progress.json; {WAYS_OUT}")
+    known = read_progress(path / "progress.json")
+    if not (known.cell or known.round):
+        return None
+    cells = [number for group in known.groups for number in group]
+    if cells and len(cells) != len(experiment.cells):
+        raise ValueError(f"{path / 'progress.json'} is damaged; {WAYS_OUT}")
+    try:
+        there = read(file)
+    except (ValueError, OSError):
+        raise ValueError(f"{file} is missing or damaged; {WAYS_OUT}") from None
+    for where, theirs, mine in differences(there, experiment.table):
+        here = "" if NOT_SET in (theirs, mine) else f", {mine} here"
+        set_there = "set" if mine == NOT_SET else theirs
+        raise ValueError(
+            f"{path} holds another experiment: {where} is {set_there} there{here}; {WAYS_OUT}"
+        )
+    return known
