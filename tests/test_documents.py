@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NEEDED = {"04_pytorch": "torch"}
+NEEDED = {"06_pytorch": "torch"}
 """What notebooks import that the tests do not ask for."""
 
 
