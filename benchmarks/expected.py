@@ -1,12 +1,15 @@
 """Expected robustness of one round: laws of honest sets x rules, under attackers who know the set.
 
 ``python -m benchmarks.expected [--sets R] [--out DIR] [--families F ...] [--laws L ...]
-[--rules R ...]``. For each law, R fresh honest sets; for each family of gradients, R fresh draws;
-every rule meets the same sets, gradients and attack noise. The attackers are the rest. Reported is
-the ratio of means ``E max over attacks of |F - mean_S|^2 / E Var_S`` with its standard error, so a
-lower bound of the adaptive notion on these gradients; the difference to NNM and the trimmed mean
-with a safe f is paired, and its p-values are adjusted (Holm) over the rules of a law. Writes
-``expected.json`` and ``expected.md``.
+[--wrong] [--rules R ...]``. For each law, R fresh honest sets; for each family of gradients, R
+fresh draws; every rule meets the same sets, gradients and attack noise. The attackers are the rest.
+Reported is the ratio of means ``E max over attacks of |F - mean_S|^2 / E Var_S`` with its standard
+error, so a lower bound of the adaptive notion on these gradients; the difference to NNM and the
+trimmed mean with a safe f is paired, and its p-values are adjusted (Holm) over the rules of a law.
+With ``--wrong`` also laws that are not what rules believe. Writes ``expected.json`` and
+``expected.md``.
+
+With ``--out`` it goes on where it was stopped: what a rule went through is kept in ``parts/``.
 
 Families, of n = 20 clients in d = 30 dimensions, where the squared norm of the mean is as large as
 the dispersion: ``dir``, Dirichlet(0.3) shares of ten classes times a random direction of each,
@@ -16,8 +19,9 @@ and noise of 0.3 times the dispersion; ``camps``, two honest groups, the smaller
 import argparse
 import dataclasses
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,29 @@ LAWS: dict[str, Callable[[], Law]] = {
         graph=RING, coupling=0.5, external=np.repeat([0.10, 0.45], N // 2)
     ),
 }
+WRONG: dict[str, tuple[str, Callable[[], Law]]] = {
+    "independent, truly uniform": ("independent", LAWS["uniform"]),
+    "independent, truly reversed": (
+        "independent",
+        lambda: law_of.IndependentHonesty(
+            probabilities=np.repeat([0.45, 0.85, 0.98], [4, 8, 8]),
+        ),
+    ),
+    "independent, truly the 6 most trusted fall": (
+        "independent",
+        lambda: law_of.Empirical(sets=(np.arange(N) >= 6)[None].astype(float)),
+    ),
+    "ring, truly clusters": ("ring", LAWS["clusters"]),
+}
+"""What rules believe, and what is true."""
+BELIEVING = (
+    "geometric median",
+    "log-odds median",
+    "BPC, equal weights",
+    "BPC",
+    "BPC, robust prior",
+)
+"""Rules that are tried where what they believe is wrong, beside the reference."""
 ATTACKS: dict[str, Attack] = {
     "shift search": jaxfl.ShiftSearch(),
     "gradient": jaxfl.GradientAttack(iterations=20, radius=10.0, starts=(jaxfl.ShiftSearch(),)),
@@ -131,21 +158,52 @@ def gradients_of(family: str, count: int, rng: np.random.Generator) -> np.ndarra
     return (x + mean).astype(np.float32)
 
 
+def kept(path: Path | None, compute: Callable[[], law_of.Damages]) -> law_of.Damages:
+    """What a rule went through: from the file, or computed and written there."""
+    if path is not None and path.exists():
+        with np.load(path) as found:
+            return law_of.Damages(each=found["each"], spread=found["spread"])
+    done = jax.tree.map(np.asarray, compute())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part.npz")
+        np.savez(aside, each=done.each, spread=done.spread)
+        aside.replace(path)
+    return done
+
+
 def measure(
-    law: Law, family: str, count: int, seed: int, only: list[str] | None = None
+    law: Law,
+    family: str,
+    count: int,
+    seed: int,
+    *,
+    believed: Law | None = None,
+    only: Sequence[str] | None = None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
-    """One law and family: what every attack does to every rule, on the same sets."""
+    """One law and family: what every attack does to every rule, on the same sets.
+
+    ``believed`` is the law that rules are made for, ``parts`` a folder of what is done.
+    """
     key = jax.random.key(seed)
     sets = np.asarray(law.sample(jax.random.fold_in(key, 0), count))
     gradients = gradients_of(family, count, np.random.default_rng(seed))
     worst, found, spread = {}, {}, np.zeros(0)
-    rules = rules_of(law)
+    rules = rules_of(believed or law)
     chosen = rules if only is None else {REFERENCE: rules[REFERENCE]} | {n: rules[n] for n in only}
     for name, rule in chosen.items():
         started = time.perf_counter()
         Console(stderr=True).print(f"{family}, {type(law).__name__}: {name}")
-        done = law_of.damages(
-            rule, tuple(ATTACKS.values()), sets, gradients, jax.random.fold_in(key, 1), batch=64
+        place = None
+        if parts is not None:
+            place = parts / f"{family}-{seed}-{count}-{re.sub('[^a-zA-Z0-9]+', '-', name)}.npz"
+        attacks = tuple(ATTACKS.values())
+        done = kept(
+            place,
+            lambda rule=rule, attacks=attacks: law_of.damages(
+                rule, attacks, sets, gradients, jax.random.fold_in(key, 1), batch=64
+            ),
         )
         each, spread = np.asarray(done.each, np.float64), np.asarray(done.spread, np.float64)
         worst[name], clean = each.max(axis=1), each[:, list(ATTACKS).index("none")]
@@ -183,14 +241,27 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["dir", "camps"])
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     parser.add_argument("--rules", nargs="+", help="beside the reference; all by default")
+    parser.add_argument("--wrong", action="store_true", help="also where the law is not believed")
     parser.add_argument("--out", type=Path, help="folder for expected.json and expected.md")
     options = parser.parse_args()
     console, facts, texts = Console(width=160), {}, []
+    parts = options.out / "parts" if options.out else None
     for i, family in enumerate(options.families):
         facts[family] = {}
-        for j, name in enumerate(options.laws):
-            seed = SEED + 100 * i + j
-            facts[family][name] = measure(LAWS[name](), family, options.sets, seed, options.rules)
+        for name in options.laws:
+            seed = SEED + 100 * i + list(LAWS).index(name)
+            law, only = LAWS[name](), options.rules
+            facts[family][name] = measure(law, family, options.sets, seed, only=only, parts=parts)
+        for j, (name, (believed, truth)) in enumerate(WRONG.items() if options.wrong else ()):
+            facts[family][name] = measure(
+                truth(),
+                family,
+                options.sets,
+                SEED + 100 * i + 50 + j,
+                believed=LAWS[believed](),
+                only=options.rules or BELIEVING,
+                parts=parts,
+            )
         for what in ("adaptive", "no attack"):
             report = table(family, facts[family], what)
             report.show(console)

@@ -18,6 +18,22 @@ def checked_seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
     return [seed_of(seed) for seed in seeds]
 
 
+def checked_honest(honest: Any, runs: int, clients: int, most: int) -> np.ndarray:
+    """Masks of the honest clients of every run, or one clear error."""
+    sets = np.asarray(honest)
+    if sets.shape != (runs, clients) or sets.dtype != bool:
+        raise ValueError(
+            f"honest must be masks [{runs}, {clients}], one of all clients for each seed; got "
+            f"shape {sets.shape} of {sets.dtype}"
+        )
+    left = int((~sets).sum(axis=1).max())
+    if left > most:
+        raise ValueError(
+            f"byzantine must be at least {left}, as many as honest leaves out; got {most}"
+        )
+    return sets
+
+
 def partitions_and_parts(
     federation: Federation | Sequence[Federation],
     data: FederatedData | Sequence[FederatedData],

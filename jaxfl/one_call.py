@@ -55,7 +55,7 @@ def simulate(
     records. Ctrl-C ends the run after its block: the history so far is returned, with a warning,
     and ``history.simulation.run`` goes on from there; a second Ctrl-C ends it at once.
 
-    ``settings`` are those of ``Simulation``: ``client_chunk``, ``devices``, ``way``,
+    ``settings`` are those of ``Simulation``: ``honest``, ``client_chunk``, ``devices``, ``way``,
     ``client_accuracy``, ``loss``, ``storage``, ``signs``.
 
     Example:

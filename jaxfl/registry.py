@@ -25,6 +25,7 @@ from jaxfl import (
     participation,
     preaggregators,
     privacy,
+    robustness,
 )
 from jaxfl.component import Component
 from jaxfl.data import RootData, partitions
@@ -86,6 +87,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     models.Model: exported(models.Model, models),
     partitions.Partition: exported(partitions.Partition, partitions),
     RootData: {name_of(RootData): RootData},
+    robustness.Law: exported(robustness.Law, robustness),
 }
 
 
@@ -149,6 +151,14 @@ def find(kind: type[Component], name: Any, where: str) -> type[Component]:
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"{where}: {unknown(name, names)}")
     return names[name]
+
+
+def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raises ValueError for the first key that is not known; ``where`` goes before it."""
+    known = list(known)
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where}{key}: {unknown(key, known)}")
 
 
 def unknown(name: Any, known: Mapping[str, Any] | Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.federation import Federation
 from jaxfl.given import (
     check_devices,
+    checked_honest,
     checked_seeds,
     partitions_and_parts,
     stacked,
@@ -53,6 +54,8 @@ class Simulation:
       data: federated data; one entry per seed for partitions that differ.
       model: configuration, NNX module, or function from ``nnx.Rngs`` to a module.
       seeds: each is a run of its own; all run in one program.
+      honest: the honest clients of every run, masks [runs, clients], such as a law's ``sample``;
+        all others are Byzantine, at most ``byzantine`` of them. Without it the seeds decide.
       evaluate_every: rounds per block, and between evaluations.
       client_accuracy: evaluate also on each client's own samples.
       client_chunk: clients vmapped at once; chosen for the backend and model unless given.
@@ -81,6 +84,7 @@ class Simulation:
         model: Model | nnx.Module | Factory,
         *,
         seeds: Sequence[int] | np.ndarray = (0,),
+        honest: Array | np.ndarray | None = None,
         evaluate_every: int = 10,
         client_accuracy: bool = False,
         client_chunk: int | None = None,
@@ -131,6 +135,9 @@ class Simulation:
             state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
             state = init(parts[0], seeds[0])
+        if honest is not None:
+            sets = checked_honest(honest, len(seeds), self.data.clients, parts[0].byzantine)
+            state = state.replace(byzantine=jnp.asarray(~sets if self.several else ~sets[0]))
         self.state: FederationState = copy_to(apart(state), devices)
         if any(map(has_own_code, parts)):
             self.measures()  # their mistakes show as they are traced: before anything is compiled

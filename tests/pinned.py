@@ -121,6 +121,14 @@ NAMES = {
         "natural": "Natural",
     },
     "RootData": {"root": "RootData"},
+    "Law": {
+        "uniform_sets": "UniformSets",
+        "independent_honesty": "IndependentHonesty",
+        "clusters": "Clusters",
+        "ising": "Ising",
+        "gaussian_copula": "GaussianCopula",
+        "empirical": "Empirical",
+    },
 }
 """By kind: what a component is called in TOML, and its class."""
 EXPORTED = {

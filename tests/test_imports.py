@@ -58,8 +58,8 @@ def test_special_functions_give_the_bits_of_the_distributions():
 @pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
 def test_an_overview_tells_what_the_whole_experiment_would(large):
-    """Of the arena, whose 1,815 cells take long to read, in the slow suite."""
-    for name in [n for n in schema.packaged() if n.startswith("arena") == large]:
+    """Of the large ones, whose thousands of cells take long to read, in the slow suite."""
+    for name in [n for n in schema.packaged() if n.startswith(("arena", "expected")) == large]:
         whole = schema.load(name)
         assert schema.overview(name) == (
             whole.title,

@@ -23,6 +23,7 @@ from jaxfl.experiments.running import Interrupted
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
+from jaxfl.report.over_sets import has_sets, write_over_sets
 from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, signs_plot, sweep_plot
 from jaxfl.report.progress import Watcher
@@ -117,6 +118,8 @@ def execute(
         ranking = ranked(results) if is_ranked(experiment) else None
         if ranking is not None:
             write_ranking(path, experiment, ranking)
+        if has_sets(experiment):
+            write_over_sets(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
         signs_plot(path / "signs.png", experiment, results)
@@ -155,6 +158,7 @@ def print_results(
         say(console, f"Stated: {verdict}")
     shown = [("Plot", "accuracy.png"), *([("Sweep", "sweep.png")] if swept else [])]
     shown += [("Table", "summary.csv"), ("Log", "rounds.jsonl")]
+    shown += [("Sets", "honest_sets.md")] if has_sets(experiment) else []
     for what, name in (("Report", REPORT), *shown):
         say(console, f"{what + ':':7} {path / name}")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
 from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
 from jaxfl.devices import WAYS, Device
+from jaxfl.experiments.honesty import Honesty, learned_rule, read_honesty
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
 from jaxfl.models import Model
@@ -21,7 +21,7 @@ from jaxfl.optimizers import Optimizer
 from jaxfl.participation import Participation
 from jaxfl.plan import AUTOMATIC, check_storage
 from jaxfl.privacy import Privacy
-from jaxfl.registry import build, unknown
+from jaxfl.registry import build, check_keys, unknown
 
 PARTS: dict[str, type[Component]] = {
     "algorithm": ClientAlgorithm,
@@ -50,6 +50,7 @@ KNOWN = (
     "storage",
     "signs",
     "noise_order",
+    "honesty",
     "validation",
     *PARTS,
     "data",
@@ -98,6 +99,8 @@ class Cell:
     validation: float
     """Share of the training samples held out for choosing."""
     seeds: tuple[int, ...]
+    honesty: Honesty | None
+    """Who is honest, by a law; None: the seed decides."""
     client_chunk: int | None
     devices: int | str
     """How many devices the clients are mapped over; ``all``; ``auto``: see ``placed``."""
@@ -117,9 +120,15 @@ class Cell:
         return self.federations[0]
 
     @property
-    def runs(self) -> list[tuple[int, int]]:
-        """Candidate and seed of every run of the cell's one program."""
-        return [(c, seed) for c in range(len(self.federations)) for seed in self.seeds]
+    def draws(self) -> list[tuple[int, int]]:
+        """Seed, and number of the honest set, of every run of one candidate."""
+        sets = 1 if self.honesty is None else self.honesty.sets
+        return [(seed, number) for seed in self.seeds for number in range(sets)]
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Candidate, seed and honest set of every run of the cell's one program."""
+        return [(c, *draw) for c in range(len(self.federations)) for draw in self.draws]
 
     @property
     def placed(self) -> list[Device] | None:
@@ -199,7 +208,8 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     measured = "client_test" in data or "fairness" in table
     table, data = DEFAULTS | table, DATA_DEFAULTS | data
     clients = integer(data["clients"], "data.clients", 1)
-    federation = _federation(table, clients)
+    honesty = read_honesty(table["honesty"], clients) if "honesty" in table else None
+    federation = _federation(table, clients, honesty)
     chunk = table.get("client_chunk")
     return Cell(
         labels={},
@@ -215,6 +225,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         client_test=_share(data["client_test"], "data.client_test"),
         validation=_share(table["validation"], "validation"),
         seeds=seeds,
+        honesty=honesty,
         devices=_devices(table["devices"]),
         way=_way(table["way"]),
         storage=_storage(table["storage"]),
@@ -243,8 +254,10 @@ def _source(value: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
     return data, source, arguments
 
 
-def _federation(table: dict[str, Any], clients: int) -> Federation:
+def _federation(table: dict[str, Any], clients: int, honesty: Honesty | None) -> Federation:
     byzantine = integer(table["byzantine"], "byzantine", 0)
+    if honesty is not None and byzantine:
+        raise ValueError("byzantine follows from honesty.law: leave it out")
     if byzantine > clients:
         raise ValueError(f"byzantine must be at most data.clients = {clients}; got {byzantine}")
     # What the attack and the rule know of f follows from who takes part: they are built last.
@@ -257,20 +270,19 @@ def _federation(table: dict[str, Any], clients: int) -> Federation:
     participation = parts.get("participation", Federation().participation)
     participation.check(clients)
     # The expected number of Byzantine clients in a round, rounded up.
-    f = -(-byzantine * participation.expected(clients) // clients)
+    assumed = byzantine if honesty is None else honesty.covered
+    f = -(-assumed * participation.expected(clients) // clients)
     if "byzantine_per_round" in table:
         if table["byzantine_per_round"] != "expected":
             f = integer(table["byzantine_per_round"], "byzantine_per_round", 0)
         parts["byzantine_per_round"] = f
-    parts |= {key: build(PARTS[key], table[key], key, f=f) for key in last if key in table}
+    rule = table.get("aggregator")
+    if isinstance(rule, dict) and "learned" in rule:
+        parts["aggregator"] = learned_rule(rule, honesty)
+    given = [key for key in last if key in table and key not in parts]
+    parts |= {key: build(PARTS[key], table[key], key, f=f) for key in given}
+    byzantine = byzantine if honesty is None else honesty.law.most_byzantine
     return Federation(byzantine=byzantine, noise_order=table["noise_order"], **parts)
-
-
-def check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raises ValueError for the first key that is not known; ``where`` goes before it."""
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{where}{key}: {unknown(key, known)}")
 
 
 def _devices(value: Any) -> int | str:

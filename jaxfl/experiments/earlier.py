@@ -15,6 +15,7 @@ REPORT = "report.html"
 RESULTS = (
     *(REPORT, "accuracy.png", "sweep.png", "signs.png", "ranking.csv", "ranking.md"),
     *("summary.csv", "summary.md", "summary.tex"),
+    *("honest_sets.csv", "honest_pairs.csv", "honest_sets.md"),
 )
 """What is made of it at the end."""
 

@@ -11,6 +11,8 @@ def brief(value: Any) -> str:
     """A TOML value in a table of results."""
     if not isinstance(value, dict):
         return str(value)
+    if "label" in value:
+        return str(value["label"])
     rest = (f"{key} {brief(v)}" for key, v in value.items() if key != "name")
     return " ".join([*([str(value["name"])] if "name" in value else []), *rest])
 

@@ -34,9 +34,10 @@ def lines_of(
     ends = {name: np.atleast_1d(value) for name, value in named(evaluation).items()}
     length = columns["loss"].shape[1]
     lines = []
-    for run, (candidate, seed) in enumerate(cell.runs):
+    for run, (candidate, seed, number) in enumerate(cell.runs):
         for i in range(length):
             line: Line = {"cell": index, **cell.labels, "candidate": candidate, "seed": seed}
+            line |= {} if cell.honesty is None else {"set": number}
             line["round"] = done + i + 1
             line |= {name: column[run, i].item() for name, column in columns.items()}
             if i == length - 1:

@@ -24,7 +24,10 @@ MOST_STRETCHES = 60
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One cell's outcome. Arrays have axes candidate (of ``tune``), seed, evaluation."""
+    """One cell's outcome. Arrays have axes candidate (of ``tune``), seed, evaluation.
+
+    Where honest sets are drawn, an entry of the second axis is a seed and a set (``Cell.draws``).
+    """
 
     cell: Cell
     reason: str | None
@@ -35,8 +38,8 @@ class Result:
     """Test accuracy, [c, s, e]; NaN where the model had diverged."""
     validation: np.ndarray | None
     """Accuracy on the samples held out, [c, s, e]."""
-    lost: np.ndarray
-    """Whether the test loss was not finite at the end, [c, s]."""
+    losses: np.ndarray
+    """Test loss after the last round, [c, s]; NaN where the model had diverged."""
     honest_selected: float
     """Share of the honest clients that the rule selected, mean over seeds and rounds."""
     malicious_selected: float
@@ -61,6 +64,11 @@ class Result:
     """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
     chosen: int = 0
     """The candidate that validation chose for this defence; see ``conclusions.choose``."""
+
+    @property
+    def lost(self) -> np.ndarray:
+        """Whether the test loss was not finite at the end, [c, s]."""
+        return ~np.isfinite(self.losses)
 
     @property
     def status(self) -> str:
@@ -171,13 +179,15 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
     """The result that a finished cell's lines amount to."""
     ends = [line for line in lines if "test_accuracy" in line]
     rounds = sorted({line["round"] for line in ends})
-    shape = (len(cell.federations), len(cell.seeds), len(rounds))
+    draws = {draw: place for place, draw in enumerate(cell.draws)}
+    shape = (len(cell.federations), len(draws), len(rounds))
     last = [line for line in ends if "guaranteed_epsilon" in line]
 
     def table(name: str) -> np.ndarray:
         values = np.full(shape, np.nan)
         for line in ends:
-            at = (line["candidate"], cell.seeds.index(line["seed"]), rounds.index(line["round"]))
+            place = draws[line["seed"], line.get("set", 0)]
+            at = (line["candidate"], place, rounds.index(line["round"]))
             values[at] = _number(line[name])
         return values
 
@@ -187,7 +197,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         rounds=np.asarray(rounds),
         test=table("test_accuracy"),
         validation=table("validation_accuracy") if cell.validation else None,
-        lost=~np.isfinite(table("test_loss")[..., -1]),
+        losses=table("test_loss")[..., -1],
         honest_selected=_mean(lines, "honest_selected"),
         malicious_selected=_mean(lines, "malicious_selected"),
         seconds=seconds,
@@ -205,9 +215,9 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
 
 def not_run(cell: Cell, reason: str) -> Result:
     """The result of a cell that does not apply."""
-    runs, nan = (len(cell.federations), len(cell.seeds)), float("nan")
-    nothing, lost = np.zeros((*runs, 0)), np.zeros(runs, bool)
-    return Result(cell, reason, np.zeros(0), nothing, None, lost, nan, nan, 0.0)
+    runs, nan = (len(cell.federations), len(cell.draws)), float("nan")
+    nothing = np.zeros((*runs, 0))
+    return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), nan, nan, 0.0)
 
 
 def _number(value: float | None) -> float:

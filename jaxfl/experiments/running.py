@@ -49,11 +49,17 @@ def _simulation(
     cell: Cell, federations: list[Federation], parts: dict[int, FederatedData]
 ) -> Simulation:
     """All runs of a cell: a federation for each of them, and the data divided for each seed."""
+    honesty, seeds, honest = cell.honesty, [seed for _, seed, _ in cell.runs], None
+    if honesty is not None:
+        masks = {seed: honesty.masks(seed) for seed in cell.seeds}
+        honest = np.stack([masks[seed][number] for _, seed, number in cell.runs])
+        seeds = [honesty.run_seed(seed, number) for _, seed, number in cell.runs]
     return Simulation(
         federations,
-        [parts[seed] for _, seed in cell.runs],
+        [parts[seed] for _, seed, _ in cell.runs] if len(parts) > 1 else next(iter(parts.values())),
         cell.model,
-        seeds=[seed for _, seed in cell.runs],
+        seeds=seeds,
+        honest=honest,
         evaluate_every=cell.evaluate_every,
         client_chunk=cell.client_chunk,
         client_accuracy=cell.client_accuracy,
@@ -78,10 +84,10 @@ def made_ready(cell: Cell, dataset: Dataset) -> Ready:
     """All runs of a cell, its data divided, its noise found, its program ready where it is kept."""
     parts = dict(zip(cell.seeds, cell.divide(dataset), strict=True))
     hosts.check_data(parts)
-    sizes = [np.asarray(parts[seed].count) for _, seed in cell.runs]
+    sizes = [np.asarray(parts[seed].count) for _, seed, _ in cell.runs]
     federations = [
         calibrate(cell.federations[candidate], own, cell.rounds)
-        for (candidate, _), own in zip(cell.runs, sizes, strict=True)
+        for (candidate, *_), own in zip(cell.runs, sizes, strict=True)
     ]
     simulation = _simulation(cell, federations, parts)
     simulation.make_ready(min(cell.evaluate_every, cell.rounds))

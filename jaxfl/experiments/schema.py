@@ -16,13 +16,16 @@ from typing import Any
 import jax
 
 from jaxfl.arguments import seed_of
-from jaxfl.experiments.cells import DEFAULTS, KNOWN, Cell, check_keys, read_cell
+from jaxfl.experiments.cells import DEFAULTS, KNOWN, Cell, read_cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid
-from jaxfl.registry import unknown
+from jaxfl.registry import check_keys, unknown
 
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
 """Parts that tables call by their class and the numbers that are not its defaults."""
+
+NAMING = ("learned", "label")
+"""Keys of a value that say what tables call it."""
 
 GRIDS = ("sweep", "tune")
 """Tables from dotted keys to lists of values."""
@@ -221,7 +224,8 @@ def _labelled(
     """The cells with their names in tables and plots; ``f`` is shown where it tells them apart."""
 
     def label(cell: Cell, axis: str, value: Any, with_f: bool) -> str:
-        part = getattr(cell.federation, axis) if axis in DESCRIBED else None
+        named = isinstance(value, dict) and not value.keys().isdisjoint(NAMING)
+        part = getattr(cell.federation, axis) if axis in DESCRIBED and not named else None
         return brief(value) if part is None else describe(part, with_f=with_f)
 
     double = ""

@@ -24,8 +24,17 @@ def mass_between(
       low: nothing below it counts.
       high: nothing above it counts.
     """
-    upper = jnp.cumsum(masses, axis=0)
-    inside = jnp.minimum(upper, high) - jnp.maximum(upper - masses, low)
+    return mass_inside(masses, jnp.cumsum(masses, axis=0) - masses, low, high)
+
+
+def mass_inside(
+    masses: Float[Array, "n ..."],
+    below: Float[Array, "n ..."],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+) -> Float[Array, "n ..."]:
+    """The same, of masses that lie on top of these others."""
+    inside = jnp.minimum(below + masses, high) - jnp.maximum(below, low)
     noise = ROUNDINGS * masses.shape[0] * jnp.finfo(masses.dtype).eps
     inside = jnp.where(masses - inside < noise, masses, inside)
     return jnp.where(inside > noise, inside, 0)
@@ -43,21 +52,25 @@ def mass_of_smallest(
     return jnp.zeros_like(masses).at[order].set(inside)
 
 
-def in_order_with(
+def stacked(
     values: Float[Array, "n c"], masses: Float[Array, " n"]
-) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
-    """Per column, the values in ascending order, and their rows' masses. None may be NaN.
+) -> tuple[Float[Array, "n c"], Float[Array, "n c"], Float[Array, "n c"]]:
+    """Per column, in some order: the values, their rows' masses, and the mass below each of them.
 
-    Cost: three times a sorting network up to 64 rows, a sort of pairs beyond.
+    Of equal values the first lie below. None may be NaN.
+
+    Cost: up to 64 rows n comparisons of each value, which compile at once and stay in cache where
+    a network that moves masses along took minutes to compile; a sort of pairs beyond.
     """
     n = values.shape[0]
     spread = jnp.broadcast_to(masses[:, None], values.shape)
     if n > network.ROWS:
         ordered, moved = jax.lax.sort((values, spread), dimension=0, num_keys=1)
-        return ordered, moved
-    kept, own = jnp.split(values, n), jnp.split(spread, n)
-    for i, j in network.sorting_network(n):
-        swap = kept[i] > kept[j]
-        own[i], own[j] = jnp.where(swap, own[j], own[i]), jnp.where(swap, own[i], own[j])
-        kept[i], kept[j] = jnp.minimum(kept[i], kept[j]), jnp.maximum(kept[i], kept[j])
-    return jnp.concatenate(kept), jnp.concatenate(own)
+        return ordered, moved, jnp.cumsum(moved, axis=0) - moved
+    places = jnp.arange(n)[:, None]
+
+    def add(j: Array | int, below: Array) -> Array:
+        smaller = (values[j][None] < values) | ((values[j][None] == values) & (j < places))
+        return below + jnp.where(smaller, masses[j], 0)
+
+    return values, spread, jax.lax.fori_loop(0, n, add, jnp.zeros_like(spread))

@@ -112,8 +112,8 @@ def _difference(first: Result, other: Result, *, paired: bool) -> str:
             interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
             half = (interval.high - interval.low) / 2
         return _signed(a.mean() - b.mean(), half)
-    mine = dict(zip(first.cell.seeds, first.finals, strict=True))
-    theirs = dict(zip(other.cell.seeds, other.finals, strict=True))
+    mine = dict(zip(first.cell.draws, first.finals, strict=True))
+    theirs = dict(zip(other.cell.draws, other.finals, strict=True))
     shared = [seed for seed in mine if seed in theirs]
     if not shared:
         raise ValueError(f"{_label(first)}: the runs have no seed in common")

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxfl.data import SOURCES
 from jaxfl.devices import WAYS
+from jaxfl.experiments import honesty
 from jaxfl.experiments.cells import DATA_DEFAULTS, DEFAULTS, REQUIRED
 from jaxfl.experiments.findings import METRICS, Finding
 from jaxfl.plan import AUTOMATIC
@@ -54,6 +55,10 @@ KEYS: Texts = {
         *("string", f"{NOISE_FIRST}, {ATTACK_FIRST}"),
         "Whether `message` privacy comes before the attack or after it.",
     ),
+    "honesty": (
+        *("table", ""),
+        "Who is honest is drawn from a law, many sets for each seed: see [honesty](#honesty).",
+    ),
     "validation": (
         *("number", "at least 0, below 1"),
         "Share of the training samples held out for choosing; `tune` needs it.",
@@ -83,6 +88,19 @@ DATA: Texts = {
     "root": ("table", "", "The server's own samples: see [RootData](#rootdata)."),
     "client_test": ("number", "at least 0, below 1", "Share that each client holds out."),
 }
+HONESTY: Texts = {
+    "law": ("part", "", "The law of the honest set: see [Law](#law)."),
+    "sets": (
+        *("integer", "at least 1"),
+        "How many honest sets are drawn for each seed: runs of one program. Each has its own first "
+        "model, batches and attack noise, the same in every cell.",
+    ),
+    "level": (
+        *("number", "above 0, at most 1"),
+        "`f`, where a rule leaves it out, is the least number of Byzantine clients that holds with "
+        "this probability; 1: as many as can occur.",
+    ),
+}
 FINDINGS: Texts = {
     "claim": ("string", "", "What is claimed."),
     "better": ("table", "", "Labels (axis to value) of the cells that have more."),
@@ -96,6 +114,7 @@ LEFT_OUT = {
     "title": "the file's name",
     "client_chunk": "chosen for the backend and the model",
     "byzantine_per_round": "as it happens",
+    "honesty": "the seed decides",
     "sweep": "no axes",
     "tune": "nothing",
     "findings": "none",
@@ -113,6 +132,11 @@ def file_keys() -> Rows:
 def data_keys() -> Rows:
     """The keys of ``data``."""
     return _with_defaults(DATA, {"name": "needed"} | DATA_DEFAULTS)
+
+
+def honesty_keys() -> Rows:
+    """The keys of ``honesty``."""
+    return _with_defaults(HONESTY, {"law": "needed"} | honesty.DEFAULTS)
 
 
 def findings_keys() -> Rows:

@@ -21,7 +21,7 @@ from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
 from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.components import attacks_table, rules_table, signature
-from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys
+from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys, honesty_keys
 from jaxfl.report.public import cell, first_sentence, public_page
 from jaxfl.report.replications import replications_page, repository_results
 
@@ -39,6 +39,17 @@ A *part* is written as its name, `aggregator = "median"`, or as a table with its
 `name = "package.module:Class"` takes a class that does not come with jaxfl. A *number* is
 swept and tuned without a new compilation; fields of other types shape the program.
 """
+HONESTY = """
+`[honesty]` draws who is Byzantine from a law of honest sets; `byzantine` is left out. All sets of a
+cell are one program, and rules are compared set by set: `honest_sets.md`, `honest_sets.csv` and
+`honest_pairs.csv` have the expected accuracy and loss, their 0.95 quantile, the mean beyond it and
+the worst, with 95 % intervals. In `law`, a list of numbers by client may have one for each of
+several equal parts of the clients, `byzantine` and `budget` may be shares below 1, `graph` may be
+`"ring"`, and `label` is what tables call the law. `aggregator = { learned = "barrier_clipping" }`
+is the rule that the function of that name in `jaxfl.robustness` makes for the law, with that
+function's arguments; so are `expected_mean`, `log_odds_median`, `weighted_trimming` and
+`gibbs_mean`.
+""".strip()
 TYPES = {int: "integer", float: "number", bool: "true or false", str: "string"}
 COLUMNS = ("key", "type", "default", "range", "meaning")
 
@@ -54,6 +65,7 @@ def experiments_page() -> str:
     pieces = [HEADER, "## The file\n", _table((key, *top[key]) for key in order), "\n## data\n"]
     pieces.append(_keys(data_keys()) + "\n\nOther keys are the arguments of the data set:\n")
     pieces += [_source(name, source) for name, source in SOURCES.items()]
+    pieces += [f"\n## honesty\n\n{HONESTY}\n", _keys(honesty_keys())]
     pieces += ["\n## findings\n\nEach `[[findings]]` is one claim.\n", _keys(findings_keys())]
     pieces += ["\n## Packaged experiments\n", "| name | what | cells |\n| --- | --- | --- |"]
     for name in packaged():

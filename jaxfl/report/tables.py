@@ -67,8 +67,9 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
 
 def measured(experiment: Experiment) -> str:
     """What the numbers are."""
-    seeds = len(experiment.cells[0].seeds)
-    over = "one seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    cell = experiment.cells[0]
+    runs, what = len(cell.draws), "seeds" if cell.honesty is None else "honest sets"
+    over = f"one {what[:-1]}" if runs == 1 else f"mean ± deviation over {runs} {what}"
     return f"Test accuracy in % after the last round; {over}"
 
 

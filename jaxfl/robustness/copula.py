@@ -36,9 +36,13 @@ class GaussianCopula(Law):
     """
 
     graph: Scalar
+    """An adjacency matrix of the clients."""
     probabilities: Scalar = field(at_least=0, at_most=1)
+    """Of each client being honest, before conditioning."""
     ridge: Scalar = field(default=0.1, above=0)
+    """Added to the graph's Laplacian: the less, the more neighbours are alike."""
     budget: int | None = field(default=None, at_least=0)
+    """Most Byzantine clients; none: the largest minority."""
 
     def __post_init__(self) -> None:
         if hasattr(self.graph, "nodes"):

@@ -26,8 +26,11 @@ class Empirical(Law):
     """
 
     sets: Scalar = field(at_least=0, at_most=1)
+    """Masks of honest clients, one a row."""
     probabilities: Scalar | None = field(default=None, at_least=0)
+    """Of the sets; none: all as likely."""
     budget: int | None = field(default=None, at_least=0)
+    """Most Byzantine clients; none: as many as the sets leave out."""
 
     @property
     def clients(self) -> int:

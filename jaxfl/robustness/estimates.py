@@ -40,6 +40,15 @@ def ratio_of_means(numerators: Numbers, denominators: Numbers) -> Estimate:
     return _of_mean(above - value * below, float(below.mean()), value)
 
 
+def mean(values: Numbers) -> Estimate:
+    """The mean of one number for each honest set, with Student's interval.
+
+    >>> mean(np.array([1.0, 3.0])).value
+    2.0
+    """
+    return ratio_of_means(values, np.ones(1))
+
+
 def paired_difference(one: Numbers, other: Numbers, denominators: Numbers) -> Estimate:
     """``(E one - E other) / E den`` of two rules on the same sets, gradients and attack noise.
 

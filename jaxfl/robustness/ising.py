@@ -43,9 +43,13 @@ class Ising(Law):
     """
 
     graph: Scalar
+    """An adjacency matrix of the clients."""
     coupling: Scalar = field(default=0.5)
+    """How much neighbours are alike."""
     external: Scalar = field(default=0.0)
+    """How much each client tends to be honest."""
     budget: int | None = field(default=None, at_least=0)
+    """Most Byzantine clients; none: the largest minority."""
 
     def __post_init__(self) -> None:
         if hasattr(self.graph, "nodes"):

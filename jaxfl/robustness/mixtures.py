@@ -57,6 +57,7 @@ class MixtureLaw(Law):
     """Given a state drawn first, clients are honest independently of each other. Abstract."""
 
     budget: int | None = field(default=None, at_least=0)
+    """Most Byzantine clients; none: the largest minority."""
 
     @abc.abstractmethod
     def states(self) -> tuple[Float[Numbers, " s"], Float[Numbers, "s n"]]:
@@ -148,6 +149,7 @@ class IndependentHonesty(MixtureLaw):
     """
 
     probabilities: Scalar = field(at_least=0, at_most=1)
+    """Of each client being honest."""
 
     @property
     def clients(self) -> int:
@@ -183,9 +185,13 @@ class Clusters(MixtureLaw):
     """
 
     groups: tuple[int, ...]
+    """The number of each client's group."""
     corruption: Scalar = field(at_least=0, at_most=1)
+    """Probability that a group is corrupted, by group."""
     within: Scalar = field(default=1.0, at_least=0, at_most=1)
+    """Probability that a member of a corrupted group is Byzantine."""
     background: Scalar = field(default=0.0, at_least=0, at_most=1)
+    """The same of other groups."""
 
     @property
     def clients(self) -> int:

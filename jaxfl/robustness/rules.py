@@ -1,5 +1,7 @@
 """Rules made for a law: what they learn of it is computed once and given to them as arrays."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -14,7 +16,7 @@ from jaxfl.aggregators import (
 )
 from jaxfl.preaggregators import WeightedNNM
 from jaxfl.robustness.allocation import barrier_portfolio
-from jaxfl.robustness.law import Law
+from jaxfl.robustness.law import Law, Moments
 from jaxfl.robustness.uniform import UniformSets
 
 SAMPLES = 4096
@@ -32,10 +34,22 @@ def scenarios(law: Law, samples: int = SAMPLES, seed: int = 0) -> tuple[np.ndarr
     >>> sets.shape, masses.tolist()
     ((5, 5), [0.2, 0.2, 0.2, 0.2, 0.2])
     """
+    sets, masses = _scenarios(law, samples, seed)
+    return sets.copy(), masses.copy()
+
+
+# Several rules learn of one law, which can take seconds to go through.
+@functools.lru_cache(maxsize=32)
+def _scenarios(law: Law, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if law.listable:
         return law.support()
     drawn = np.asarray(law.sample(jax.random.key(seed), samples))
     return drawn, np.full(samples, 1 / samples)
+
+
+@functools.lru_cache(maxsize=32)
+def _moments(law: Law) -> Moments:
+    return law.moments()
 
 
 def expected_mean(law: Law) -> ExpectedMean:
@@ -44,7 +58,7 @@ def expected_mean(law: Law) -> ExpectedMean:
     >>> expected_mean(UniformSets(n=4, byzantine=1)).weights.tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    return ExpectedMean(weights=law.moments().weights)
+    return ExpectedMean(weights=_moments(law).weights)
 
 
 def log_odds_median(law: Law) -> LogOddsMedian:
@@ -53,7 +67,7 @@ def log_odds_median(law: Law) -> LogOddsMedian:
     >>> log_odds_median(UniformSets(n=4, byzantine=1)).honesty.tolist()
     [0.75, 0.75, 0.75, 0.75]
     """
-    return LogOddsMedian(honesty=law.moments().honesty)
+    return LogOddsMedian(honesty=_moments(law).honesty)
 
 
 def portfolio(
@@ -76,7 +90,7 @@ def portfolio(
     """
     if not 0 <= doubt <= 1:
         raise ValueError(f"doubt must be from 0 to 1; got {doubt}")
-    n, weights = law.clients, law.moments().weights
+    n, weights = law.clients, _moments(law).weights
     sets, masses = scenarios(law, seed=seed)
     if doubt > 0:
         other = UniformSets(n=n, byzantine=min(int(np.ceil(DOUBTED_SHARE * n)), (n - 1) // 2))

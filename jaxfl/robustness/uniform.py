@@ -23,7 +23,9 @@ class UniformSets(Law):
     """
 
     n: int = field(at_least=1)
+    """The number of clients; in a file `data.clients`."""
     byzantine: int = field(at_least=0)
+    """How many of them are Byzantine."""
 
     @property
     def clients(self) -> int:

@@ -86,6 +86,8 @@ def results(of):
     ]
 
 
+LARGE = ("arena", "expected")
+"""Packaged experiments that take long to read."""
 NAMES = ("mean", "variance", "worst_tenth", "best_tenth", "entropy", "gini", "jain")
 OUTCOME = [(0.9, 0.04), (0.8, 0.02), (0.7, 0.01), (0.6, 0.03), (0.7, 0.02), (0.65, 0.01)]
 
@@ -144,7 +146,7 @@ def test_a_claim_written_wrongly_is_one_clear_error(claim, message):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n.startswith("arena") else ()) for n in packaged()],
+    [pytest.param(n, marks=pytest.mark.slow if n.startswith(LARGE) else ()) for n in packaged()],
 )
 def test_every_claim_of_a_packaged_experiment_names_cells(name):
     whole = load(name)

@@ -1,0 +1,146 @@
+"""What a law of honest sets makes of a grid's accuracies and losses: expected, worst, tails, pairs.
+
+Runs of all cells meet the same sets, first models, batches and attack noise: differences are
+paired, set by set. A run that diverged has accuracy 0 and an infinite loss.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxfl.experiments.results import Result
+from jaxfl.robustness import Estimate, holm, p_value, paired_difference, quantile, tail
+from jaxfl.robustness.estimates import mean
+
+LEVEL = 0.95
+"""Of the quantile, and of the mass that the tail leaves out."""
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A number over honest sets, from the best kind of it to the worst."""
+
+    expected: Estimate
+    quantile: Estimate
+    """Of ``LEVEL``, on the side that is bad."""
+    tail: Estimate
+    """The conditional value at risk: the mean over the worst ``1 - LEVEL`` of the sets."""
+    worst: float
+
+
+def summary_of(values: np.ndarray, *, high_is_bad: bool) -> Summary:
+    """The four numbers of one value for each honest set; without bound where one is infinite.
+
+    Args:
+      values: at least two, [r].
+      high_is_bad: whether large values are the bad ones, as of losses.
+    """
+    if not np.isfinite(values).all():
+        none = Estimate(np.inf, np.nan, np.nan, np.inf)
+        return Summary(none, none, none, np.inf)
+    if high_is_bad:
+        bad = quantile(values, LEVEL), tail(values, LEVEL)
+        return Summary(mean(values), *bad, float(values.max()))
+    turned = (_turned(quantile(-values, LEVEL)), _turned(tail(-values, LEVEL)))
+    return Summary(mean(values), *turned, float(values.min()))
+
+
+def _turned(estimate: Estimate) -> Estimate:
+    return Estimate(-estimate.value, estimate.error, -estimate.high, -estimate.low)
+
+
+def accuracies(result: Result) -> np.ndarray:
+    """Test accuracy after the last round of every run, [r]."""
+    return np.nan_to_num(result.finals, nan=0.0)
+
+
+def losses(result: Result) -> np.ndarray:
+    """Test loss after the last round of every run, [r]."""
+    return np.nan_to_num(result.losses[result.chosen], nan=np.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """A defence under one law, against the attack that lowers its expected accuracy most."""
+
+    rule: str
+    attack: str
+    accuracies: np.ndarray
+    """Of the same sets as all others', [r]."""
+    summary: Summary
+    place: int
+    """By expected accuracy, from 1."""
+    worst_place: int
+    """By the accuracy of the worst set under the attack that is worst for that."""
+    worst: float
+    """That accuracy."""
+
+
+def standings(results: Sequence[Result]) -> dict[Labels, list[Standing]]:
+    """The defences under each law (and whatever else the grid goes over), the best first.
+
+    Only defences that ran against every attack: others are not comparable.
+    """
+    groups: dict[Labels, dict[str, list[Result]]] = {}
+    for result in results:
+        labels = dict(result.cell.labels)
+        labels.pop("attack", "")
+        rule = labels.pop("aggregator", "")
+        if result.reason is None:
+            groups.setdefault(tuple(labels.items()), {}).setdefault(rule, []).append(result)
+    return {labels: _standings(rules) for labels, rules in groups.items()}
+
+
+def _standings(rules: dict[str, list[Result]]) -> list[Standing]:
+    most = max(map(len, rules.values()))
+    whole = {rule: found for rule, found in rules.items() if len(found) == most}
+    hardest = {rule: min(r, key=lambda x: accuracies(x).mean()) for rule, r in whole.items()}
+    least = {rule: min(accuracies(x).min() for x in r) for rule, r in whole.items()}
+    order = sorted(whole, key=lambda rule: -accuracies(hardest[rule]).mean())
+    by_worst = sorted(whole, key=lambda rule: -least[rule])
+    return [
+        Standing(
+            rule=rule,
+            attack=hardest[rule].cell.labels.get("attack", ""),
+            accuracies=accuracies(hardest[rule]),
+            summary=summary_of(accuracies(hardest[rule]), high_is_bad=False),
+            place=place,
+            worst_place=by_worst.index(rule) + 1,
+            worst=float(least[rule]),
+        )
+        for place, rule in enumerate(order, 1)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """How much more expected accuracy one defence has than another, each under its worst attack."""
+
+    rule: str
+    than: str
+    difference: Estimate
+    p: float
+    """Of a paired t-test, after Holm over the pairs of its law."""
+
+
+def pairs(standing: Sequence[Standing]) -> list[Pair]:
+    """All pairs of the defences of a law, the better first."""
+    both = list(itertools.combinations(standing, 2))
+    if not both:
+        return []
+    p = holm(np.array([p_value(a.accuracies, b.accuracies) for a, b in both]))
+    return [
+        Pair(a.rule, b.rule, paired_difference(a.accuracies, b.accuracies, np.ones(1)), float(x))
+        for (a, b), x in zip(both, p, strict=True)
+    ]
+
+
+def concordance(standing: Sequence[Standing]) -> float:
+    """Kendall's tau of the ranking by expected and by worst accuracy: 1 where they are the same."""
+    from scipy.stats import kendalltau  # slow to import
+
+    expected = [s.summary.expected.value for s in standing]
+    return float(kendalltau(expected, [s.worst for s in standing])[0])

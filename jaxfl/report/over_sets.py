@@ -1,0 +1,130 @@
+"""What a grid's results are over the honest sets of a law: as Markdown and CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxfl.experiments.over_sets import (
+    LEVEL,
+    Labels,
+    Pair,
+    Standing,
+    Summary,
+    accuracies,
+    concordance,
+    losses,
+    pairs,
+    standings,
+    summary_of,
+)
+from jaxfl.experiments.results import Result
+from jaxfl.experiments.schema import Experiment
+from jaxfl.files import write_aside
+from jaxfl.report.tables import named
+from jaxfl.robustness import Estimate
+
+FILES = ("honest_sets.csv", "honest_pairs.csv", "honest_sets.md")
+HEADER = (
+    *("rank", "defence", "expected", "under", f"{LEVEL:g} quantile", "CVaR", "worst", "rank"),
+    "behind the first",
+)
+CAPTION = (
+    "Test accuracy in % after the last round over honest sets, 0 where a run diverged, ± half of "
+    "the 95 % interval: its mean under the attack that makes that least, the value that 95 % of "
+    "the sets are above and the mean over the 5 % below, and the least over all sets and attacks, "
+    "by which the second rank is. Behind the first: the mean of paired differences, and p of a "
+    "paired t-test after Holm over all pairs"
+)
+NUMBERS = ("value", "low", "high")
+
+
+def has_sets(experiment: Experiment) -> bool:
+    """Whether the experiment draws honest sets from a law, two or more."""
+    return all(c.honesty is not None and len(c.draws) > 1 for c in experiment.cells)
+
+
+def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
+    """A table for each law: the defences, by expected accuracy."""
+    pieces = [f"### {experiment.title}: over honest sets"]
+    for labels, found in standings(results).items():
+        where = " / ".join(named(axis, label) for axis, label in labels) or experiment.name
+        behind = {pair.than: pair for pair in pairs(found) if pair.rule == found[0].rule}
+        rows = [HEADER, ["---"] * len(HEADER), *(_row(s, behind.get(s.rule)) for s in found)]
+        body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        agreement = concordance(found) if len(found) > 1 else math.nan
+        text = f"#### {where}\n\n{body}"
+        if math.isfinite(agreement):
+            text += f"\n\nKendall's tau of the two rankings: {agreement:.2f}."
+        pieces.append(text)
+    return "\n\n".join([*pieces, f"{CAPTION}."]) + "\n"
+
+
+def as_csv(experiment: Experiment, results: Sequence[Result]) -> str:
+    """One line for each cell: the four numbers of its accuracy, a share, and of its loss."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    kinds = ("expected", "quantile", "cvar")
+    names = [f"{kind}_{number}" for kind in kinds for number in NUMBERS] + ["worst"]
+    columns = [f"{what}_{name}" for what in ("accuracy", "loss") for name in names]
+    writer.writerow([*experiment.axes, "status", "sets", *columns])
+    for result in results:
+        numbers: list[str] = []
+        if result.reason is None:
+            numbers += _summary(summary_of(accuracies(result), high_is_bad=False))
+            numbers += _summary(summary_of(losses(result), high_is_bad=True))
+        labels = [result.cell.labels[axis] for axis in experiment.axes]
+        writer.writerow([*labels, result.status, len(result.cell.draws), *numbers])
+    return text.getvalue()
+
+
+def pairs_csv(results: Sequence[Result]) -> str:
+    """One line for each pair of defences of a law: the paired difference of expected accuracies."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    found = {labels: pairs(standing) for labels, standing in standings(results).items()}
+    axes = [axis for axis, _ in next(iter(found), ())]
+    writer.writerow([*axes, "aggregator", "than", "difference", "low", "high", "p"])
+    for labels, both in found.items():
+        for pair in both:
+            numbers = (*_numbers(pair.difference), _share(pair.p))
+            writer.writerow([*_values(labels), pair.rule, pair.than, *numbers])
+    return text.getvalue()
+
+
+def write_over_sets(folder: Path, experiment: Experiment, results: Sequence[Result]) -> None:
+    """``honest_sets.csv``, ``honest_pairs.csv`` and ``honest_sets.md``."""
+    texts = (as_csv(experiment, results), pairs_csv(results), markdown(experiment, results))
+    for name, text in zip(FILES, texts, strict=True):
+        write_aside(folder / name, text.encode())
+
+
+def _row(standing: Standing, behind: Pair | None) -> list[str]:
+    summary = standing.summary
+    shown = [_percent(e) for e in (summary.expected, summary.quantile, summary.tail)]
+    apart = "" if behind is None else f"{_percent(behind.difference)}, p {behind.p:.2g}"
+    first = [str(standing.place), standing.rule, shown[0], standing.attack or "-"]
+    return [*first, *shown[1:], f"{100 * standing.worst:.1f}", str(standing.worst_place), apart]
+
+
+def _percent(estimate: Estimate) -> str:
+    half = 50 * (estimate.high - estimate.low)
+    return f"{100 * estimate.value:.1f} ± {half:.1f}"
+
+
+def _summary(summary: Summary) -> list[str]:
+    parts = (summary.expected, summary.quantile, summary.tail)
+    return [text for part in parts for text in _numbers(part)] + [_share(summary.worst)]
+
+
+def _numbers(estimate: Estimate) -> list[str]:
+    return [_share(getattr(estimate, name)) for name in NUMBERS]
+
+
+def _share(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def _values(labels: Labels) -> list[str]:
+    return [label for _, label in labels]
