@@ -72,7 +72,7 @@ class Encoder(nnx.Module):
         """The mean over the words of each text; 0 of a text without a word."""
         words = jnp.asarray(words)
         seen = words != PADDING
-        x: Any = self.embedding(words) + self.positions[: words.shape[1]]
+        x: Any = self.embedding(words) + self.positions[None, : words.shape[1]]
         x = x if self.dtype is None else x.astype(self.dtype)
         for block in self.blocks:
             x = block(x, seen)
