@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import Aggregator
+from jaxfl.aggregators.krum import MultiKrum
 from jaxfl.aggregators.mean import Mean
 from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.pipeline import Pipeline
@@ -95,6 +96,10 @@ class ProductSpace(Wrapper):
                 f"ProductSpace needs a rule that reads norms and inner products only; {name} "
                 f"has {', '.join([*kept, *noisy])} of its own"
             )
+
+    @classmethod
+    def example(cls, f: int = 2) -> "ProductSpace":
+        return cls(rule=MultiKrum(f=f))
 
     def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
         pre, rule = _taken_apart(self.rule)
