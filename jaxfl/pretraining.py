@@ -105,7 +105,8 @@ def _weights(
 def _load(path: Path) -> Mapping[str, np.ndarray] | None:
     """The parameters in a file; None where there is none, or it is damaged."""
     try:
-        with np.load(path) as file:  # a zip archive has checksums of its parts
+        # Not by its name: NumPy leaves a damaged file open. A zip archive has its own checksums.
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return None

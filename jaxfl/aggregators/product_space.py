@@ -63,11 +63,11 @@ class ProductSpace(Wrapper):
     adapter's, what is beyond it is lost.
     Singhal et al., "FedEx-LoRA", ACL 2025, for the mean of products, which they put into the base.
 
-    >>> adapter = {"lora_a": jnp.ones((3, 4, 1)), "lora_b": jnp.zeros((3, 1, 2))}
-    >>> context = jaxfl.Context.of(3, params=jnp.array([1.0, 1, 1, 1, 0, 0]))
-    >>> moved = ProductSpace(rule=jaxfl.Krum(f=0))(adapter, context=context)
-    >>> moved["lora_b"].round(2).tolist()
-    [[0.0, 0.0]]
+    >>> moves = jnp.array([1.0, 2.0, 3.0, 9.0])[:, None, None] * jnp.ones((1, 1, 2))
+    >>> rows = {"lora_a": jnp.zeros((4, 3, 1)), "lora_b": moves}
+    >>> context = jaxfl.Context.of(4, params=jnp.array([1.0, 1, 1, 0, 0]))
+    >>> ProductSpace(rule=jaxfl.Krum(f=0))(rows, context=context)["lora_b"].round(2)
+    Array([[2., 2.]], dtype=float32)
     """
 
     rule: Aggregator = Mean()

@@ -12,7 +12,7 @@ import jaxfl
 from jaxfl import PublicTexts, pretraining
 from jaxfl.data import IID, from_arrays
 from jaxfl.identity import describe
-from jaxfl.models import MLP, Base, CNN, Frozen, LoRA, Objective, Softmax, TextRNN, Transformer
+from jaxfl.models import CNN, MLP, Base, Frozen, LoRA, Objective, Softmax, TextRNN, Transformer
 from jaxfl.models.layers import segments
 from jaxfl.types import Batch
 
@@ -20,6 +20,7 @@ T, WORDS, CLASSES = 5, 11, 3
 SMALL = Transformer(vocabulary=WORDS, width=4, layers=2, heads=2, hidden=6)
 TEXTS = np.array([[3, 1, 10, 2, 4], [5, 6, 0, 0, 0], [7, 0, 0, 0, 0], [0, 0, 0, 0, 0]], "i4")
 ADAPTED = LoRA(model=SMALL, rank=2)
+LAST = ("layers.1",)
 
 
 @functools.cache
@@ -162,7 +163,9 @@ def test_rounds_of_clients():
     ends = []
     for chunk in (4, 1):
         federation = jaxfl.Federation(aggregator=jaxfl.ProductSpace(learning_rate=0.1))
-        simulation = jaxfl.Simulation(federation, data, ADAPTED, evaluate_every=2, client_chunk=chunk)
+        simulation = jaxfl.Simulation(
+            federation, data, ADAPTED, evaluate_every=2, client_chunk=chunk
+        )
         history = simulation.run(2)
         ends.append(np.asarray(history.state.params))
         assert simulation.messages().sent.shape == (4, objective_of(ADAPTED).dim)
@@ -193,7 +196,7 @@ def test_rounds_of_clients():
             "must be dense layers .*; embedding is a Embed",
         ),
         (
-            lambda: Objective.of(LoRA(model=MLP(), targets=("layers.1",), trained=("layers.1",)), (8,), 3),
+            lambda: Objective.of(LoRA(model=MLP(), targets=LAST, trained=LAST), (8,), 3),
             "layers.1 is both among targets and trained",
         ),
         (lambda: LoRA(targets=(), trained=()), "there is nothing to train"),
@@ -212,51 +215,61 @@ def test_what_does_not_fit(make, text):
         make()
 
 
-@pytest.fixture
-def topics(tmp_path, monkeypatch):
-    """Public texts of two topics, each with words of its own; a cache folder of our own."""
+def test_a_base_tells_topics_apart():
+    """Texts of two topics, each with words of its own, some of them short."""
     random = np.random.default_rng(0)
-    words = random.integers(2, 6, (64, 6)) + 5 * (np.arange(64)[:, None] % 2)
+    topic = np.arange(64) % 2
+    words = random.integers(2, 6, (64, 6)) + 5 * topic[:, None]
     words[::3, 4:] = 0
-    asked = []
+    base = PublicTexts(texts=64, epochs=20, batch_size=32, learning_rate=0.03)
+    model = SMALL.replace(layers=1)
+    trained = pretraining.train(base, model, words.astype("i4"), 2)
+    module = model.build((6,), 2, nnx.Rngs(5))
+    for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        name = ".".join(map(str, path))
+        assert (name in trained) == (not name.startswith("head."))
+        param.set_value(jnp.asarray(trained.get(name, param[...])))
+    read = np.asarray(module.read(words))
+    read = read / np.linalg.norm(read, axis=1, keepdims=True)
+    cosines, same = read @ read.T, topic[:, None] == topic
+    assert cosines[same].mean() > 0.5 + cosines[~same].mean()
+
+
+def test_a_base_is_trained_once_and_kept(tmp_path, monkeypatch):
+    asked, made = [], []
 
     def public(texts, length, vocabulary):
         asked.append((texts, length, vocabulary))
-        return words[:texts].astype("i4")
+        return np.full((texts, length), 3, "i4")
+
+    def train(base, model, words, classes):
+        made.append(base)
+        assert words.shape == (base.texts, T)
+        return {"embedding.embedding": np.full((WORDS, 4), base.epochs, "f4")}
+
+    def embedded(base):
+        pretraining._weights.cache_clear()  # as in another process
+        return set(np.ravel(base.weights(SMALL, (T,), 2)["embedding.embedding"]).tolist())
 
     monkeypatch.setattr(pretraining, "public_ag_news", public)
+    monkeypatch.setattr(pretraining, "train", train)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    pretraining._weights.cache_clear()
-    yield words, asked, tmp_path
-    pretraining._weights.cache_clear()
-
-
-def test_the_base_tells_topics_apart_and_is_kept(topics):
-    words, asked, folder = topics
-    base = PublicTexts(texts=64, epochs=20, batch_size=32, learning_rate=0.03)
-    model = LoRA(model=SMALL.replace(layers=1), base=base, targets=("out",), rank=1)
-    with pytest.warns(UserWarning, match="training the public base of 64 texts"):
-        objective = Objective.of(model, (6,), 2)
-    assert asked == [(64, 6, WORDS)]
-    (file,) = (folder / "jaxfl" / "bases").iterdir()
-    flat, rest = objective.init(jax.random.key(0))
-    read = np.asarray(objective.module(flat, rest).read(words))
-    read = read / np.linalg.norm(read, axis=1, keepdims=True)
-    cosines, same = read @ read.T, (np.arange(64)[:, None] - np.arange(64)) % 2 == 0
-    assert cosines[same].mean() > 0.5 + cosines[~same].mean()
-    # Another process reads the file; a damaged one is made anew, with the same numbers.
+    base = PublicTexts(texts=9, epochs=7)
+    with pytest.warns(UserWarning, match="training the public base of 9 texts"):
+        assert embedded(base) == {7}
+    assert asked == [(9, T, WORDS)]
+    (file,) = (tmp_path / "jaxfl" / "bases").iterdir()
     content = file.read_bytes()
-    pretraining._weights.cache_clear()
-    assert Objective.of(model, (6,), 2) == objective
-    file.write_bytes(content[: len(content) // 2])
-    pretraining._weights.cache_clear()
+    assert embedded(base) == {7}
+    assert made == [base]
+    file.write_bytes(content[: len(content) // 2])  # damaged: made anew
     with pytest.warns(UserWarning, match="training"):
-        assert Objective.of(model, (6,), 2) == objective
+        assert embedded(base) == {7}
     assert file.read_bytes() == content
-    # Other settings are another file.
     with pytest.warns(UserWarning, match="training"):
-        Objective.of(model.replace(base=base.replace(epochs=1)), (6,), 2)
+        assert embedded(base.replace(epochs=2)) == {2}
     assert len(list(file.parent.iterdir())) == 2
+    pretraining._weights.cache_clear()
 
 
 def test_a_gradient_of_the_adapters_is_that_of_the_whole_model():
@@ -278,5 +291,5 @@ def test_a_gradient_of_the_adapters_is_that_of_the_whole_model():
 
 def test_convolutions_are_not_targets():
     model = LoRA(model=CNN(channels=(2,)), targets=("convs.0",))
-    with pytest.raises(ValueError, match="convs.0 is a Conv"):
+    with pytest.raises(ValueError, match=r"convs\.0 is a Conv"):
         Objective.of(model, (8, 8, 1), 3)
