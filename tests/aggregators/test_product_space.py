@@ -82,7 +82,8 @@ RULES = {
     "mean": Mean(),
     "multi_krum": MultiKrum(f=2),
     "clipping": NormClipping(),
-    "nnm": Pipeline(pre=(NNM(f=2),), rule=GeometricMedian()),
+    "geometric_median": GeometricMedian(),
+    "nnm": Pipeline(pre=(NNM(f=2),), rule=Mean()),
     "fltrust": FLTrust(),
 }
 
