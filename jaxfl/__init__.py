@@ -34,6 +34,7 @@ from jaxfl.participation import Poisson as Poisson
 from jaxfl.participation import Uniform as Uniform
 from jaxfl.plan import make_plan as make_plan
 from jaxfl.preaggregators import *
+from jaxfl.pretraining import PublicTexts as PublicTexts
 from jaxfl.privacy import *
 from jaxfl.profiling import profile as profile
 from jaxfl.record import RoundRecord as RoundRecord

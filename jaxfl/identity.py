@@ -50,7 +50,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, type | types.FunctionType):
         return _global(value)
     if isinstance(value, Objective):  # all else in it follows from these
-        return describe((value.factory, value.loss_function, value.shapes))
+        frozen = value.frozen.digest
+        return describe((value.factory, value.loss_function, value.shapes, frozen))
     if dataclasses.is_dataclass(value) and _package(value) == "jaxfl":
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
         return _global(type(value)), describe(fields)

@@ -29,6 +29,7 @@ from jaxfl import (
 )
 from jaxfl.component import Component
 from jaxfl.data import RootData, partitions
+from jaxfl.pretraining import PublicTexts
 
 C = TypeVar("C", bound=Component)
 
@@ -85,6 +86,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     privacy.BandedNoise: exported(privacy.BandedNoise, privacy),
     fairness.Fairness: exported(fairness.Fairness, fairness),
     models.Model: exported(models.Model, models),
+    models.Base: {name_of(PublicTexts): PublicTexts},
     partitions.Partition: exported(partitions.Partition, partitions),
     RootData: {name_of(RootData): RootData},
     robustness.Law: exported(robustness.Law, robustness),

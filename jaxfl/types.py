@@ -28,7 +28,7 @@ class Struct(struct.PyTreeNode):
     __no_type_check__: ClassVar[bool] = True
 
 
-KINDS = ("kernel", "bias", "embedding", "scale")
+KINDS = ("kernel", "bias", "embedding", "scale", "lora_a", "lora_b")
 """What a parameter can be, by the name that NNX gives it; ``"other"`` is anything else."""
 
 

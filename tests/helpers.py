@@ -19,6 +19,7 @@ from jaxfl import (
     Median,
     PerLayer,
     Pipeline,
+    ProductSpace,
     TrimmedMean,
 )
 from jaxfl.aggregators.mixing import with_f
@@ -91,8 +92,12 @@ NEW = (
 
 
 def every_rule(f: int) -> dict[str, Aggregator]:
-    """Every registered rule, every pre-aggregator, and the pipelines of the papers."""
-    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c not in (PerLayer, Pipeline)}
+    """Every registered rule, every pre-aggregator, and the pipelines of the papers.
+
+    Without adapters a ``ProductSpace`` is the rule in it.
+    """
+    wrapped = (PerLayer, Pipeline, ProductSpace)
+    rules = {name: with_f(c, f) for name, c in AGGREGATORS.items() if c not in wrapped}
     for name, cls in PREAGGREGATORS.items():
         rules[f"{name}+krum"] = Pipeline(pre=(with_f(cls, f),), rule=Krum(f=f))
     rules["nnm+trimmed_mean"] = Pipeline(pre=(NNM(f=f),), rule=TrimmedMean(f=f))

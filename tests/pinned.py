@@ -98,6 +98,7 @@ NAMES = {
     "QuantileClip": {"quantile": "QuantileClip"},
     "BandedNoise": {"banded": "BandedNoise"},
     "Fairness": {"qffl": "QFFL", "afl": "AFL", "term": "TERM"},
+    "Base": {"public_texts": "PublicTexts"},
     "Model": {
         "softmax": "Softmax",
         "mlp": "MLP",
@@ -106,6 +107,8 @@ NAMES = {
         "cnn": "CNN",
         "resnet": "ResNet",
         "text_rnn": "TextRNN",
+        "transformer": "Transformer",
+        "lora": "LoRA",
         "augmented": "Augmented",
     },
     "Partition": {

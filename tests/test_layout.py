@@ -18,7 +18,7 @@ ORDER = (
     ("aggregators",),
     ("preaggregators",),
     ("attacks", "clients", "participation", "data", "durability", "fairness", "metrics"),
-    ("privacy", "robustness"),
+    ("privacy", "robustness", "pretraining"),
     ("federation",),
     ("state", "accounting", "record"),
     ("local_work",),

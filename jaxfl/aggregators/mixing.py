@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators import statistics as measured
-from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.statistics import FLAT, Space, Statistics
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect, name_of, own_code
 from jaxfl.numerics.rows import Rows
@@ -124,6 +124,7 @@ def measure_mixed(
     needs: frozenset[str],
     columns: Int[Array, " s"] | None = None,
     gram_wanted: Bool[Array, ""] | None = None,
+    space: Space = FLAT,
 ) -> tuple[Statistics, Float[Array, "m n"] | None]:
     """The statistics of the rows that come out of the pre-aggregators, without forming those rows.
 
@@ -138,6 +139,7 @@ def measure_mixed(
       needs: statistics that the rule after them reads.
       columns: coordinates to sample for it.
       gram_wanted: whether the rule wants its Gram matrix; stages that need one always get it.
+      space: what the rows are measured as.
 
     Returns:
       Statistics of the mixed rows, and the matrix that mixes them (None: no stage).
@@ -163,9 +165,7 @@ def measure_mixed(
     centred = any("gram" in reads for reads in readers)
     mixing = None
     with jax.named_scope("pre-aggregation" if pre else "aggregation"):
-        now = measured.measure(
-            updates, references, context, everything, columns, gram_wanted, centred
-        )
+        now = space.measure(updates, references, context, everything, columns, gram_wanted, centred)
         for stage in pre:
             m = now.usable.shape[0]
             matrix = stage.checked(now, context_of(m, context))

@@ -116,6 +116,36 @@ def measure(
     )
 
 
+class Space:
+    """What rows are measured as, and what their combination is: vectors, unless overridden."""
+
+    def measure(
+        self,
+        updates: rows.Rows,
+        references: Float[Array, "r d"],
+        context: Context,
+        needs: frozenset[str],
+        columns: Int[Array, " s"] | None,
+        gram_wanted: Bool[Array, ""] | None,
+        centred: bool,
+    ) -> Statistics:
+        """As the function ``measure``."""
+        return measure(updates, references, context, needs, columns, gram_wanted, centred)
+
+    def combine(
+        self,
+        weights: Float[Array, " k"],
+        updates: rows.Rows,
+        references: Float[Array, "r d"],
+        clean: Bool[Array, ""] | bool,
+    ) -> Float[Array, " d"]:
+        """The update that is the weighted sum; a row of weight 0 counts as 0 even if it is NaN."""
+        return rows.combine(weights, updates, references, clean)
+
+
+FLAT = Space()
+
+
 def mix(
     statistics: Statistics, matrix: Float[Array, "m_out m"], *, diagonal: bool, origin: bool
 ) -> Statistics:

@@ -19,7 +19,7 @@ from jaxfl.aggregators.mixing import (
     measure_mixed,
     to_clients,
 )
-from jaxfl.aggregators.statistics import Statistics
+from jaxfl.aggregators.statistics import FLAT, Space, Statistics
 from jaxfl.component import capability
 from jaxfl.numerics import rows
 from jaxfl.numerics.noise import normal
@@ -92,10 +92,21 @@ class WeightingRule(Aggregator):
         context: Context,
     ) -> Aggregated:
         """Measures the updates, weighs n numbers, and reads the matrix once more for the answer."""
+        return self.aggregate_in(FLAT, pre, updates, state, context)
+
+    def aggregate_in(
+        self,
+        space: Space,
+        pre: Sequence[PreAggregator],
+        updates: rows.Rows,
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """As ``aggregate_mixed``, of rows that are measured and combined as ``space`` says."""
         d = updates.shape[1]
         own = self.references(state, context, d)
         references = jnp.zeros((0, d), updates.dtype) if own is None else own.astype(updates.dtype)
-        if not self.needs and not pre and own is None:
+        if space is FLAT and not self.needs and not pre and own is None:
             return self._aggregate_once(updates, state, context)
         statistics, mixing = measure_mixed(
             pre,
@@ -105,6 +116,7 @@ class WeightingRule(Aggregator):
             self.needs,
             columns=self.columns(d, context),
             gram_wanted=self.wants_gram(state, context),
+            space=space,
         )
         m = statistics.usable.shape[0]
         seen = context_of(m, context)
@@ -117,7 +129,7 @@ class WeightingRule(Aggregator):
         missing = references.shape[0] - own_weights.shape[0]
         weights = jnp.concatenate([weights, jnp.pad(own_weights, (0, missing))])
         assert statistics.clean is not None
-        output = rows.combine(weights, updates, references, statistics.clean)
+        output = space.combine(weights, updates, references, statistics.clean)
         scale = self.noise(statistics, seen)
         if scale is not None:
             drawn = normal(context.key, (d,), scale.dtype)

@@ -14,6 +14,7 @@ from jaxfl.attacks.defence_aware import SignGuardAware as SignGuardAware
 from jaxfl.attacks.defence_aware import TNBSStealth as TNBSStealth
 from jaxfl.attacks.fang import FangKrum as FangKrum
 from jaxfl.attacks.fang import FangTrim as FangTrim
+from jaxfl.attacks.gauge import Gauge as Gauge
 from jaxfl.attacks.gradient import GradientAttack as GradientAttack
 from jaxfl.attacks.informed import InformedAttack as InformedAttack
 from jaxfl.attacks.mimic import FreeRider as FreeRider

@@ -31,5 +31,6 @@ from jaxfl.data.root import RootData as RootData
 from jaxfl.data.summary import Summary as Summary
 from jaxfl.data.tabular import spambase as spambase
 from jaxfl.data.text import ag_news as ag_news
+from jaxfl.data.text import public_ag_news as public_ag_news
 
 __all__ = _public(globals())

@@ -38,6 +38,7 @@ def ag_news(
     vocabulary: int = 20_000,
     data_dir: str | Path | None = None,
     source: str | None = None,
+    public: int = 0,
 ) -> Dataset:
     """AG News: title and description of news in 4 classes, 120,000 training and 7,600 test texts.
 
@@ -56,6 +57,8 @@ def ag_news(
       source: ``"raw"``, the published CSV files, or ``"tfds"``, a folder prepared by
         ``jaxfl.data.prepare``, where the samples lie in another order; default: raw files if
         there are any.
+      public: so many of the training texts, the first, are no client's: the words are counted in
+        them alone, and ``public_ag_news`` has them, for a base that clients then adapt.
 
     Raises:
       ValueError: the data is missing, truncated or not what was published; a bad size.
@@ -63,26 +66,62 @@ def ag_news(
     Zhang, Zhao, LeCun, "Character-level convolutional networks for text classification",
     NeurIPS 2015.
     """
-    for name, value, least in (("length", length, 1), ("vocabulary", vocabulary, 3)):
-        if value < least:
-            raise ValueError(f"ag_news: {name} must be at least {least}; got {value}")
-    place = AG_NEWS.locate(source, data_dir)
-    if not place.files:
-        train, labels, test, test_labels = tfds.read_texts(
-            AG_NEWS, place.folder, ("title", "description")
-        )
-    else:
-        (train, labels), (test, test_labels) = (_read_csv(place, file) for file in place.files)
-    words = count_words(train, vocabulary)
+    _check_sizes("ag_news", length=(length, 1), vocabulary=(vocabulary, 3), public=(public, 0))
+    (train, labels), (test, test_labels) = _read(data_dir, source)
+    _check_public(public, len(train))
+    words = count_words(train[:public] if public else train, vocabulary)
     part = len(train) < AG_NEWS.train
+    name = f"ag_news ({len(train):,}-row part)" if part else "ag_news"
     return Dataset(
-        name=f"ag_news ({len(train):,}-row part)" if part else "ag_news",
-        inputs=encode(train, words, length),
-        labels=labels.astype(np.int32),
+        name=f"{name} without {public:,} public texts" if public else name,
+        inputs=encode(train[public:], words, length),
+        labels=labels[public:].astype(np.int32),
         test_inputs=encode(test, words, length),
         test_labels=test_labels.astype(np.int32),
         classes=4,
     )
+
+
+def public_ag_news(
+    texts: int,
+    length: int = 64,
+    vocabulary: int = 20_000,
+    data_dir: str | Path | None = None,
+    source: str | None = None,
+) -> np.ndarray:
+    """The word ids ``[texts, length]`` of those that ``ag_news(public=texts)`` leaves out.
+
+    Raises:
+      ValueError: as ``ag_news``.
+    """
+    _check_sizes("ag_news", length=(length, 1), vocabulary=(vocabulary, 3), texts=(texts, 1))
+    (train, _), _ = _read(data_dir, source)
+    _check_public(texts, len(train))
+    return encode(train[:texts], count_words(train[:texts], vocabulary), length)
+
+
+def _check_sizes(owner: str, **sizes: tuple[int, int]) -> None:
+    for name, (value, least) in sizes.items():
+        if value < least:
+            raise ValueError(f"{owner}: {name} must be at least {least}; got {value}")
+
+
+def _check_public(public: int, texts: int) -> None:
+    if public >= texts:
+        raise ValueError(
+            f"ag_news: public must leave some of the {texts} training texts; got {public}"
+        )
+
+
+def _read(data_dir: str | Path | None, source: str | None) -> list[tuple[list[str], np.ndarray]]:
+    """Texts and labels of the training and of the test part."""
+    place = AG_NEWS.locate(source, data_dir)
+    if place.files:
+        return [_read_csv(place, file) for file in place.files]
+    train, labels, test, test_labels = tfds.read_texts(
+        AG_NEWS, place.folder, ("title", "description")
+    )
+    return [(train, labels), (test, test_labels)]
 
 
 def count_words(texts: Sequence[str], vocabulary: int) -> dict[str, int]:

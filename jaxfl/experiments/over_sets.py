@@ -143,4 +143,4 @@ def concordance(standing: Sequence[Standing]) -> float:
     from scipy.stats import kendalltau  # slow to import
 
     expected = [s.summary.expected.value for s in standing]
-    return float(kendalltau(expected, [s.worst for s in standing])[0])
+    return float(np.asarray(kendalltau(expected, [s.worst for s in standing]))[0])

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from jaxfl.contracts import expect, name_of, own_code
+from jaxfl.models.frozen import Frozen, Held
 from jaxfl.models.zoo import Model
 from jaxfl.types import Batch, PyTree
 
@@ -39,6 +40,8 @@ class Objective:
     eval_graph: Any
     treedef: Any
     shapes: tuple[Any, ...]
+    frozen: Held
+    """What nobody trains."""
 
     @staticmethod
     def of(
@@ -63,7 +66,7 @@ class Objective:
                 module.train()
             else:
                 module.eval()
-            graph, params, rest = nnx.split(module, nnx.Param, ...)
+            graph, params, _, rest = nnx.split(module, nnx.Param, Frozen, ...)
             return graph, (params, rest)
 
         train_graph, (params, rest) = abstract(True)
@@ -71,7 +74,9 @@ class Objective:
         leaves, treedef = jax.tree.flatten((params, rest))
         _check_params(name_of(own), jax.tree.leaves(params))
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        return Objective(factory, loss, train_graph, eval_graph, treedef, shapes)
+        with own_code(own):
+            frozen = Held.of(lambda: factory(nnx.Rngs(0)))
+        return Objective(factory, loss, train_graph, eval_graph, treedef, shapes, frozen)
 
     def check(self, inputs: jax.ShapeDtypeStruct, classes: int) -> None:
         """Tries model and loss on inputs ``[b, ...]`` of this shape and type, computing nothing.
@@ -112,7 +117,7 @@ class Objective:
     @functools.partial(jax.jit, static_argnums=0)
     def init(self, key: Key[Array, ""]) -> tuple[Float[Array, " d"], ModelState]:
         """Fresh parameters, raveled, and the model's untrained state."""
-        _, params, rest = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, _, rest = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, Frozen, ...)
         return ravel_pytree(params)[0], rest
 
     def unravel(self, flat: Float[Array, " d"]) -> PyTree:
@@ -126,18 +131,22 @@ class Objective:
             start += leaf.size
         return jax.tree.unflatten(treedef, result)
 
+    def merge(self, graph: Any, params: PyTree, model_state: ModelState) -> Any:
+        """The module of one of the two graphs, of which every part is new."""
+        return nnx.merge(graph, params, self.frozen.state, model_state, copy=True)
+
     def module(self, flat: Float[Array, " d"], model_state: ModelState) -> nnx.Module:
         """The NNX module with these parameters, in evaluation mode."""
-        return nnx.merge(self.eval_graph, self.unravel(flat), model_state, copy=True)
+        return self.merge(self.eval_graph, self.unravel(flat), model_state)
 
     def loss(
         self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], ModelState]:
         """Mean loss over the batch's samples, in training mode, and the new model state."""
-        module: Any = nnx.merge(self.train_graph, params, reseed(model_state, key), copy=True)
+        module = self.merge(self.train_graph, params, reseed(model_state, key))
         per_sample = self.loss_function(module(batch.inputs), batch.labels)
         total = jnp.sum(jnp.where(batch.mask, per_sample, 0))
-        _, _, updated = nnx.split(module, nnx.Param, ...)
+        _, _, _, updated = nnx.split(module, nnx.Param, Frozen, ...)
         return total / jnp.maximum(jnp.sum(batch.mask), 1), updated
 
     def value_and_grad(
@@ -148,8 +157,7 @@ class Objective:
 
     def logits(self, params: PyTree, model_state: ModelState, inputs: Array) -> Array:
         """What the model answers to inputs, in evaluation mode."""
-        module: Any = nnx.merge(self.eval_graph, params, model_state, copy=True)
-        return module(inputs)
+        return self.merge(self.eval_graph, params, model_state)(inputs)
 
     def evaluate(
         self, flat: Float[Array, " d"], model_state: ModelState, inputs: Array, labels: Array

@@ -57,7 +57,7 @@ def clipped_sum(
     else:
 
         def work(batch: Batch, keys: Array) -> tuple[Array, PyTree]:
-            module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
+            module = objective.merge(objective.train_graph, params, model_state)
             return _ghost(loss_of_one, module, shapes, params, batch, keys, clip)
 
     losses, gradient = _in_microbatches(work, params, batch, keys, microbatch)
@@ -82,7 +82,7 @@ def _loss_of_one(
     The zeros are added to the outputs of the layers, so that gradients with respect to them are
     the layers' back-propagated errors.
     """
-    module: Any = nnx.merge(objective.train_graph, params, reseed(model_state, key), copy=True)
+    module = objective.merge(objective.train_graph, params, reseed(model_state, key))
     taps = [Tap(layer, zero) for layer, zero in zip(tapped_layers(module), zeros, strict=False)]
     value = objective.loss_function(module(inputs[None]), labels[None])[0]
     return value, [tap.inputs for tap in taps]

@@ -96,7 +96,7 @@ def ghost_shapes(
     its answer still depends on a parameter, that one is used outside a layer.
     """
     params, model_state = objective._template
-    module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
+    module = objective.merge(objective.train_graph, params, model_state)
     owned = [
         p for layer in tapped_layers(module) for p in (layer.kernel, layer.bias) if p is not None
     ]
@@ -107,7 +107,7 @@ def ghost_shapes(
     taps: list[Tap] = []
 
     def forward(params: PyTree, model_state: ModelState, inputs: Array) -> tuple[Array, Any]:
-        module: Any = nnx.merge(objective.train_graph, params, model_state, copy=True)
+        module = objective.merge(objective.train_graph, params, model_state)
         layers = tapped_layers(module)
         taps[:] = [Tap(layer) for layer in layers]
         calls[:] = [_blind(layer) for layer in layers]

@@ -71,9 +71,19 @@ def mask(*attackers, n=N):
     return np.isin(np.arange(n), attackers)
 
 
+def layers(d):
+    """A dense layer and an adapter of rank 1."""
+    first, second = d // 2 - d // 2 % 2, d - d // 4
+    return (
+        Segment("a.bias", 0, (2,), "bias"),
+        Segment("a.kernel", 2, (first // 2 - 1, 2), "kernel"),
+        Segment("b.lora_a", first, (second - first, 1), "lora_a"),
+        Segment("b.lora_b", second, (1, d - second), "lora_b"),
+    )
+
+
 def context(n=N, d=D, **known):
-    layers = Segment("a.bias", 0, (2,), "bias"), Segment("a.kernel", 2, (d // 2 - 1, 2), "kernel")
-    known = {"segments": layers} | known
+    known = {"segments": layers(d)} | known
     server = {"params": jnp.ones(d), "root_update": jnp.full(d, 0.3, jnp.float32)}
     return Context.of(n, **(server | known))
 

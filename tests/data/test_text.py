@@ -92,3 +92,20 @@ def test_the_part_is_read_where_the_whole_is_not_there_and_says_so(folder):
 def test_bad_sizes_are_refused(folder, change, message):
     with pytest.raises(ValueError, match=message):
         sources.ag_news(data_dir=folder, **change)
+
+
+def test_public_texts_are_no_clients(folder):
+    dataset = sources.ag_news(length=4, data_dir=folder, public=2)
+    # Words are counted in the two public texts: oil 4, up 2, then once each.
+    ids = {"oil": 2, "up": 3, "7": 4, "a_b": 5, "he": 6, "is": 7, "said": 8, "teuer": 9, "öl": 10}
+    np.testing.assert_array_equal(dataset.inputs, [[3, 1, 0, 0]])
+    assert dataset.labels.tolist() == [3]
+    assert dataset.name == "ag_news without 2 public texts"
+    public = sources.public_ag_news(2, length=4, data_dir=folder)
+    want = [["oil", "up", "he", "said"], ["öl", "teuer", "oil", "oil"]]
+    np.testing.assert_array_equal(public, [[ids[word] for word in row] for row in want])
+    np.testing.assert_array_equal(dataset.test_inputs[0], [2, 1, 1, 0])
+    with pytest.raises(ValueError, match="public must leave some of the 3 training texts; got 3"):
+        sources.ag_news(data_dir=folder, public=3)
+    with pytest.raises(ValueError, match="texts must be at least 1; got 0"):
+        sources.public_ag_news(0, data_dir=folder)
