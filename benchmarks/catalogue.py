@@ -162,6 +162,7 @@ def _context(size: Size, updates: jax.Array) -> Context:
         root_update=jnp.mean(updates[:3], axis=0),
         root_batch=_batch(size, updates.dtype),
         objective=_objective(size, updates.dtype),
+        sample=jax.ShapeDtypeStruct((size.side, size.side, 1), jnp.float32),
         segments=_segments(size, updates.dtype),
     )
 

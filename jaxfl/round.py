@@ -186,15 +186,18 @@ def _root_phase(
     keys: RoundKeys,
     context: Context,
 ) -> tuple[Context, State]:
-    """What the rule needs of the server's own samples, and the server's memory as a client."""
+    """What the rule needs of models and the server's samples; the server's memory as a client."""
     needs, own, memory = federation.aggregator.needs_root, data.root_index(), state.root
+    if "batch" in needs or federation.aggregator.makes_inputs:
+        context = context.replace(
+            model_state=state.model_state, objective=plan.objective, client_chunk=plan.chunk
+        )
     if "batch" in needs:
         context = context.replace(
-            root_batch=Batch(*data.samples(own), mask=jnp.ones(own.shape, bool)),
-            model_state=state.model_state,
-            objective=plan.objective,
-            client_chunk=plan.chunk,
+            root_batch=Batch(*data.samples(own), mask=jnp.ones(own.shape, bool))
         )
+    if federation.aggregator.makes_inputs:
+        context = context.replace(sample=data.sample)
     if "update" in needs:
 
         def load(place: Array, mask: Array, key: Array) -> Batch:

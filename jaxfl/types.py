@@ -123,6 +123,8 @@ class Context(Struct):
     """The server's own samples."""
     objective: Any = struct.field(pytree_node=False, default=None)
     """The ``Objective`` of the clients, for rules that evaluate models."""
+    sample: jax.ShapeDtypeStruct | None = struct.field(pytree_node=False, default=None)
+    """What one input of a model is, for rules that make some up."""
     client_chunk: int = struct.field(pytree_node=False, default=1)
     """How many clients' models such a rule evaluates at once."""
     segments: Segments = struct.field(pytree_node=False, default=())

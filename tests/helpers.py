@@ -84,6 +84,7 @@ class NumpySoftmax:
 
 NEW = (
     *("cosine_clustering", "fedseca", "fldetector", "foundation_fl", "gas", "gibbs_mean", "huber"),
+    "deepsight",
     *("lasa", "per_layer", "expected_mean", "log_odds_median", "rflbat", "rlr"),
     *("sequential_centered_clipping", "weighted_trimmed_mean", "weighted_nnm+krum"),
 )
@@ -109,6 +110,12 @@ class NoObjective:
     def evaluate(self, flat, statistics, inputs, labels):
         return jnp.zeros(labels.shape), jnp.zeros(labels.shape)
 
+    def unravel(self, flat):
+        return flat
+
+    def logits(self, params, statistics, inputs):
+        return jnp.zeros((len(inputs), 2))
+
 
 def shapes_context(spec: Spec) -> Context:
     """A context that has everything, of the right shapes."""
@@ -121,6 +128,7 @@ def shapes_context(spec: Spec) -> Context:
         root_update=row,
         root_batch=Batch(one, one, one == 0),
         objective=NoObjective(),
+        sample=jax.ShapeDtypeStruct((1,), jnp.float32),
         segments=spec.segments,
     )
 
@@ -133,6 +141,10 @@ class Every(Aggregator):
     @property
     def needs_root(self) -> frozenset[str]:
         return frozenset[str]().union(*(rule.needs_root for rule in self.rules))
+
+    @property
+    def makes_inputs(self) -> bool:
+        return any(rule.makes_inputs for rule in self.rules)
 
     @property
     def accepts_absent(self) -> bool:

@@ -106,6 +106,10 @@ class Pipeline(Aggregator):
     def needs_segments(self) -> bool:
         return self.rule.needs_segments
 
+    @capability
+    def makes_inputs(self) -> bool:
+        return self.rule.makes_inputs
+
     def check_segments(self, segments: Segments) -> None:
         self.rule.check_segments(segments)
 

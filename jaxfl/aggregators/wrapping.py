@@ -69,6 +69,10 @@ class Wrapper(Aggregator):
     def needs_segments(self) -> bool:
         return self.rule.needs_segments
 
+    @capability
+    def makes_inputs(self) -> bool:
+        return self.rule.makes_inputs
+
     def check(self, n: int) -> None:
         self.rule.check(n)
 

@@ -63,6 +63,12 @@ class FederatedData(Struct):
         """The shape of one input."""
         return self.inputs.shape[1:]
 
+    @property
+    def sample(self) -> jax.ShapeDtypeStruct:
+        """What one input is as the model sees it."""
+        image = self.inputs.dtype == jnp.uint8
+        return jax.ShapeDtypeStruct(self.sample_shape, jnp.float32 if image else self.inputs.dtype)
+
     def class_counts(self) -> np.ndarray:
         """How many samples of each class each client has: ``[clients, classes]``."""
         if self.count.ndim != 1:
