@@ -201,6 +201,8 @@ def _attack(size: Size, attack: Attack, updates: jax.Array) -> PyTree:
         rank=one,
         round=one,
         classes=CLASSES,
+        memory=state,
+        rare=lambda key, count: _batch(size, dtype).inputs[:count] + 1,
         logits=lambda inputs: objective.logits(objective.unravel(row), _stateless(size), inputs),
     )
     return sent, attack.poison(_batch(size, dtype), view, key)

@@ -27,7 +27,7 @@ from jaxfl import (
     privacy,
 )
 from jaxfl.component import Component
-from jaxfl.data import RootData, partitions
+from jaxfl.data import RareData, RootData, partitions
 
 C = TypeVar("C", bound=Component)
 
@@ -86,6 +86,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     models.Model: exported(models.Model, models),
     partitions.Partition: exported(partitions.Partition, partitions),
     RootData: {name_of(RootData): RootData},
+    RareData: {name_of(RareData): RareData},
 }
 
 

@@ -22,7 +22,7 @@ from jaxfl.data.federated import FederatedData
 from jaxfl.devices import replicate
 from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
-from jaxfl.local_work import Told, broadcast, told_with, work_locally
+from jaxfl.local_work import Told, broadcast, learned, told_with, work_locally
 from jaxfl.models.objective import ModelState
 from jaxfl.numerics.rows import Rows, matrix_of
 from jaxfl.privacy.deployment import Turn
@@ -80,6 +80,7 @@ def receive(
 ) -> Received:
     """The first half of the round, up to what the server has before it aggregates."""
     keys = round_keys(state)
+    state = state.replace(attack=learned(federation, plan, data, state, keys.attack))
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
     sent, weighed, attack = send(federation, plan, state, keys, context, work)

@@ -98,6 +98,8 @@ class Spec:
     dtype: Any = np.float32
     segments: Segments = ()
     """The model's parameters, one after the other; () where only their number is known."""
+    sample_shape: tuple[int, ...] = ()
+    """The shape of one input; () where there is none."""
 
 
 class Context(Struct):

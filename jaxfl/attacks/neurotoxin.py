@@ -48,9 +48,11 @@ class Neurotoxin(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack.trains or not self.attack.poisons:
+        if self.attack.trains or self.attack.learns or not self.attack.poisons:
             name = type(self.attack).__name__
-            raise ValueError(f"Neurotoxin: attack must be an attack on data; got {name}")
+            raise ValueError(
+                f"Neurotoxin: attack must be an attack on data that learns nothing; got {name}"
+            )
 
     @capability
     def streams(self) -> bool:
@@ -67,6 +69,10 @@ class Neurotoxin(Attack):
     @capability
     def needs_root(self) -> bool:
         return self.attack.needs_root
+
+    @capability
+    def needs_rare(self) -> bool:
+        return self.attack.needs_rare
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         self.attack.check(sample_shape, classes)

@@ -81,6 +81,7 @@ DATA: Texts = {
     "clients": ("integer", "at least 1", "The population."),
     "partition": ("part", "", "How it is divided: see [Partition](#partition)."),
     "root": ("table", "", "The server's own samples: see [RootData](#rootdata)."),
+    "rare": ("table", "", "Samples that only attackers have: see [RareData](#raredata)."),
     "client_test": ("number", "at least 0, below 1", "Share that each client holds out."),
 }
 FINDINGS: Texts = {
@@ -101,6 +102,7 @@ LEFT_OUT = {
     "findings": "none",
     "reduced": "none",
     "root": "none",
+    "rare": "none",
 }
 """What it means to leave out a key for which no value stands."""
 
