@@ -48,11 +48,11 @@ class Neurotoxin(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack.trains or self.attack.learns or not self.attack.poisons:
-            name = type(self.attack).__name__
-            raise ValueError(
-                f"Neurotoxin: attack must be an attack on data that learns nothing; got {name}"
-            )
+        name = type(self.attack).__name__
+        if self.attack.trains or not self.attack.poisons:
+            raise ValueError(f"Neurotoxin: attack must be an attack on data; got {name}")
+        if self.attack.learns:
+            raise ValueError(f"Neurotoxin: {name} learns, which it does alone or in Onset")
 
     @capability
     def streams(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import jaxfl
-from jaxfl import Backdoor, Combined, EdgeCase, Neurotoxin, Onset, Scaling
+from jaxfl import Backdoor, Combined, EdgeCase, Neurotoxin, Scaling
 from jaxfl.attacks.views import ClientView
 from jaxfl.data import IID, RareData, digits, from_arrays
 from jaxfl.models import Softmax

@@ -116,7 +116,9 @@ def test_who_learns_alone():
     ):
         with pytest.raises(ValueError, match="A3FL learns, which it does alone or in Onset"):
             made()
-    with pytest.raises(ValueError, match="an attack on data that learns nothing; got A3FL"):
+    with pytest.raises(
+        ValueError, match="Neurotoxin: A3FL learns, which it does alone or in Onset"
+    ):
         Neurotoxin(attack=A3FL())
 
 
