@@ -237,7 +237,7 @@ def test_the_success_of_a_backdoor_is_in_the_log():
 
 
 def test_how_long_a_backdoor_lasts_is_in_the_tables():
-    """Planted with both seeds; with one it lasts until round 10, with the other it is still there."""
+    """Planted with both seeds; with one it lasts until round 10, with the other to the end."""
     table = copy.deepcopy(TABLE) | {"rounds": 12}
     window = {"name": "onset", "start": 0, "end": 4, "attack": "backdoor"}
     table["sweep"] = {"seed": [0, 1], "attack": [window], "aggregator": ["mean"]}
@@ -252,8 +252,7 @@ def test_how_long_a_backdoor_lasts_is_in_the_tables():
     assert (result.planted, result.lifespan, result.outlived) == (1.0, 7.0, 0.5)
     text = markdown(experiment, [result])
     assert "| 40.0; 100.0; > 7 |" in text
-    header, row = summary(experiment, [result]).splitlines()
-    found = dict(zip(header.split(","), row.split(","), strict=False))
+    (found,) = csv.DictReader(io.StringIO(summary(experiment, [result])))
     kept = result_of(one, [line | {"attack_success": 0.2} for line in written], 0.0)
     assert "| 20.0; 0.0; 0 |" in markdown(experiment, [kept])
     assert found["outlived"] == "0.5"
