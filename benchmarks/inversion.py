@@ -14,7 +14,6 @@ Epsilon is of that one message, at delta = 1e-5.
 import argparse
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -47,7 +46,8 @@ class Seen:
 
     model: str
     mechanism: str
-    epsilon: float
+    epsilon: float | None
+    """None where nothing is guaranteed."""
     psnr: list[float]
     """Of every image, in dB."""
     labels: float
@@ -116,7 +116,7 @@ def measure(
             Seen(
                 model=name,
                 mechanism=mechanism,
-                epsilon=math.inf if promise is None else promise.epsilon,
+                epsilon=None if promise is None else round(promise.epsilon, 3),
                 psnr=[
                     round(psnr(x, y[..., 0]), 2)
                     for x, y in zip(shown[mechanism], truth, strict=True)
@@ -137,10 +137,12 @@ def simulation(name: str, privacy: Privacy, data: Dataset) -> Simulation:
 
 def table(found: list[Seen]) -> str:
     """As Markdown."""
-    lines = ["| model | mechanism | epsilon | PSNR (worst to best) | label | labels of eight |"]
+    lines = [
+        "| model | mechanism | epsilon | PSNR: mean (worst to best) | label | labels of eight |"
+    ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for one in found:
-        epsilon = "none" if math.isinf(one.epsilon) else f"{one.epsilon:.3g}"
+        epsilon = "none" if one.epsilon is None else f"{one.epsilon:.3g}"
         low, mean, high = min(one.psnr), float(np.mean(one.psnr)), max(one.psnr)
         lines.append(
             f"| {one.model} | {one.mechanism} | {epsilon} | {mean:.1f} dB ({low:.1f} to "

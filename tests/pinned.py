@@ -121,6 +121,7 @@ NAMES = {
         "natural": "Natural",
     },
     "RootData": {"root": "RootData"},
+    "RareData": {"rare": "RareData"},
 }
 """By kind: what a component is called in TOML, and its class."""
 EXPORTED = {

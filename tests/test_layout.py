@@ -32,7 +32,7 @@ ORDER = (
     ("programs",),
     ("seeds",),
     ("simulation",),
-    ("auditing", "profiling"),
+    ("auditing", "inversion", "profiling"),
     ("__init__", "registry"),
     ("integrations",),
     ("torch",),
