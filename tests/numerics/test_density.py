@@ -92,7 +92,7 @@ def test_clusters_are_those_of_the_definition_and_of_scikit_learn(smallest, neig
     """scikit-learn joins two at a time where several meet at one distance, in no said order."""
     found, same = set(), 0
     with jax.enable_x64(True):
-        for seed in range(20):
+        for seed in range(10):
             distances = draw(seed)
             slots, usable = padded(distances, seed)
             got = clusters(slots, smallest, neighbours, whole, usable)
@@ -109,8 +109,8 @@ def test_clusters_are_those_of_the_definition_and_of_scikit_learn(smallest, neig
             )
             theirs = together(model.fit(distances).labels_)
             same += np.array_equal(theirs, together(expected))
-    assert len(found) >= 3
-    assert same == 20 if neighbours == 1 else same >= 14
+    assert len(found) >= 2
+    assert same == 10 if neighbours == 1 else same >= 7
 
 
 def test_equal_distances_are_joined_at_once():
