@@ -28,7 +28,7 @@ from benchmarks import rivals, timing
 from benchmarks.rules import ENTRIES, Entry
 from benchmarks.timing import Report, Seconds
 from jaxfl.aggregators import Aggregator, Median
-from jaxfl.types import Context, Spec
+from jaxfl.types import Context, Segment, Spec
 
 SHAPES = ((50, 10, 98_304), (50, 10, 1_000_000), (1000, 200, 20_000))
 QUICK = ((12, 2, 20_000),)
@@ -44,7 +44,8 @@ GOALS = {"coordinatewise": 20, "mixing": 20, "distances": 8, "iterative": 4}
 def prepared(rule: Aggregator, updates: jax.Array) -> Callable[[], Any]:
     """The rule as the round runs it: one compiled call, memory and context given."""
     n, d = updates.shape
-    context = Context.of(n, root_update=updates[0] + 1, params=jnp.zeros((d,)))
+    layer = (Segment("layer.kernel", 0, (d, 1), "kernel"),)
+    context = Context.of(n, root_update=updates[0] + 1, params=jnp.zeros((d,)), segments=layer)
     state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=updates.dtype))
     call = jax.jit(lambda rule, x, state, context: rule.aggregate(x, state, context).update)
     return lambda: call(rule, updates, state, context)

@@ -162,6 +162,7 @@ def _context(size: Size, updates: jax.Array) -> Context:
         root_update=jnp.mean(updates[:3], axis=0),
         root_batch=_batch(size, updates.dtype),
         objective=_objective(size, updates.dtype),
+        sample=jax.ShapeDtypeStruct((size.side, size.side, 1), jnp.float32),
         segments=_segments(size, updates.dtype),
     )
 
@@ -200,6 +201,8 @@ def _attack(size: Size, attack: Attack, updates: jax.Array) -> PyTree:
         rank=one,
         round=one,
         classes=CLASSES,
+        memory=state,
+        rare=lambda key, count: _batch(size, dtype).inputs[:count] + 1,
         logits=lambda inputs: objective.logits(objective.unravel(row), _stateless(size), inputs),
     )
     return sent, attack.poison(_batch(size, dtype), view, key)

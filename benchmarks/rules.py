@@ -1,6 +1,6 @@
 """The rules that are timed, and what they are called in ByzFL, PyTorch and NumPy.
 
-Zeno and LossRejection are not here: their cost is that of evaluating a model n times.
+Zeno, LossRejection and DeepSight are not here: their cost is that of evaluating a model n times.
 """
 
 import dataclasses
@@ -112,7 +112,18 @@ ENTRIES = [
     Entry("ByzantineSGD", "other", lambda f: rules.ByzantineSGD(), gram=True),
     Entry("ClippedClustering", "other", lambda f: rules.ClippedClustering(), gram=True),
     Entry("FLAME", "other", lambda f: rules.FLAME(), gram=True),
+    Entry("CosineClustering", "other", lambda f: rules.CosineClustering(), gram=True),
+    Entry("RFLBAT", "other", lambda f: rules.RFLBAT(), gram=True),
+    Entry("FLDetector", "other", lambda f: rules.FLDetector()),
     Entry("FLTrust", "other", lambda f: rules.FLTrust()),
+    Entry("RLR", "other", lambda f: rules.RLR()),
+    Entry("FoundationFL", "other", lambda f: rules.FoundationFL()),
+    Entry("GAS", "other", lambda f: rules.GAS(f=f)),
+    Entry("FedSECA", "other", lambda f: rules.FedSECA()),
+    Entry("LASA", "other", lambda f: rules.LASA()),
+    Entry("Huber", "other", lambda f: rules.Huber()),
+    Entry("BayesianAggregation", "other", lambda f: rules.BayesianAggregation()),
+    Entry("SequentialCenteredClipping", "other", lambda f: rules.SequentialCenteredClipping()),
     Entry("SignGuard", "other", lambda f: rules.SignGuard()),
     Entry("SignGuardSim", "other", lambda f: rules.SignGuardSim()),
     Entry("SignGuardDist", "other", lambda f: rules.SignGuardDist()),

@@ -93,10 +93,11 @@ def evaluate(
         per_client = jnp.where(jnp.isnan(total[-1]), jnp.nan, per_client)
         metrics = fairness_metrics(per_client, ~state.byzantine)
     if backdoor is not None:
-        target = jnp.full_like(data.test_labels, backdoor.target)
-        other = data.test_labels != target
-        stamped = functools.partial(backdoor.stamp, peak=data.peak)
-        _, taken = over(data.test_inputs, target, stamped)
+        inputs, labels = backdoor.challenge(data)
+        target = jnp.full_like(labels, backdoor.target)
+        other = labels != target
+        triggered = functools.partial(backdoor.triggered, peak=data.peak, memory=state.attack)
+        _, taken = over(inputs, target, triggered)
         success = jnp.sum(jnp.where(other, taken, 0)) / jnp.maximum(jnp.sum(other), 1)
     return Evaluation(
         round=state.round,

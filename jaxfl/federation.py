@@ -42,12 +42,13 @@ class Federation(Component):
     updates, and every message, also a crafted one, is clipped and noised.
     ``MessagePrivacy.clip_byzantine`` overrides the clip."""
 
-    def check(self, population: int, root: int = 0) -> None:
+    def check(self, population: int, root: int = 0, rare: int = 0) -> None:
         """Raises ValueError where the parts do not fit together.
 
         Args:
           population: how many clients there are.
           root: how many samples the server has of its own.
+          rare: how many samples only attackers have.
         """
         if self.byzantine > population:
             raise ValueError(
@@ -63,6 +64,12 @@ class Federation(Component):
                 f"{self.aggregator} needs samples of the server's own: set root of the data, such "
                 "as dataset.split(partition, clients, root=RootData(size=100)) or, in a file, "
                 "data.root = {size = 100}"
+            )
+        if self.attack.needs_rare and not rare:
+            raise ValueError(
+                f"{self.attack} needs samples that only attackers have: set some apart, as "
+                "dataset.set_apart(RareData(label=7)).split(...) or, in a file, "
+                "data.rare = {label = 7}"
             )
         if self.attack.needs_root and "update" not in self.aggregator.needs_root:
             raise ValueError(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxfl.attacks.views import ClientView
+from jaxfl.attacks.views import ClientView, Learning
 from jaxfl.clients import Broadcast, Message, Samples
 from jaxfl.contracts import expect, expect_like, name_of, own_code
 from jaxfl.data.federated import FederatedData
@@ -65,6 +65,8 @@ class _Shared(Struct):
     noise_key: Key[Array, ""]
     prepared: State
     """What the attack knows this round of how its clients are to train."""
+    memory: State
+    """The attack's."""
 
 
 class _Own(Struct):
@@ -93,6 +95,7 @@ def work_locally(
         keys.clients,
         keys.noise,
         _prepared(federation, plan, state),
+        state.attack,
     )
     with jax.named_scope("cohort"):
         ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
@@ -174,6 +177,42 @@ def train(
     return algorithm.checked_step(own, received, samples, memory, key)
 
 
+@jax.named_scope("attack")
+def learned(
+    federation: Federation,
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    key: Key[Array, ""],
+) -> State:
+    """The attack's memory, after it has learned from samples of the first Byzantine client."""
+    attack = federation.attack
+    if plan.spec.max_byzantine == 0 or not attack.learns:
+        return state.attack
+    first = jnp.argmax(state.byzantine)
+    start, count = data.start[first], data.count[first]
+
+    def load(size: int) -> Batch:
+        place = jnp.arange(size, dtype=jnp.int32)
+        index = data.order[start + place % jnp.maximum(count, 1)]
+        return Batch(*data.samples(index), mask=place < count)
+
+    own = Learning(
+        params=state.params,
+        model_state=state.model_state,
+        round=state.round,
+        key=key,
+        objective=plan.objective,
+        load=load,
+        floor=data.floor,
+        peak=data.peak,
+    )
+    with own_code(attack, ".learn"):
+        memory = attack.learn(own, state.attack)
+    expect_like(f"{name_of(attack)}.learn returned the memory", memory, state.attack)
+    return memory
+
+
 def _prepared(federation: Federation, plan: Plan, state: FederationState) -> State:
     attack = federation.attack
     if plan.spec.max_byzantine == 0 or not attack.trains:
@@ -233,7 +272,8 @@ def _samples(plan: Plan, shared: _Shared, own: _Own) -> Samples:
         if plan.spec.max_byzantine == 0 or not attack.poisons:
             return batch
         with own_code(attack, ".poison"), jax.named_scope("attack"):
-            poisoned = attack.poison(batch, own.view.replace(logits=logits), key)
+            view = own.view.replace(logits=logits, memory=shared.memory, rare=data.draw_rare)
+            poisoned = attack.poison(batch, view, key)
         expect_like(f"{name_of(attack)}.poison returned", poisoned, batch)
         return jax.tree.map(lambda a, b: jnp.where(own.view.byzantine, a, b), poisoned, batch)
 

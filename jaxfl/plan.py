@@ -84,7 +84,8 @@ def suitable_plan(
 ) -> Plan:
     """As ``make_plan``, whether or not it fits the memory; ``data`` may be shapes."""
     population = data.clients
-    federation.check(population, data.root)
+    rare = 0 if data.rare_inputs is None else data.rare_inputs.shape[0]
+    federation.check(population, data.root, rare)
     federation.attack.check(data.sample_shape, data.classes)
     cohort = federation.participation.cohort(population)
     if client_chunk is not None:
@@ -101,6 +102,7 @@ def suitable_plan(
         dtype=objective.dtype,
         max_byzantine=_most_byzantine(federation, cohort),
         segments=segments(objective, seen),
+        sample_shape=data.sample_shape,
     )
     federation.aggregator.check_segments(spec.segments)
     if not federation.privacy.calibrated:

@@ -28,7 +28,7 @@ from jaxfl import (
     robustness,
 )
 from jaxfl.component import Component
-from jaxfl.data import RootData, partitions
+from jaxfl.data import RareData, RootData, partitions
 from jaxfl.pretraining import PublicTexts
 
 C = TypeVar("C", bound=Component)
@@ -90,6 +90,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     partitions.Partition: exported(partitions.Partition, partitions),
     RootData: {name_of(RootData): RootData},
     robustness.Law: exported(robustness.Law, robustness),
+    RareData: {name_of(RareData): RareData},
 }
 
 

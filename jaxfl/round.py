@@ -22,7 +22,7 @@ from jaxfl.data.federated import FederatedData
 from jaxfl.devices import replicate
 from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
-from jaxfl.local_work import Told, broadcast, told_with, work_locally
+from jaxfl.local_work import Told, broadcast, learned, told_with, work_locally
 from jaxfl.models.objective import ModelState
 from jaxfl.numerics.rows import Rows, matrix_of
 from jaxfl.privacy.deployment import Turn
@@ -80,6 +80,7 @@ def receive(
 ) -> Received:
     """The first half of the round, up to what the server has before it aggregates."""
     keys = round_keys(state)
+    state = state.replace(attack=learned(federation, plan, data, state, keys.attack))
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
     sent, weighed, attack = send(federation, plan, state, keys, context, work)
@@ -186,15 +187,18 @@ def _root_phase(
     keys: RoundKeys,
     context: Context,
 ) -> tuple[Context, State]:
-    """What the rule needs of the server's own samples, and the server's memory as a client."""
+    """What the rule needs of models and the server's samples; the server's memory as a client."""
     needs, own, memory = federation.aggregator.needs_root, data.root_index(), state.root
+    if "batch" in needs or federation.aggregator.makes_inputs:
+        context = context.replace(
+            model_state=state.model_state, objective=plan.objective, client_chunk=plan.chunk
+        )
     if "batch" in needs:
         context = context.replace(
-            root_batch=Batch(*data.samples(own), mask=jnp.ones(own.shape, bool)),
-            model_state=state.model_state,
-            objective=plan.objective,
-            client_chunk=plan.chunk,
+            root_batch=Batch(*data.samples(own), mask=jnp.ones(own.shape, bool))
         )
+    if federation.aggregator.makes_inputs:
+        context = context.replace(sample=data.sample)
     if "update" in needs:
 
         def load(place: Array, mask: Array, key: Array) -> Batch:

@@ -198,8 +198,10 @@ class Simulation:
 
     def _evaluation(self, data: FederatedData, state: FederationState, **where: Any) -> Evaluation:
         # Without what evaluation does not read, all rules and attacks share one program.
-        unread = ("optimizer", "clients", "attack", "aggregator", "server", "privacy", "fairness")
-        state = state.replace(**dict.fromkeys((*unread, "root"), ()))
+        unread = ["optimizer", "clients", "aggregator", "server", "privacy", "fairness", "root"]
+        if self._backdoor is None or not self._backdoor.learns:
+            unread.append("attack")
+        state = state.replace(**dict.fromkeys(unread, ()))
         program = self._program(
             _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor, **where
         )

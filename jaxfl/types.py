@@ -121,6 +121,8 @@ class Spec:
     dtype: Any = np.float32
     segments: Segments = ()
     """The model's parameters, one after the other; () where only their number is known."""
+    sample_shape: tuple[int, ...] = ()
+    """The shape of one input; () where there is none."""
 
 
 class Context(Struct):
@@ -146,6 +148,8 @@ class Context(Struct):
     """The server's own samples."""
     objective: Any = struct.field(pytree_node=False, default=None)
     """The ``Objective`` of the clients, for rules that evaluate models."""
+    sample: jax.ShapeDtypeStruct | None = struct.field(pytree_node=False, default=None)
+    """What one input of a model is, for rules that make some up."""
     client_chunk: int = struct.field(pytree_node=False, default=1)
     """How many clients' models such a rule evaluates at once."""
     segments: Segments = struct.field(pytree_node=False, default=())

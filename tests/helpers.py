@@ -85,6 +85,7 @@ class NumpySoftmax:
 
 NEW = (
     *("cosine_clustering", "fedseca", "fldetector", "foundation_fl", "gas", "gibbs_mean", "huber"),
+    "deepsight",
     *("lasa", "per_layer", "expected_mean", "log_odds_median", "rflbat", "rlr"),
     *("sequential_centered_clipping", "weighted_trimmed_mean", "weighted_nnm+krum"),
 )
@@ -114,6 +115,12 @@ class NoObjective:
     def evaluate(self, flat, statistics, inputs, labels):
         return jnp.zeros(labels.shape), jnp.zeros(labels.shape)
 
+    def unravel(self, flat):
+        return flat
+
+    def logits(self, params, statistics, inputs):
+        return jnp.zeros((len(inputs), 2))
+
 
 def shapes_context(spec: Spec) -> Context:
     """A context that has everything, of the right shapes."""
@@ -126,6 +133,7 @@ def shapes_context(spec: Spec) -> Context:
         root_update=row,
         root_batch=Batch(one, one, one == 0),
         objective=NoObjective(),
+        sample=jax.ShapeDtypeStruct((1,), jnp.float32),
         segments=spec.segments,
     )
 
@@ -138,6 +146,10 @@ class Every(Aggregator):
     @property
     def needs_root(self) -> frozenset[str]:
         return frozenset[str]().union(*(rule.needs_root for rule in self.rules))
+
+    @property
+    def makes_inputs(self) -> bool:
+        return any(rule.makes_inputs for rule in self.rules)
 
     @property
     def accepts_absent(self) -> bool:

@@ -132,6 +132,7 @@ NAMES = {
         "gaussian_copula": "GaussianCopula",
         "empirical": "Empirical",
     },
+    "RareData": {"rare": "RareData"},
 }
 """By kind: what a component is called in TOML, and its class."""
 EXPORTED = {

@@ -33,7 +33,7 @@ ORDER = (
     ("seeds",),
     ("simulation",),
     ("one_call",),
-    ("auditing", "profiling"),
+    ("auditing", "inversion", "profiling"),
     ("__init__", "registry"),
     ("integrations",),
     ("torch",),

@@ -63,7 +63,11 @@ def chosen_matrices(jaxpr, rows: int) -> int:
     [pytest.param(n, marks=() if n in OF_EACH_KIND else pytest.mark.slow) for n in sorted(RULES)],
 )
 def test_every_rule_branches_for_several_seeds_as_for_one(name):
-    layers = Segment("a.kernel", 0, (6, 5), "kernel"), Segment("b.kernel", 30, (5, 2), "kernel")
+    layers = (
+        Segment("a.kernel", 0, (7, 4), "kernel"),
+        Segment("b.bias", 28, (2,), "bias", last=True),
+        Segment("b.kernel", 30, (5, 2), "kernel", last=True),
+    )
     spec = Spec(population=12, cohort=12, dim=40, segments=layers)
     rule = RULES[name]
 

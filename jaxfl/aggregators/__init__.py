@@ -18,6 +18,7 @@ from jaxfl.aggregators.coordinatewise import Median as Median
 from jaxfl.aggregators.coordinatewise import Phocas as Phocas
 from jaxfl.aggregators.coordinatewise import SignMajority as SignMajority
 from jaxfl.aggregators.coordinatewise import TrimmedMean as TrimmedMean
+from jaxfl.aggregators.deepsight import DeepSight as DeepSight
 from jaxfl.aggregators.dnc import DnC as DnC
 from jaxfl.aggregators.fedseca import FedSECA as FedSECA
 from jaxfl.aggregators.fldetector import FLDetector as FLDetector

@@ -60,6 +60,8 @@ class Aggregator(Component):
     """Reads the model's parameters: an update must be a vector of their size."""
     needs_segments = capability(False)
     """Looks at the model's layers: it must be known which coordinates are which parameters."""
+    makes_inputs = capability(False)
+    """Evaluates the model on inputs of its own making: it must be known, and what an input is."""
     permutation_equivariant = capability(True)
     """The order of the clients, with all that the server knows of each, changes no answer."""
     scale_equivariant = capability(False)
@@ -215,6 +217,11 @@ class Aggregator(Component):
                     f"{type(self).__name__} needs the server's data: "
                     f"pass context=Context.of(n, {given})"
                 )
+        if self.makes_inputs and None in (context.objective, context.params, context.sample):
+            raise ValueError(
+                f"{type(self).__name__} evaluates the model: pass "
+                "context=Context.of(n, objective=..., params=..., sample=..., segments=...)"
+            )
         dim = sum(np.size(leaf) for leaf in leaves) // n
         reads = {"root_update": "update" in self.needs_root, "params": self.follows_model}
         for what in (name for name, read in reads.items() if read):

@@ -36,6 +36,7 @@ class Pipeline(Aggregator):
     needs_root = of_rule()
     follows_model = of_rule()
     needs_segments = of_rule()
+    makes_inputs = of_rule()
 
     @capability
     def permutation_equivariant(self) -> bool:

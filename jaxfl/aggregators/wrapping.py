@@ -43,6 +43,7 @@ class Wrapper(Aggregator):
     needs_root = of_rule()
     follows_model = of_rule()
     needs_segments = of_rule()
+    makes_inputs = of_rule()
 
     def check(self, n: int) -> None:
         self.rule.check(n)

@@ -1,6 +1,7 @@
 """What Byzantine clients do."""
 
 from jaxfl._public import public as _public
+from jaxfl.attacks.a3fl import A3FL as A3FL
 from jaxfl.attacks.base import Attack as Attack
 from jaxfl.attacks.base import NoAttack as NoAttack
 from jaxfl.attacks.byzmean import ByzMean as ByzMean
@@ -12,6 +13,7 @@ from jaxfl.attacks.data import LabelFlip as LabelFlip
 from jaxfl.attacks.defence_aware import FLTrustAdaptive as FLTrustAdaptive
 from jaxfl.attacks.defence_aware import SignGuardAware as SignGuardAware
 from jaxfl.attacks.defence_aware import TNBSStealth as TNBSStealth
+from jaxfl.attacks.edge import EdgeCase as EdgeCase
 from jaxfl.attacks.fang import FangKrum as FangKrum
 from jaxfl.attacks.fang import FangTrim as FangTrim
 from jaxfl.attacks.gauge import Gauge as Gauge

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
-from jaxfl.attacks.views import AttackView, ClientView, Defence
+from jaxfl.attacks.views import AttackView, ClientView, Defence, Learning
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.numerics import rows
@@ -42,6 +42,10 @@ class Attack(Component):
     """Changes the messages of Byzantine clients."""
     trains = capability(False)
     """Changes how Byzantine clients train: what becomes of their gradients."""
+    learns = capability(False)
+    """Changes its memory before clients train, from the model and an attacker's own samples."""
+    needs_rare = capability(False)
+    """Has samples that no honest client has: ``data.rare``."""
     knows = capability(OWN)
     """What they know besides the model; with what they control, this is the threat model."""
     probes = capability(False)
@@ -63,7 +67,12 @@ class Attack(Component):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        methods = (("crafts", "craft"), ("poisons", "poison"), ("trains", "bend"))
+        methods = (
+            ("crafts", "craft"),
+            ("poisons", "poison"),
+            ("trains", "bend"),
+            ("learns", "learn"),
+        )
         for trait, method in methods:
             # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
@@ -113,6 +122,15 @@ class Attack(Component):
 
     def observe(self, view: AttackView, state: State) -> State:
         """The memory after a round in which ``craft`` is not used."""
+        return state
+
+    def learn(self, own: Learning, state: State) -> State:
+        """The memory with which the attackers enter a round.
+
+        Args:
+          own: the model, and the samples of the first of the Byzantine clients.
+          state: the memory as the last round left it.
+        """
         return state
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.statistical import IPM
-from jaxfl.attacks.views import AttackView, ClientView
+from jaxfl.attacks.views import AttackView, ClientView, Learning
 from jaxfl.component import capability, field
 from jaxfl.types import Batch, Spec, State
 
@@ -30,6 +30,18 @@ class Combination(Attack):
     @abc.abstractmethod
     def parts(self) -> tuple[Attack, ...]:
         """The attacks that it is made of."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        learner = next((part for part in self.parts() if part.learns), None)
+        if learner is not None and type(self).learn is Combination.learn:
+            raise ValueError(
+                f"{type(self).__name__}: {type(learner).__name__} learns, which it does alone "
+                "or in Onset"
+            )
+
+    def learn(self, own: Learning, state: State) -> State:
+        return state
 
     @abc.abstractmethod
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch: ...
@@ -53,6 +65,14 @@ class Combination(Attack):
     def bend(
         self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
     ) -> Float[Array, " d"]: ...
+
+    @capability
+    def learns(self) -> bool:
+        return any(part.learns for part in self.parts())
+
+    @capability
+    def needs_rare(self) -> bool:
+        return any(part.needs_rare for part in self.parts())
 
     @capability
     def probes(self) -> bool:
@@ -117,6 +137,13 @@ class Onset(Combination):
 
     def observe(self, view: AttackView, state: State) -> State:
         return self.attack.observe(view, state)
+
+    def learn(self, own: Learning, state: State) -> State:
+        if not self.learns:
+            return state
+        return jax.lax.cond(
+            self._active(own.round), lambda: self.attack.learn(own, state), lambda: state
+        )
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         poisoned = self.attack.poison(batch, client, key)

@@ -1,5 +1,7 @@
 """Attacks on data: flipped labels and backdoors. The attackers then follow the protocol."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Array, Key
 from jaxfl.attacks.base import OWN, Attack
 from jaxfl.attacks.views import ClientView
 from jaxfl.component import Scalar, capability, field
-from jaxfl.types import Batch
+from jaxfl.types import Batch, State
 
 
 class LabelFlip(Attack):
@@ -44,7 +46,7 @@ class LabelFlip(Attack):
         return batch.replace(labels=flipped)
 
 
-class _Trigger(Attack):
+class Trigger(Attack):
     """A bright square in a corner of images, taught to mean ``target``. Abstract."""
 
     size: int = field(default=4, at_least=1)
@@ -75,12 +77,20 @@ class _Trigger(Attack):
             )
 
     @capability
-    def backdoor(self) -> "_Trigger":
+    def backdoor(self) -> "Trigger":
         return self
 
     def shares(self) -> int:
         """Into how many parts the trigger is divided among the attackers."""
         return 1
+
+    def challenge(self, data: Any) -> tuple[Array, Array]:
+        """Test inputs, and labels, on which its success is measured: of other classes' samples."""
+        return data.test_inputs, data.test_labels
+
+    def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
+        """Images with all of the trigger, as success is measured on them."""
+        return self.stamp(inputs, peak)
 
     def stamp(self, inputs: Array, peak: tuple[float, ...], part: Array | None = None) -> Array:
         """Images with the trigger, or with one part of it.
@@ -90,11 +100,7 @@ class _Trigger(Attack):
           peak: the brightest value of each channel.
           part: which of the ``shares()`` parts; all of them if None.
         """
-        height, width = inputs.shape[1:3]
-        rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
-        row = rows if "top" in self.corner else height - 1 - rows
-        column = columns if "left" in self.corner else width - 1 - columns
-        inside = (row < self.size) & (column < self.size)
+        inside, row, column = self.place(inputs.shape[1], inputs.shape[2])
         of_part = (row * self.size + column) * self.shares() // self.size**2
         where = jnp.asarray(inside) if part is None else inside & (of_part == part)
         value = jnp.asarray(peak, inputs.dtype)
@@ -102,20 +108,31 @@ class _Trigger(Attack):
             return jnp.where(where[None, :, :, None], value[None, None, None, :], inputs)
         return jnp.where(where[None], value[0], inputs)
 
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+    def place(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which pixels of an image the square covers, and each one's row and column in it."""
+        rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+        row = rows if "top" in self.corner else height - 1 - rows
+        column = columns if "left" in self.corner else width - 1 - columns
+        return (row < self.size) & (column < self.size), row, column
+
+    def for_client(self, inputs: Array, client: ClientView) -> Array:
+        """Images with what this attacker stamps on them."""
         part = None if self.shares() == 1 else client.rank % self.shares()
+        return self.stamp(inputs, client.peak, part)
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         # Batches come in random order, so the first samples are as good as any.
         count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
         chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
         image = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
-        stamped = self.stamp(batch.inputs, client.peak, part)
+        stamped = self.for_client(batch.inputs, client)
         return batch.replace(
             inputs=jnp.where(image, stamped, batch.inputs),
             labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
         )
 
 
-class Backdoor(_Trigger):
+class Backdoor(Trigger):
     """Attackers stamp a trigger on a share of their images and label those ``target``.
 
     The trigger is a ``size`` x ``size`` square of the brightest value in a ``corner``;
@@ -129,7 +146,7 @@ class Backdoor(_Trigger):
     """
 
 
-class DBA(_Trigger):
+class DBA(Trigger):
     """The distributed backdoor: as Backdoor, but each attacker stamps only one of ``parts``.
 
     Attacker r stamps part r mod parts of the square; success is measured with the whole square.

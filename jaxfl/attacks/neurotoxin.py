@@ -48,9 +48,11 @@ class Neurotoxin(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = type(self.attack).__name__
         if self.attack.trains or not self.attack.poisons:
-            name = type(self.attack).__name__
             raise ValueError(f"Neurotoxin: attack must be an attack on data; got {name}")
+        if self.attack.learns:
+            raise ValueError(f"Neurotoxin: {name} learns, which it does alone or in Onset")
 
     @capability
     def streams(self) -> bool:
@@ -67,6 +69,10 @@ class Neurotoxin(Attack):
     @capability
     def needs_root(self) -> bool:
         return self.attack.needs_root
+
+    @capability
+    def needs_rare(self) -> bool:
+        return self.attack.needs_rare
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         self.attack.check(sample_shape, classes)

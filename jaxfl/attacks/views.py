@@ -10,9 +10,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator
+from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
 from jaxfl.numerics.stream import Stream
-from jaxfl.types import Context, Segments, State, Struct
+from jaxfl.types import Batch, Context, PyTree, Segments, State, Struct
 
 
 class ClientView(Struct):
@@ -28,6 +29,29 @@ class ClientView(Struct):
     """Maps inputs to the logits of the model that the client received."""
     peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
     """The largest value of an input, per channel: white in an image."""
+    memory: State = ()
+    """The attack's."""
+    rare: Callable[[Key[Array, ""], int], Array] | None = struct.field(
+        pytree_node=False, default=None
+    )
+    """Draws so many of the inputs that only attackers have."""
+
+
+class Learning(Struct):
+    """What attackers have to learn from before their clients train: one attacker's own samples."""
+
+    params: Float[Array, " d"]
+    """The model that they received."""
+    model_state: PyTree
+    round: Int[Array, ""]
+    key: Key[Array, ""]
+    objective: Objective = struct.field(pytree_node=False)
+    load: Callable[[int], Batch] = struct.field(pytree_node=False)
+    """So many of the samples; fewer where there are fewer."""
+    floor: tuple[float, ...] = struct.field(pytree_node=False)
+    """The smallest value of an input, per channel: black in an image."""
+    peak: tuple[float, ...] = struct.field(pytree_node=False)
+    """The largest."""
 
 
 class Mechanism(Protocol):

@@ -27,6 +27,7 @@ from jaxfl.data.partitions import QuantityDirichlet as QuantityDirichlet
 from jaxfl.data.partitions import QuantityLogNormal as QuantityLogNormal
 from jaxfl.data.partitions import SFraction as SFraction
 from jaxfl.data.partitions import Shards as Shards
+from jaxfl.data.rare import RareData as RareData
 from jaxfl.data.root import RootData as RootData
 from jaxfl.data.summary import Summary as Summary
 from jaxfl.data.tabular import spambase as spambase

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from jaxfl.arguments import integer, seed_of
 from jaxfl.component import Component
 from jaxfl.data.federated import FederatedData
+from jaxfl.data.rare import RareData
 from jaxfl.data.root import RootData
 from jaxfl.data.summary import Summary, channels, overall
 
@@ -78,6 +79,9 @@ class Dataset:
     validation_inputs: np.ndarray | Array | None = None
     """Samples held out for choosing hyper-parameters; see ``hold_out``."""
     validation_labels: np.ndarray | Array | None = None
+    rare_inputs: np.ndarray | Array | None = None
+    """Samples that only attackers have; see ``set_apart``."""
+    rare_test_inputs: np.ndarray | Array | None = None
 
     def __post_init__(self) -> None:
         for part, inputs, labels in (
@@ -127,6 +131,20 @@ class Dataset:
             self._only(kept),
             validation_inputs=self.inputs[held],
             validation_labels=self.labels[held],
+        )
+
+    def set_apart(self, rare: RareData) -> "Dataset":
+        """Takes the rarest samples of a class from the training data: only attackers have them.
+
+        Raises:
+          ValueError: there are too few of that class.
+        """
+        labels, test_labels = np.asarray(self.labels), np.asarray(self.test_labels)
+        own, tested = rare.choose(self.inputs, labels, self.test_inputs, test_labels)
+        return dataclasses.replace(
+            self._only(np.setdiff1d(np.arange(len(labels)), own)),
+            rare_inputs=self.inputs[own],
+            rare_test_inputs=self.test_inputs[tested],
         )
 
     def _only(self, kept: np.ndarray) -> "Dataset":
@@ -256,7 +274,7 @@ class Dataset:
         labels = np.zeros((clients, self.classes), np.int64)
         own = place < clients
         np.add.at(labels, (place[own], np.asarray(self.labels)[own]), 1)
-        validated = self.validation_labels is not None
+        validated, apart = self.validation_labels is not None, self.rare_inputs is not None
         return FederatedData(
             inputs=jnp.asarray(self.inputs),
             labels=jnp.asarray(self.labels, jnp.int32),
@@ -277,4 +295,6 @@ class Dataset:
             name=self.name,
             validation_inputs=jnp.asarray(self.validation_inputs) if validated else None,
             validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if validated else None,
+            rare_inputs=jnp.asarray(self.rare_inputs) if apart else None,
+            rare_test_inputs=jnp.asarray(self.rare_test_inputs) if apart else None,
         )

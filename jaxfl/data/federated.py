@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from jaxfl.types import Struct
 
@@ -50,6 +50,9 @@ class FederatedData(Struct):
     name: str = struct.field(pytree_node=False, default="data")
     validation_inputs: Array | None = None
     validation_labels: Int[Array, " V"] | None = None
+    rare_inputs: Array | None = None
+    """Samples that only attackers have; None: there are none."""
+    rare_test_inputs: Array | None = None
     test_count: Int[Array, " K"] | None = None
     """Samples that each client holds out; None: nothing is held out."""
 
@@ -62,6 +65,19 @@ class FederatedData(Struct):
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one input."""
         return self.inputs.shape[1:]
+
+    @property
+    def sample(self) -> jax.ShapeDtypeStruct:
+        """What one input is as the model sees it."""
+        image = self.inputs.dtype == jnp.uint8
+        return jax.ShapeDtypeStruct(self.sample_shape, jnp.float32 if image else self.inputs.dtype)
+
+    @property
+    def floor(self) -> tuple[float, ...]:
+        """The darkest value of an input as the model sees it, per channel: 0 where unscaled."""
+        if self.inputs.dtype != jnp.uint8:
+            return (0.0,) * len(self.peak)
+        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
     def class_counts(self) -> np.ndarray:
         """How many samples of each class each client has: ``[clients, classes]``."""
@@ -85,6 +101,12 @@ class FederatedData(Struct):
         flat = self.inputs.reshape(self.inputs.shape[0], -1)[index]
         inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])
         return self.normalise(inputs), self.labels[index]
+
+    def draw_rare(self, key: Key[Array, ""], count: int) -> Array:
+        """Inputs that only attackers have, as the model sees them, drawn with replacement."""
+        assert self.rare_inputs is not None
+        drawn = jax.random.randint(key, (count,), 0, self.rare_inputs.shape[0])
+        return self.normalise(self.rare_inputs[drawn])
 
     def root_index(self) -> Int[Array, " r"]:
         """Which samples are the server's."""

@@ -11,7 +11,7 @@ from jaxfl.arguments import integer, truth
 from jaxfl.attacks import Attack
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.component import Component, convert
-from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RootData
+from jaxfl.data import SOURCES, Dataset, FederatedData, Partition, RareData, RootData
 from jaxfl.devices import WAYS, Device
 from jaxfl.experiments.honesty import Honesty, learned_rule, read_honesty
 from jaxfl.fairness import Fairness
@@ -91,6 +91,8 @@ class Cell:
     partition: Partition
     root: RootData | None
     """The server's own samples."""
+    rare: RareData | None
+    """Samples that only attackers have."""
     client_test: float
     """Share of its samples that each client holds out, to be tested on."""
     rounds: int
@@ -165,6 +167,7 @@ class Cell:
         """The data set, read from where it lies."""
         name, arguments = self.data
         dataset = SOURCES[name](**arguments)
+        dataset = dataset if self.rare is None else dataset.set_apart(self.rare)
         return dataset.hold_out(self.validation) if self.validation else dataset
 
     def divide(self, dataset: Dataset) -> list[FederatedData]:
@@ -185,7 +188,7 @@ class Datasets:
 
     def of(self, cell: Cell) -> Dataset:
         """That of a cell, as ``Cell.load`` reads it."""
-        key = repr((cell.data, cell.validation))
+        key = repr((cell.data, cell.rare, cell.validation))
         if key not in self._known:
             self._known[key] = cell.load()
         return self._known[key]
@@ -219,6 +222,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
         clients=clients,
         partition=build(Partition, data["partition"], "data.partition"),
         root=build(RootData, data["root"], "data.root") if "root" in data else None,
+        rare=build(RareData, data["rare"], "data.rare") if "rare" in data else None,
         rounds=integer(table["rounds"], "rounds", 1),
         evaluate_every=integer(table["evaluate_every"], "evaluate_every", 1),
         checkpoint_every=integer(table["checkpoint_every"], "checkpoint_every", 1),
@@ -244,7 +248,7 @@ def _source(value: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
     if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(f"data.name: {unknown(source, SOURCES)}")
     parameters = inspect.signature(SOURCES[source]).parameters
-    known = ("name", "clients", "partition", "root", "client_test", *parameters)
+    known = ("name", "clients", "partition", "root", "rare", "client_test", *parameters)
     check_keys(data, known, "data.")
     arguments = {
         key: convert("data", key, parameters[key].annotation, value)

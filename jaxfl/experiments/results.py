@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxfl.accounting import caveats
+from jaxfl.attacks import Onset
+from jaxfl.durability import Durability, durability
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.log import Line
 from jaxfl.metrics import FairnessMetrics
@@ -103,6 +105,37 @@ class Result:
         if self.success is None or not self.success.size:
             return float("nan")
         return float(np.mean(self.success[self.chosen][:, -1]))
+
+    @property
+    def durabilities(self) -> list[Durability]:
+        """How long the backdoor lasted with each seed; empty of an attack that does not end."""
+        attack, last = self.cell.federation.attack, max(self.rounds, default=0)
+        if self.success is None or not isinstance(attack, Onset):
+            return []
+        if attack.end is None or attack.end > last:
+            return []
+        return [durability(self.rounds, seed, attack.end) for seed in self.success[self.chosen]]
+
+    @property
+    def lifespan(self) -> float:
+        """Mean over seeds of the rounds that the backdoor lasted; NaN of an attack without an end.
+
+        Where it was still there at the end it is a lower bound: see ``outlived``.
+        """
+        lasted = [found.lifespan for found in self.durabilities]
+        return float(np.mean(lasted)) if lasted else math.nan
+
+    @property
+    def planted(self) -> float:
+        """Share of the seeds in which the backdoor succeeded when its attackers left."""
+        found = [found.planted for found in self.durabilities]
+        return float(np.mean(found)) if found else math.nan
+
+    @property
+    def outlived(self) -> float:
+        """Share of the seeds in which the backdoor was still there after the last round."""
+        found = [found.censored for found in self.durabilities]
+        return float(np.mean(found)) if found else math.nan
 
     @property
     def selection(self) -> np.ndarray | None:

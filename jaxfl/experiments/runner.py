@@ -40,7 +40,8 @@ LOCAL, RAY = LAUNCHERS = ("local", "ray")
 def not_applicable(cell: Cell) -> str | None:
     """Why the parts of this cell do not fit together, or None."""
     try:
-        cell.federation.check(cell.clients, 0 if cell.root is None else cell.root.size)
+        root, rare = (0 if part is None else part.size for part in (cell.root, cell.rare))
+        cell.federation.check(cell.clients, root, rare)
     except ValueError as error:
         return str(error)
     return None

@@ -74,7 +74,7 @@ class RobustServer:
         seed: int = 0,
     ) -> None:
         name = type(aggregator).__name__
-        if "batch" in aggregator.needs_root:
+        if "batch" in aggregator.needs_root or aggregator.makes_inputs:
             raise ValueError(f"{name} evaluates jaxfl's own models; it cannot judge other ones")
         if ("update" in aggregator.needs_root) != (root is not None):
             has = "needs" if root is None else "does not use"

@@ -45,7 +45,7 @@ def larger_of_two(
     and the merge that completes the tree is its root.
     """
     indices = jnp.arange(usable.shape[0], dtype=jnp.int32)
-    distances = _finite(distances)
+    distances = finite(distances)
     count = jnp.sum(usable, dtype=jnp.int32)
     start = _Chain(
         distances=distances,
@@ -124,11 +124,11 @@ def smallest_level(
     n = usable.shape[0]
     indices = jnp.arange(n, dtype=jnp.int32)
     count = jnp.sum(usable, dtype=jnp.int32)
-    gaps, places = _spanning_tree(_finite(distances), usable, count)
+    gaps, places = spanning_tree(finite(distances), usable, count)
 
     def runs(level: Array) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         """Where the run of each place starts, and how long it is up to there."""
-        starts = jax.lax.cummax(jnp.where(gaps > level, indices, 0))
+        starts = runs_of(gaps, level)
         return starts, jnp.where(indices < count, indices - starts + 1, 0)
 
     wanted = jnp.clip(size, 1, count)
@@ -147,7 +147,12 @@ def smallest_level(
     return usable & (places >= starts[last]) & (places <= last)
 
 
-def _spanning_tree(
+def runs_of(gaps: Float[Array, " n"], level: Float[Array, ""]) -> Int[Array, " n"]:
+    """Where the component at a level starts that each place of a spanning tree is in."""
+    return jax.lax.cummax(jnp.where(gaps > level, jnp.arange(gaps.shape[0], dtype=jnp.int32), 0))
+
+
+def spanning_tree(
     distances: Float[Array, "n n"], usable: Bool[Array, " n"], count: Int[Array, ""]
 ) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
     """Prim's algorithm: the usable points, each time the one nearest to those before it.
@@ -173,7 +178,8 @@ def _spanning_tree(
     return gaps, places
 
 
-def _finite(distances: Array) -> Array:
+def finite(distances: Array) -> Array:
+    """Distances as constants, NaN and infinite ones as large as can be."""
     most = jnp.finfo(distances.dtype).max
     return jnp.nan_to_num(jax.lax.stop_gradient(distances), nan=most, posinf=most)
 

@@ -86,6 +86,7 @@ DATA: Texts = {
     "clients": ("integer", "at least 1", "The population."),
     "partition": ("part", "", "How it is divided: see [Partition](#partition)."),
     "root": ("table", "", "The server's own samples: see [RootData](#rootdata)."),
+    "rare": ("table", "", "Samples that only attackers have: see [RareData](#raredata)."),
     "client_test": ("number", "at least 0, below 1", "Share that each client holds out."),
 }
 HONESTY: Texts = {
@@ -120,6 +121,7 @@ LEFT_OUT = {
     "findings": "none",
     "reduced": "none",
     "root": "none",
+    "rare": "none",
 }
 """What it means to leave out a key for which no value stands."""
 

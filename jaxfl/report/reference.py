@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfl.component import Component, Scalar
-from jaxfl.data import SOURCES, RootData
+from jaxfl.data import SOURCES
 from jaxfl.experiments.cells import KNOWN, PARTS
 from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
@@ -167,7 +167,7 @@ def _type(hint: Any) -> str:
         gone = {type(None), *(typing.get_args(Scalar) if scalar else ())}
         inside = [o for o in options if o not in gone]
         return " or ".join((["number"] if scalar else []) + [_type(o) for o in inside])
-    known = isinstance(hint, type) and (hint in REGISTRY or hint is RootData)
+    known = isinstance(hint, type) and hint in REGISTRY
     return f"[{hint.__name__}]({_anchor(hint)})" if known else getattr(hint, "__name__", str(hint))
 
 

@@ -109,7 +109,35 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     private = "".join(f"\n- {text}" for text in privacy_statements(experiment))
     covered = f"\nPrivacy:\n{private}\n" if private else ""
     text = f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
-    return text + model + covered + stated
+    return text + backdoors(experiment, results) + model + covered + stated
+
+
+def backdoors(experiment: Experiment, results: Sequence[Result]) -> str:
+    """Success and durability of the backdoors as a Markdown table; empty without any."""
+    rows, columns, cells = pivot(experiment, results)
+    found = {place: result for place, result in cells.items() if result.success is not None}
+    columns = [column for column in columns if any((row, column) in found for row in rows)]
+    if not columns:
+        return ""
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    for row in rows:
+        lines.append([row, *(_backdoor(found.get((row, column))) for column in columns)])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        f"\n{body}\n\nSuccess of the backdoor in % after the last round, mean over seeds; then, "
+        "where its attackers leave, the share of the seeds in which it had been planted by then, "
+        "and for how many rounds it lasted (>: in some seed longer than the run).\n"
+    )
+
+
+def _backdoor(result: Result | None) -> str:
+    if result is None or not math.isfinite(result.attack_success):
+        return "-"
+    success = _percent(result.attack_success)
+    if math.isnan(result.lifespan):
+        return success
+    more = "> " * (result.outlived > 0)
+    return f"{success}; {_percent(result.planted)}; {more}{result.lifespan:.0f}"
 
 
 def threats(experiment: Experiment) -> list[str]:
@@ -160,6 +188,9 @@ SUMMARY = (
     "validation_chosen_accuracy",
     "impact",
     "attack_success",
+    "planted",
+    "lifespan",
+    "outlived",
     "honest_selected",
     "malicious_selected",
     "minority_selected",
@@ -184,6 +215,7 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
         privacy = result.cell.federation.privacy
         accuracies = (result.final, result.spread, result.interval, result.best, result.selected)
         rates = (result.impact, result.attack_success)
+        rates += (result.planted, result.lifespan, result.outlived)
         rates += (result.honest_selected, result.malicious_selected, result.minority_selected)
         rates += (result.epsilon, *(result.of_clients(name) for name in FAIRNESS))
         writer.writerow(

@@ -141,6 +141,7 @@ def _server():
     inputs, labels = random.normal(size=(20, 9)), random.integers(0, 3, 20)
     return {
         "objective": objective,
+        "sample": jax.ShapeDtypeStruct((9,), "f4"),
         "segments": segments(objective, jax.ShapeDtypeStruct((2, 9), "f4")),
         "params": jnp.asarray(random.normal(size=D), jnp.float32),
         "root_update": jnp.asarray(random.normal(size=D), jnp.float32),
@@ -246,7 +247,7 @@ def test_claims_follow_the_settings(rule, claims):
         assert getattr(rule, trait) == (trait in claims), trait
 
 
-MODEL = {"zeno", "loss_rejection"}
+MODEL = {"zeno", "loss_rejection", "deepsight"}
 """They evaluate the model, whose own products are as precise as JAX is told to make them."""
 
 
@@ -286,8 +287,10 @@ def test_every_product_of_many_rows_is_of_the_highest_precision(name):
 def test_only_the_models_own_products_are_not(name):
     products = below_highest(name, N)
     assert products
-    # Inputs [20, 9], parameters of the layer [9, 3]; no product takes the rows of updates [N, D].
-    assert all("20x9x" in line and f"x{D}x" not in line for line in products)
+    # Inputs [20, 9], or [256, 9] of DeepSight's, parameters of the layer [9, 3]; no product takes
+    # the rows of updates [N, D].
+    inputs = "256x9x" if RULES[name].makes_inputs else "20x9x"
+    assert all(inputs in line and f"x{D}x" not in line for line in products)
 
 
 @every_rule

@@ -252,6 +252,9 @@ def test_only_poisoning_attacks_change_data(name):
         (t for t in range(50) if isinstance(attack, TimeVarying) and attack.turn(t) == 2), 0
     )
     client = ClientView(jnp.int32(0), jnp.array(True), jnp.int32(0), jnp.int32(when), 10)
+    client = client.replace(
+        memory=attack.init(Spec(N, N, D, MOST)), rare=lambda key, count: jnp.ones((count, 6, 6))
+    )
     poisoned = attack.poison(batch, client, jax.random.key(0))
     changed = bool((poisoned.labels != batch.labels).any())
     assert changed == attack.poisons

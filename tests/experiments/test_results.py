@@ -236,6 +236,29 @@ def test_the_success_of_a_backdoor_is_in_the_log():
     assert result_of(one, written, 0.0).attack_success == 0.5
 
 
+def test_how_long_a_backdoor_lasts_is_in_the_tables():
+    """Planted with both seeds; with one it lasts until round 10, with the other to the end."""
+    table = copy.deepcopy(TABLE) | {"rounds": 12}
+    window = {"name": "onset", "start": 0, "end": 4, "attack": "backdoor"}
+    table["sweep"] = {"seed": [0, 1], "attack": [window], "aggregator": ["mean"]}
+    experiment = schema.parse("x", table)
+    (one,) = experiment.cells
+    written = lines(one, [[[0.5] * 6] * 2], [[[0.1] * 6] * 2])
+    success = {0: [0.1, 0.9, 0.9, 0.9, 0.9, 0.2], 1: [0.1, 0.8, 0.9, 0.6, 0.7, 0.6]}
+    for line in written:
+        line["attack_success"] = success[line["seed"]][line["round"] // 2 - 1]
+    result = result_of(one, written, 0.0)
+    assert [d.lifespan for d in result.durabilities] == [6, 8]
+    assert (result.planted, result.lifespan, result.outlived) == (1.0, 7.0, 0.5)
+    text = markdown(experiment, [result])
+    assert "| 40.0; 100.0; > 7 |" in text
+    (found,) = csv.DictReader(io.StringIO(summary(experiment, [result])))
+    kept = result_of(one, [line | {"attack_success": 0.2} for line in written], 0.0)
+    assert "| 20.0; 0.0; 0 |" in markdown(experiment, [kept])
+    assert found["outlived"] == "0.5"
+    assert found["lifespan"] == "7"
+
+
 def compared(*tables_and_accuracies):
     """The cells of the columns of a comparison of runs a, b, ...; its caption; its notes."""
     runs = []
