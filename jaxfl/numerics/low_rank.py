@@ -76,9 +76,10 @@ def combined(
 
     The layer to be met, ``A B - rate sum_i w_i P_i``, is the product of ``[A, a_1, ...]`` and
     ``[B - rate sum_i w_i b_i; -rate w_1 (B - rate b_1); ...]``. QR of either and the SVD of the
-    small core give its r largest directions, which is the nearest layer of rank r. Of its many
-    factors those are taken whose A has orthogonal columns as long as A's are on average, turned
-    to lie as near to A as they can: a balanced pair would start near 0 where B does, and learn
+    small core (of the layer itself, where that is smaller) give its r largest directions, which is
+    the nearest layer of rank r. Of its many factors those are taken whose A has orthogonal columns
+    as long as A's are on average, turned to lie as near to A as they can: a balanced pair would
+    start near 0 where B does, and learn
     slowly. Cost: ``O((in + out) (m r)^2)`` where ``m r`` is below both sides, else that of an SVD
     of the layer.
     """
@@ -89,12 +90,7 @@ def combined(
     rest = -rate * shares * (base.b[None] - rate * change.b)
     left = jnp.swapaxes(thin, 0, 1).reshape(base.a.shape[0], -1)
     right = jnp.concatenate([first[None], rest]).reshape(-1, base.b.shape[-1])
-    q_left, r_left = jnp.linalg.qr(left)
-    q_right, r_right = jnp.linalg.qr(right.T)
-    core = jnp.matmul(r_left, r_right.T, precision="highest")
-    u, sizes, v = jnp.linalg.svd(core, full_matrices=False)
-    columns = jnp.matmul(q_left, u[:, :r], precision="highest")
-    rows = jnp.matmul(sizes[:r, None] * v[:r], q_right.T, precision="highest")
+    columns, rows = _largest(left, right, r)
     x, _, y = jnp.linalg.svd(jnp.matmul(columns.T, base.a, precision="highest"))
     turn = jnp.matmul(x, y, precision="highest")
     length = jnp.sqrt(jnp.sum(jnp.square(base.a)) / r)
@@ -102,3 +98,19 @@ def combined(
     new_a = length * jnp.matmul(columns, turn, precision="highest")
     new_b = jnp.matmul(turn.T, rows, precision="highest") / length
     return Factors((base.a - new_a) / rate, (base.b - new_b) / rate)
+
+
+def _largest(
+    left: Float[Array, "i k"], right: Float[Array, "k o"], r: int
+) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
+    """The r largest directions of the product: orthonormal columns, and rows of their sizes."""
+    if left.shape[1] >= min(left.shape[0], right.shape[1]):
+        whole = jnp.matmul(left, right, precision="highest")
+        u, sizes, v = jnp.linalg.svd(whole, full_matrices=False)
+        return u[:, :r], sizes[:r, None] * v[:r]
+    q_left, r_left = jnp.linalg.qr(left)
+    q_right, r_right = jnp.linalg.qr(right.T)
+    core = jnp.matmul(r_left, r_right.T, precision="highest")
+    u, sizes, v = jnp.linalg.svd(core, full_matrices=False)
+    columns = jnp.matmul(q_left, u[:, :r], precision="highest")
+    return columns, jnp.matmul(sizes[:r, None] * v[:r], q_right.T, precision="highest")
