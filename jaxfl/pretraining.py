@@ -155,7 +155,7 @@ def _loss(
     found = encoder.read(jnp.concatenate([mixed[:, 0::2], mixed[:, 1::2]]))
     found /= jnp.maximum(jnp.linalg.norm(found, axis=1, keepdims=True), SHORTEST)
     one, other = jnp.split(found, 2)
-    cosines = one @ other.T / temperature
+    cosines = jnp.matmul(one, other.T, precision="highest") / temperature
     own = jnp.arange(words.shape[0])
     entropy = optax.softmax_cross_entropy_with_integer_labels
     return (jnp.mean(entropy(cosines, own)) + jnp.mean(entropy(cosines.T, own))) / 2

@@ -7,6 +7,7 @@ paired, set by set. A run that diverged has accuracy 0 and an infinite loss.
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -143,4 +144,5 @@ def concordance(standing: Sequence[Standing]) -> float:
     from scipy.stats import kendalltau  # slow to import
 
     expected = [s.summary.expected.value for s in standing]
-    return float(np.asarray(kendalltau(expected, [s.worst for s in standing]))[0])
+    tau: Any = kendalltau(expected, [s.worst for s in standing])
+    return float(tau[0])
