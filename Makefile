@@ -6,6 +6,8 @@ READY_RUN := $(VENV)/.ready-run
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 READY_ALL := $(VENV)/.ready-all
+CONTRACTS := $(addprefix tests/, aggregators/test_contract.py attacks/test_every_attack.py \
+  preaggregators privacy data test_federation.py test_clients.py test_algorithms.py)
 
 .PHONY: run test test-all lint format bench docs clean
 .DELETE_ON_ERROR:
@@ -13,13 +15,16 @@ READY_ALL := $(VENV)/.ready-all
 run: $(READY_RUN)
 	$(BIN)/jaxfl run quickstart
 
+# Without run-time checks of types and shapes, which test-all makes.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=
 
-# What `make test` leaves out; what looks at programs as users get them; and the site.
+# What `make test` leaves out; what looks at programs as users get them; run-time checks of types
+# and shapes under what every part must do; and the site.
 test-all: $(READY_ALL)
 	$(BIN)/python -m pytest -n auto -m 'slow and not default_compiler'
 	$(BIN)/python -m pytest -n auto --default-compiler -m default_compiler
+	$(BIN)/python -m pytest -n auto $(CONTRACTS)
 	$(BIN)/mkdocs build --strict
 
 lint: $(READY)

@@ -242,6 +242,7 @@ def unlike():
     return from_arrays(x, y, *test, client_ids=np.repeat(np.arange(5), 8)).by_client()
 
 
+@pytest.mark.slow
 def test_scaffold_finds_the_minimum_where_fedavg_drifts():
     data = unlike()
     own = [client_arrays(data, k) for k in range(data.clients)]
@@ -261,6 +262,7 @@ def test_scaffold_finds_the_minimum_where_fedavg_drifts():
     assert slopes["scaffold"] < 0.25 * slopes["fedavg"]
 
 
+@pytest.mark.slow
 def test_controls_that_cannot_fit_are_refused(monkeypatch):
     """Before anything of that size exists: 400 million parameters for each of five clients."""
     model = MLP(hidden=(20_000, 20_000))

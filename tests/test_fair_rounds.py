@@ -51,6 +51,7 @@ def gradients_and_losses(run, at):
     )
 
 
+@pytest.mark.slow
 def test_q_fedsgd_takes_the_papers_steps():
     """Delta_k = F^q g, h_k = q F^(q - 1) |g|^2 + L F^q, w <- w - sum Delta / sum h."""
     runs = Simulation(

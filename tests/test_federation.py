@@ -90,6 +90,7 @@ def test_selection_rates_are_recorded():
     assert mean.malicious_weight[0] == pytest.approx(2 / 9)
 
 
+@pytest.mark.slow
 def test_a_chunk_of_any_size_gives_the_same_run():
     federation = Federation(algorithm=FedSGD(batch_size=4, momentum=0.5))
     model = MLP(hidden=[5], dropout=0.3)

@@ -223,6 +223,7 @@ def test_seeds_with_their_own_root_samples_equal_single_runs():
         simulation(federation, [parts[0], DATASET.split(IID(), 8)], seeds=(0, 1))
 
 
+@pytest.mark.slow
 def test_a_rule_that_needs_no_root_data_ignores_it():
     run = simulation(Federation(aggregator=Mean()))
     assert run.state.root == ()

@@ -63,6 +63,7 @@ def test_signs_of_what_was_sent_are_recorded_where_asked(storage):
     assert run_with().measures()[0].honest_positive is None
 
 
+@pytest.mark.slow
 def test_seeds_and_attack_strengths_are_one_program():
     seeds, strengths = np.arange(4), np.array([0.3, 1.0, 3.0])
     parts = [DATASET.split(Dirichlet(alpha=0.3), clients=8, seed=s) for s in range(4)]

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 
 from jaxfl.arguments import seed_of
-from jaxfl.experiments.cells import DEFAULTS, KNOWN, Cell, read_cell
+from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid
+from jaxfl.experiments.reading import DEFAULTS, KNOWN, read_cell
 from jaxfl.registry import check_keys, unknown
 
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")

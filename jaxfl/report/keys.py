@@ -7,8 +7,8 @@ from typing import Any
 from jaxfl.data import SOURCES
 from jaxfl.devices import WAYS
 from jaxfl.experiments import honesty
-from jaxfl.experiments.cells import DATA_DEFAULTS, DEFAULTS, REQUIRED
 from jaxfl.experiments.findings import METRICS, Finding
+from jaxfl.experiments.reading import DATA_DEFAULTS, DEFAULTS, REQUIRED
 from jaxfl.plan import AUTOMATIC
 from jaxfl.privacy.deployment import ATTACK_FIRST, NOISE_FIRST
 from jaxfl.state import STORAGES

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxfl.component import Component, Scalar
 from jaxfl.data import SOURCES
-from jaxfl.experiments.cells import KNOWN, PARTS
+from jaxfl.experiments.reading import KNOWN, PARTS
 from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
 from jaxfl.registry import REGISTRY, name_of

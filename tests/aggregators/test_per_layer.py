@@ -130,6 +130,7 @@ def test_rules_that_need_the_whole_model_are_refused():
             PerLayer(rule=rule)
 
 
+@pytest.mark.slow
 def test_in_a_federation():
     data = synthetic(samples=300, features=6, classes=3).split(IID(), 8)
     given = {"data": data, "aggregator": PerLayer(rule=Krum(f=2))}

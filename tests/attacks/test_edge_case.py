@@ -50,6 +50,7 @@ def test_attackers_train_on_what_is_rare():
     assert poisoned.inputs[:, 0, 0].tolist() == [7, 7, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_success_is_of_rare_inputs():
     """Without a defence attackers teach them."""
     data = DIGITS.set_apart(RARE).split(IID(), 6)

@@ -122,6 +122,7 @@ def test_who_learns_alone():
         Neurotoxin(attack=A3FL())
 
 
+@pytest.mark.slow
 def test_a_learned_trigger_works_in_a_window():
     """It learns while the attack lasts, and stays as it was then."""
     attack = Onset(attack=A3FL(size=2, samples=16, rate=0.02, target=1), start=1, end=3)

@@ -70,6 +70,7 @@ def simulation(cell, runs, rule):
     )
 
 
+@pytest.mark.slow
 def test_sets_in_one_program_are_those_one_by_one(ran):
     result = ran[1][0]
     together = simulation(result.cell, list(range(SETS)), Counting())

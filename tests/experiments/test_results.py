@@ -155,6 +155,7 @@ def tuned(tmp_path_factory):
     return experiment, choose(run(path, experiment=experiment))
 
 
+@pytest.mark.slow
 def test_tuning_is_one_program_that_equals_single_runs(tuned):
     _, results = tuned
     for result in (results[0], results[4]):  # Mean without attack, Krum under IPM

@@ -215,6 +215,7 @@ def test_what_does_not_fit(make, text):
         make()
 
 
+@pytest.mark.slow
 def test_a_base_tells_topics_apart():
     """Texts of two topics, each with words of its own, some of them short."""
     random = np.random.default_rng(0)

@@ -216,6 +216,7 @@ def test_central_noise_has_the_stated_deviation_and_is_new_every_round():
     assert abs(np.corrcoef(noise)[0, 1]) < 0.1
 
 
+@pytest.mark.slow
 def test_correlated_noise_is_the_inverse_of_its_matrix_times_white_noise():
     banded, clip = BandedNoise(rounds=4, bands=3), 400.0
     noise = central_noise(

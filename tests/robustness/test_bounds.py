@@ -302,6 +302,7 @@ def test_the_entropy_bound_of_the_gibbs_mean(eta):
         np.testing.assert_allclose(got, q / q.sum(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_ratio_of_the_gibbs_mean_is_below_its_ceiling():
     ceilings = gibbs_ceilings(SETS, MASSES, 0.5)
     np.testing.assert_allclose(ceilings, 4 / 3 * (2 + 0.5 * np.log(21)))
