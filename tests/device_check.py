@@ -35,7 +35,7 @@ from jaxfl import (
 )
 from jaxfl.blocks import run_block
 from jaxfl.component import capability
-from jaxfl.data import IID, Dirichlet, RootData, digits, synthetic
+from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
 from jaxfl.numerics.gram import inner_products
@@ -168,14 +168,19 @@ def private() -> None:
 
 
 def attacks() -> None:
-    """Every attack, side by side: each has an attacker of its own, whose rows are compared."""
-    every = tuple(cls.example() for cls in ATTACKS.values())
+    """Every attack, side by side: each has an attacker of its own, whose rows are compared.
+
+    Attacks that learn do so alone.
+    """
+    examples = [cls.example() for cls in ATTACKS.values()]
+    every = tuple(attack for attack in examples if not attack.learns)
     byzantine = len(every)
-    federation = BASE.replace(
-        attack=Mixed(attacks=every), byzantine=byzantine, aggregator=Watched()
-    )
-    data = digits().split(IID(), 2 * byzantine + 3, root=RootData(size=60))
-    check(f"{byzantine} attacks", federation, data=data)
+    dataset = digits().set_apart(RareData(label=7, size=20))
+    data = dataset.split(IID(), 2 * byzantine + 3, root=RootData(size=60))
+    alone = {attack.name: attack for attack in examples if attack.learns}
+    for name, attack in {f"{byzantine} attacks": Mixed(attacks=every), **alone}.items():
+        federation = BASE.replace(attack=attack, byzantine=byzantine, aggregator=Watched())
+        check(name, federation, data=data)
 
 
 def mechanisms() -> None:
