@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import rivals, timing
-from benchmarks.rules import ENTRIES, Entry
+from benchmarks.rules import ENTRIES, Entry, one_layer
 from benchmarks.timing import Report, Seconds
 from jaxfl.aggregators import Aggregator, Median
-from jaxfl.types import Context, Segment, Spec
+from jaxfl.types import Context, Spec
 
 SHAPES = ((50, 10, 98_304), (50, 10, 1_000_000), (1000, 200, 20_000))
 QUICK = ((12, 2, 20_000),)
@@ -44,8 +44,9 @@ GOALS = {"coordinatewise": 20, "mixing": 20, "distances": 8, "iterative": 4}
 def prepared(rule: Aggregator, updates: jax.Array) -> Callable[[], Any]:
     """The rule as the round runs it: one compiled call, memory and context given."""
     n, d = updates.shape
-    layer = (Segment("layer.kernel", 0, (d, 1), "kernel"),)
-    context = Context.of(n, root_update=updates[0] + 1, params=jnp.zeros((d,)), segments=layer)
+    context = Context.of(
+        n, root_update=updates[0] + 1, params=jnp.zeros((d,)), segments=one_layer(d)
+    )
     state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=updates.dtype))
     call = jax.jit(lambda rule, x, state, context: rule.aggregate(x, state, context).update)
     return lambda: call(rule, updates, state, context)

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import scale, timing
 from benchmarks.cases import MODELS, RULES, Case, federated, federation, rounds_of
 from benchmarks.catalogue import Program, Size, distance, programs
-from benchmarks.rules import ENTRIES
+from benchmarks.rules import ENTRIES, one_layer
 from jaxfl.aggregators import Aggregator
 from jaxfl.data import synthetic
 from jaxfl.files import write_aside
@@ -137,7 +137,8 @@ def rule_program(rule: Aggregator, n: int) -> Callable[[jax.Array, PyTree], PyTr
     """The aggregate and the rule's memory, of the updates and its memory."""
 
     def answer(updates: jax.Array, state: PyTree) -> PyTree:
-        context = Context.of(n, root_update=updates[0], params=updates[0])
+        one, layers = updates[0], one_layer(updates.shape[1])
+        context = Context.of(n, root_update=one, params=one, segments=layers)
         found = rule.aggregate(updates, state, context)
         return found.update, found.state
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from jaxfl import aggregators as rules
 from jaxfl.aggregators import Aggregator, Pipeline
 from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
+from jaxfl.types import Segment, Segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Entry:
     pre: tuple[str, ...] = ()
     gram: bool = False
     """Whether the rule needs all inner products."""
+
+
+def one_layer(dim: int) -> Segments:
+    """The model all of whose parameters are one kernel, for rules that look at layers."""
+    return (Segment("layer.kernel", 0, (dim, 1), "kernel"),)
 
 
 def _nnm(rule: Callable[[int], Aggregator]) -> Callable[[int], Aggregator]:
