@@ -70,9 +70,8 @@ def test_some_lines_of_the_command(tmp_path):
     assert "| rule | median | 12 x 650 | ok | error" in done.stdout
 
 
-@pytest.mark.default_compiler
+@pytest.mark.slow
 def test_the_whole_command(tmp_path):
-    """Every rule, attack, mechanism and algorithm, compiled as for users, is checked in it."""
     time = ("--seconds", "1e9")  # however busy the machine
     done = run(tmp_path, *time)
     assert done.returncode == 0, done.stdout + done.stderr
