@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.aggregators.root_losses import usable_rows
@@ -80,7 +80,7 @@ class DeepSight(Aggregator):
         ]
         mean = (apart[0] + apart[1] + apart[2]) / 3
         labels = density_clusters(mean, usable, self.smallest, self.neighbours, whole=True)
-        same = (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
+        same = _together(labels)
         rejected = jnp.sum(same & suspect[None, :], axis=1)
         limit = jnp.asarray(self.suspects, dtype) * jnp.sum(same, axis=1)
         accepted = (labels >= 0) & (rejected < limit)
@@ -104,8 +104,7 @@ class DeepSight(Aggregator):
     ) -> Float[Array, "n n"]:
         """1 for two clients that are not in one cluster, and for one that is in none."""
         labels = density_clusters(distances, usable, self.smallest, self.neighbours)
-        same = (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
-        return 1 - same.astype(distances.dtype)
+        return 1 - _together(labels).astype(distances.dtype)
 
     def _by_answers(
         self, updates: Float[Array, "n d"], usable: Bool[Array, " n"], context: Context
@@ -176,6 +175,11 @@ def _quotients(
     before = jax.lax.map(lambda x: answers(params, model_state, x), inputs)
     shared = (params, rate, model_state, inputs, before)
     return map_clients(one, *jax.lax.stop_gradient((shared, updates)), chunk=context.client_chunk)
+
+
+def _together(labels: Int[Array, " n"]) -> Bool[Array, "n n"]:
+    """Which two clients are in one cluster."""
+    return (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
 
 
 def _cosine_distances(points: Float[Array, "n p"]) -> Float[Array, "n n"]:
