@@ -86,7 +86,7 @@ class DeepSight(Aggregator):
         accepted = (labels >= 0) & (rejected < limit)
         norms = rows.safe_sqrt(jnp.where(usable, rows.squared_norms(updates), 0))
         most = rows.masked_median(norms, usable)
-        shrink = jnp.where(norms > most, rows.safe_ratio(most, norms), 1)
+        shrink = rows.clip_factors(norms, most)
         weights = shrink * accepted / jnp.maximum(jnp.sum(accepted), 1)
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         update = rows.combine(weights, updates, none, jnp.all(usable))

@@ -47,7 +47,7 @@ class FedSECA(Aggregator):
         usable = jnp.isfinite(squares) & present_mask(context, n)
         norms = rows.safe_sqrt(jnp.where(usable, squares, 0))
         most = rows.masked_median(norms, usable)
-        shrink = jnp.where(norms > most, rows.safe_ratio(most, norms), 1)
+        shrink = rows.clip_factors(norms, most)
         reliability = _reliability(updates, usable)
         least = jnp.where(self.sparsity == 0, -1, _quantiles(updates, usable, self.sparsity))
 

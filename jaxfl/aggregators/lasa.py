@@ -57,7 +57,7 @@ class LASA(Aggregator):
         usable = jnp.isfinite(squares) & present_mask(context, updates.shape[0])
         norms = rows.safe_sqrt(jnp.where(usable, squares, 0))
         most = rows.masked_median(norms, usable)
-        shrink = jnp.where(norms > most, rows.safe_ratio(most, norms), 1)
+        shrink = rows.clip_factors(norms, most)
         least = self._thresholds(updates, usable, context.segments)
         outputs, each = [], []
         for segment in context.segments:

@@ -85,7 +85,7 @@ class SequentialCenteredClipping(Aggregator):
 
 def _clipped(moves: Float[Array, "c d"], tau: Float[Array, ""]) -> Float[Array, "c d"]:
     norms = rows.safe_sqrt(rows.squared_norms(moves))
-    return moves * jnp.where(norms > tau, rows.safe_ratio(tau, norms), 1)[:, None]
+    return moves * rows.clip_factors(norms, tau)[:, None]
 
 
 def buckets_of(

@@ -113,7 +113,7 @@ class Neurotoxin(Attack):
         if self.most is not None:
             norms = rows.safe_sqrt(rows.squared_norms(crafted))
             most = jnp.asarray(self.most, norms.dtype)
-            shrink = jnp.where(norms > most, rows.safe_ratio(most, norms), 1)
+            shrink = rows.clip_factors(norms, most)
             crafted = crafted * shrink[:, None].astype(crafted.dtype)
         seen, _ = self.observe(view, state)
         return crafted, (seen, inner)

@@ -225,3 +225,8 @@ def safe_sqrt(x: Array) -> Array:
 def safe_ratio(a: Array, b: Array) -> Array:
     """``a / b``, and 0 where b is 0."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def clip_factors(norms: Float[Array, " n"], most: Float[Array, ""]) -> Float[Array, " n"]:
+    """By what rows of these norms are multiplied so that none is longer than ``most``."""
+    return jnp.where(norms > most, safe_ratio(most, norms), 1)

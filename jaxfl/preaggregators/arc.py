@@ -8,7 +8,7 @@ from jaxfl.aggregators.mixing import PreAggregator
 from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
-from jaxfl.numerics.rows import safe_ratio
+from jaxfl.numerics.rows import clip_factors
 from jaxfl.types import Context
 
 
@@ -39,5 +39,5 @@ class ARC(PreAggregator):
         clipped = 2 * self.f * (n - self.f) // n  # in integers: floats differ first at n = 242
         kept = smallest(norms[:, None], n - clipped)[:, 0] & statistics.usable
         threshold = jnp.max(jnp.where(kept, norms, 0))
-        scale = jnp.where(norms > threshold, safe_ratio(threshold, norms), 1)
+        scale = clip_factors(norms, threshold)
         return jnp.diag(jnp.where(statistics.usable, scale, 0))
