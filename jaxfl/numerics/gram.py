@@ -12,7 +12,7 @@ from jaxfl.numerics.runs import in_turn
 
 PRODUCT_WIDTH = 4096
 """Columns per block of a product of all rows with all rows."""
-FEW_ROWS, TOGETHER = 64, 16
+TOGETHER = ((64, 16), (112, 8))
 """Up to how many rows such a product keeps one core busy only, and so how many run together."""
 LEAST_ROWS, MOST_PARTS = 200, 5
 """Rows of the least part whose products run at full rate, and the most parts they are cut into."""
@@ -74,9 +74,8 @@ def _inner_products(run: Integer[Array, ""], rows: Array) -> Array:
 def _sum_products(
     run: Integer[Array, ""], block_products: Callable[..., Array], rows: Array, *more: Array
 ) -> Float[Array, "m m"]:
-    together = TOGETHER if rows.shape[1] <= FEW_ROWS else 1
-    width = PRODUCT_WIDTH
-    return sum_columns(block_products, rows, *more, width=width, together=together, run=run)
+    together = next((blocks for most, blocks in TOGETHER if rows.shape[1] <= most), 1)
+    return sum_columns(block_products, rows, *more, width=PRODUCT_WIDTH, together=together, run=run)
 
 
 def _products_of_all(
