@@ -14,8 +14,9 @@ from rich.table import Table
 from jaxfl.commands.common import Reduced, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
-from jaxfl.experiments.kept import Kept, keep, read_kept
+from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
+from jaxfl.experiments.running import Interrupted
 from jaxfl.files import write_aside
 from jaxfl.report.replications import beside, own, repository_results, verdict
 
@@ -33,20 +34,18 @@ def reproduce(
 
     Of an experiment that no paper reports our table alone.
 
-    A run that stopped goes on. What has run is kept in the folder of results.
+    A run that stopped goes on. What has run is kept in the folder of results, cell by cell, also
+    when it is stopped by Ctrl-C: a large grid may be run in several sittings, or on machines.
     """
     tables = read_reported(name) if name in available() else []
     console = Console(width=None if sys.stdout.isatty() else 160)
     full = f"{name}_reduced" if reduced else name
     known = [folder / full for folder in _folders(results)]
-    at = next((path for path in known if (path / "cells.jsonl").is_file()), None)
-    if at is None:
-        experiment = schema.load(name, [], reduced=reduced)
-        path = out or Path("runs") / full
-        execute(experiment, path, console, resume=True)
-        at = known[0]
-        keep(path, at)
-        say(console, f"Kept: {at}")
+    at = next((path for path in known if is_kept(path)), known[0])
+    if not is_kept(at) or not read_kept(at).whole:
+        _run_what_is_missing(
+            schema.load(name, [], reduced=reduced), out or Path("runs") / full, at, console
+        )
     kept = read_kept(at)
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]
@@ -65,6 +64,25 @@ def reproduce(
             say(console, line)
     if write is not None:
         as_csv(write, pairs)
+
+
+def _run_what_is_missing(
+    experiment: schema.Experiment, path: Path, at: Path, console: Console
+) -> None:
+    """Runs the cells that are not kept, and keeps them."""
+    done: set[int] = set()
+    if is_kept(at):
+        kept = read_kept(at)
+        kept.check_same(experiment.table, at)
+        done = kept.done(experiment)
+        say(console, f"Kept in {at}: {len(done)} of {len(experiment.cells)} cells")
+    try:
+        execute(experiment, path, console, resume=True, elsewhere=done)
+    except Interrupted:
+        keep(path, at)
+        raise
+    keep(path, at)
+    say(console, f"Kept: {at}")
 
 
 def _folders(results: Path | None) -> list[Path]:

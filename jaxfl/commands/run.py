@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,8 +88,12 @@ def execute(
     force: bool = False,
     quiet: bool = False,
     launcher: str = LOCAL,
+    elsewhere: Collection[int] = (),
 ) -> None:
-    """Runs an experiment into a folder, writes its tables and pictures, and shows the result."""
+    """Runs an experiment into a folder, writes its tables and pictures, and shows the result.
+
+    A new run leaves out the cells that were done elsewhere.
+    """
     check(experiment)
     if not hosts.several():
         use_compilation_cache()
@@ -101,7 +105,9 @@ def execute(
             say(console, f"Privacy: {said}")
     with (
         hosts.together(),
-        hosts.folder_of(path, experiment, resume=resume, force=force) as folder,
+        hosts.folder_of(
+            path, experiment, resume=resume, force=force, elsewhere=elsewhere
+        ) as folder,
         StopSignals() as signals,
         Watcher(experiment, console, quiet=quiet) as watcher,
     ):

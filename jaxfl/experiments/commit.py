@@ -5,6 +5,9 @@ import hashlib
 import json
 from pathlib import Path
 
+ELSEWHERE = "done in another run"
+"""Why a run leaves cells out."""
+
 
 @dataclasses.dataclass
 class Progress:
@@ -26,6 +29,14 @@ class Progress:
     """Time taken by each cell."""
     groups: list[list[int]] = dataclasses.field(default_factory=list)
     """Numbers of the cells that run together, in the order in which they run."""
+    elsewhere: list[int] = dataclasses.field(default_factory=list)
+    """Numbers of the cells that are left out, since another run of the experiment did them."""
+
+    @property
+    def done(self) -> set[int]:
+        """Numbers of the cells that are done."""
+        order = [number for group in self.groups for number in group]
+        return set((order or range(self.cell))[: self.cell])
 
 
 def read_progress(path: Path) -> Progress:
@@ -49,7 +60,9 @@ def read_progress(path: Path) -> Progress:
         and progress.checkpoint == Path(progress.checkpoint).name
         and isinstance(progress.seconds, dict)
         and grid is not None
-        and all(type(number) is int for number in grid)
+        and isinstance(progress.elsewhere, list)
+        and (not grid or all(number in grid for number in progress.elsewhere))
+        and all(type(number) is int for number in (*grid, *progress.elsewhere))
         and sorted(grid) == list(range(len(grid)))
     ):
         raise ValueError(f"{path} is damaged: it has values that no run writes")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxfl.experiments.commit import read_progress
+from jaxfl.experiments.commit import ELSEWHERE, read_progress
 from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.log import read_log
@@ -16,19 +16,30 @@ def read_results(path: Path) -> tuple[Experiment, list[Result]]:
     Raises:
       ValueError: it holds no finished run, or is damaged.
     """
+    experiment, results = read_done(path)
+    if len(results) < len(experiment.cells):
+        raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
+    return experiment, conclude(list(results.values()))
+
+
+def read_done(path: Path) -> tuple[Experiment, dict[int, Result]]:
+    """The experiment, and of its cells those that are done, by their numbers.
+
+    Raises:
+      ValueError: it holds no run, or is damaged.
+    """
     if not (path / "progress.json").is_file():
         raise ValueError(f"{path} holds no run")
     modules = recorded(path).get("modules")
     importable([m for m in modules if isinstance(m, str)] if isinstance(modules, list) else [])
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = read_progress(path / "progress.json")
-    if progress.cell < len(experiment.cells):
-        raise ValueError(f"{path} holds an unfinished run; finish it with --resume")
     lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
-    results = [
-        result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
+    left_out = dict.fromkeys(progress.elsewhere, ELSEWHERE)
+    return experiment, {
+        i: result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
         if i in lines
-        else not_run(cell, "not applicable")
+        else not_run(cell, left_out.get(i, "not applicable"))
         for i, cell in enumerate(experiment.cells)
-    ]
-    return experiment, conclude(results)
+        if i in progress.done
+    }

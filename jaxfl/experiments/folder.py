@@ -21,7 +21,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -44,6 +44,7 @@ class RunFolder:
       experiment: what is to run there.
       resume: go on with what is there; otherwise an unfinished run there is an error.
       force: run anew whatever is there.
+      elsewhere: numbers of the cells that a new run leaves out, since another one did them.
 
     Raises:
       ValueError: the folder is a file, is in use, holds another experiment, an unfinished run
@@ -52,12 +53,18 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, *, resume: bool = False, force: bool = False
+        self,
+        path: Path,
+        experiment: Experiment,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        elsewhere: Collection[int] = (),
     ) -> None:
         if resume and force:
             raise ValueError("--resume goes on with a run, --force deletes it: give one of them")
         self.path, self.experiment = path, experiment
-        self.progress = Progress()
+        self.progress = Progress(elsewhere=sorted(elsewhere))
         self.lines: dict[int, list[Line]] = {}
         """What is logged, by cell."""
         self._resume, self._force = resume, force
@@ -94,12 +101,6 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether every cell is done."""
         return self.progress.cell >= len(self.experiment.cells)
-
-    @property
-    def done(self) -> set[int]:
-        """Numbers of the cells that are done."""
-        order = [number for group in self.progress.groups for number in group]
-        return set((order or range(self.progress.cell))[: self.progress.cell])
 
     def seconds(self, cells: Sequence[int]) -> float:
         """Time taken by these cells."""
@@ -174,8 +175,8 @@ class RunFolder:
             for cell in cells:
                 self.lines.pop(cell, None)
                 old.seconds.pop(str(cell), None)
-            self.progress = Progress(
-                old.cell, 0, len(kept), digest, seconds=old.seconds, groups=old.groups
+            self.progress = dataclasses.replace(
+                old, round=0, log_bytes=len(kept), log_digest=digest, checkpoint="", digest=""
             )
             self._write_progress()
             self._open_log(len(kept))

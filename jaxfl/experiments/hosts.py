@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,7 +155,12 @@ def agreed(wish: Callable[[], bool]) -> Callable[[], bool]:
 
 @contextlib.contextmanager
 def folder_of(
-    path: Path, experiment: Experiment, *, resume: bool, force: bool
+    path: Path,
+    experiment: Experiment,
+    *,
+    resume: bool,
+    force: bool,
+    elsewhere: Collection[int] = (),
 ) -> Iterator[RunFolder]:
     """The run's folder, open: the path itself on the first process, on the others a copy.
 
@@ -164,16 +169,16 @@ def folder_of(
       OSError: the folder cannot be written.
     """
     if not several():
-        with RunFolder(path, experiment, resume=resume, force=force) as folder:
+        with RunFolder(path, experiment, resume=resume, force=force, elsewhere=elsewhere) as folder:
             yield folder
         return
-    _check_alike([experiment.table, resume])
+    _check_alike([experiment.table, resume, sorted(elsewhere)])
     with contextlib.ExitStack() as stack:
         folder = None
 
         def opened() -> bytes:
             nonlocal folder
-            kept = RunFolder(path, experiment, resume=resume, force=force)
+            kept = RunFolder(path, experiment, resume=resume, force=force, elsewhere=elsewhere)
             folder = stack.enter_context(kept)
             return _packed(path) if resume else b""
 
@@ -183,7 +188,9 @@ def folder_of(
             if content:
                 with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                     archive.extractall(copy, filter="data")
-            folder = stack.enter_context(RunFolder(copy, experiment, resume=resume))
+            folder = stack.enter_context(
+                RunFolder(copy, experiment, resume=resume, elsewhere=elsewhere)
+            )
         yield folder
 
 

@@ -1,25 +1,30 @@
 """What was really run, small enough for a repository: ``results/NAME``.
 
-    experiment.toml    what was run
-    environment.json   versions, machine, date, command
+    experiment.toml    what is run
+    environment.json   of each run: versions, machine, date, command
     cells.jsonl        one line a cell: accuracies of every seed, rates of selection, seconds
 
-Made from the folder of a finished run; the rounds' own log stays there.
+Made from the folders of one run, or of several that did the cells of a large grid in turn; the
+rounds' own log stays there.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.commit import ELSEWHERE
+from jaxfl.experiments.conclusions import conclude
+from jaxfl.experiments.difference import differences
+from jaxfl.experiments.finished import read_done
 from jaxfl.experiments.results import Result
-from jaxfl.experiments.schema import read
+from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 
 
@@ -39,6 +44,8 @@ class Cell:
     honest_selected: float
     malicious_selected: float
     seconds: float
+    run: int = 0
+    """Which of the environments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +54,70 @@ class Kept:
 
     table: dict[str, Any]
     """The experiment."""
-    environment: dict[str, Any]
+    environments: list[dict[str, Any]]
     cells: list[Cell]
+
+    @functools.cached_property
+    def asked(self) -> int:
+        """How many cells the experiment has."""
+        return len(parse("kept", self.table).cells)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all cells are here."""
+        return len(self.cells) == self.asked
+
+    def done(self, experiment: Experiment) -> set[int]:
+        """Numbers of the experiment's cells that are here."""
+        here = {_key(cell.labels) for cell in self.cells}
+        return {i for i, cell in enumerate(experiment.cells) if _key(cell.labels) in here}
+
+    def check_same(self, table: Mapping[str, Any], where: Path) -> None:
+        """Refuses to mix the cells of two experiments.
+
+        Raises:
+          ValueError: with the first thing in which the other one differs.
+        """
+        for name, here, there in differences(self.table, table):
+            raise ValueError(
+                f"{where} keeps another experiment: {name} is {here} there, {there} here; "
+                "--results chooses another folder"
+            )
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether anything is kept there."""
+    return (folder / "cells.jsonl").is_file()
 
 
 def keep(folder: Path, into: Path) -> None:
-    """Writes what is kept of the finished run in a folder.
+    """Keeps the cells that are done of the run in a folder, beside those that were kept before.
+
+    Nothing is written where none is done.
 
     Raises:
-      ValueError: it holds no finished run, or is damaged.
+      ValueError: the folder holds no run, or is damaged; another experiment is kept already.
       OSError: it cannot be written.
     """
-    _, results = read_results(folder)
-    into.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(_plain(dataclasses.asdict(cell_of(result)))) for result in results]
-    write_aside(into / "experiment.toml", (folder / "experiment.toml").read_bytes())
+    experiment, results = read_done(folder)
     environment = _without_places(json.loads((folder / "environment.json").read_bytes()))
-    write_aside(into / "environment.json", json.dumps(environment, indent=1).encode() + b"\n")
+    fresh = conclude([r for r in results.values() if r.reason != ELSEWHERE])
+    if not fresh:
+        return
+    environments, cells = [environment], {}
+    if is_kept(into):
+        kept = read_kept(into)
+        kept.check_same(experiment.table, into)
+        cells = {_key(cell.labels): cell for cell in kept.cells}
+        environments = kept.environments + [e for e in environments if e not in kept.environments]
+    run = environments.index(environment)
+    for result in fresh:
+        cells[_key(result.cell.labels)] = dataclasses.replace(cell_of(result), run=run)
+    ordered = [cells[key] for cell in experiment.cells if (key := _key(cell.labels)) in cells]
+    lines = [json.dumps(_plain(dataclasses.asdict(cell))) for cell in ordered]
+    into.mkdir(parents=True, exist_ok=True)
+    write_aside(into / "experiment.toml", (folder / "experiment.toml").read_bytes())
+    write_aside(into / "environment.json", json.dumps(environments, indent=1).encode() + b"\n")
     write_aside(into / "cells.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -76,7 +130,7 @@ def read_kept(path: Path) -> Kept:
     cells = []
     try:
         lines = (path / "cells.jsonl").read_text().splitlines()
-        environment = json.loads((path / "environment.json").read_bytes())
+        environments = json.loads((path / "environment.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no results that were kept: {error}") from None
     for number, line in enumerate(lines, 1):
@@ -84,7 +138,9 @@ def read_kept(path: Path) -> Kept:
             cells.append(Cell(**_numbers(json.loads(line))))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path / 'cells.jsonl'}, line {number} is damaged: {error}") from None
-    return Kept(read(path / "experiment.toml"), environment, cells)
+    if not isinstance(environments, list) or any(cell.run >= len(environments) for cell in cells):
+        raise ValueError(f"{path / 'environment.json'} is damaged: a run of these cells is missing")
+    return Kept(read(path / "experiment.toml"), environments, cells)
 
 
 def cell_of(result: Result) -> Cell:
@@ -102,6 +158,10 @@ def cell_of(result: Result) -> Cell:
         malicious_selected=round(result.malicious_selected, 6),
         seconds=round(result.seconds, 2),
     )
+
+
+def _key(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(labels.items())
 
 
 def _without_places(environment: dict[str, Any]) -> dict[str, Any]:

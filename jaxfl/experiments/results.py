@@ -247,7 +247,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
 
 
 def not_run(cell: Cell, reason: str) -> Result:
-    """The result of a cell that does not apply."""
+    """The result of a cell that does not apply, or was left out."""
     runs, nan = (len(cell.federations), len(cell.draws)), float("nan")
     nothing = np.zeros((*runs, 0))
     return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), nan, nan, 0.0)

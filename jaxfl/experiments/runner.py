@@ -12,6 +12,7 @@ from jaxfl.data import Dataset
 from jaxfl.experiments.ahead import Ahead
 from jaxfl.experiments.cells import Cell, Datasets
 from jaxfl.experiments.cluster import Cluster
+from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.groups import Group, grouped
@@ -106,7 +107,7 @@ def run_experiment(
     def make_ready(at: int) -> Ready:
         return made_ready(groups[at].cell, load(groups[at].cell))
 
-    done = folder.done
+    done = folder.progress.done
     left = [at for at, group in enumerate(groups) if not done.issuperset(group.indices)]
     # A group that is under way goes on here, from its checkpoint.
     away = left[1 if folder.progress.round else 0 :] if launcher == RAY else []
@@ -118,11 +119,11 @@ def run_experiment(
     ):
         for index, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):
             if reason is not None:
-                if index not in folder.done:
+                if index not in folder.progress.done:
                     folder.commit([index], 0)
                 yield not_run(cell, reason)
                 continue
-            while index not in folder.done:
+            while index not in folder.progress.done:
                 at = left.pop(0)
                 started = time.perf_counter()
                 with while_running(f"cell {groups[at].name}", groups[at].cell.federation):
@@ -154,7 +155,9 @@ def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | N
     """Why each cell does not apply, or None; refuses those to be run that cannot fit."""
     cells = folder.experiment.cells
     reasons = [not_applicable(cell) for cell in cells]
-    done = folder.done
+    for index in folder.progress.elsewhere:
+        reasons[index] = ELSEWHERE
+    done = folder.progress.done
     left = [
         cell for index, cell in enumerate(cells) if reasons[index] is None and index not in done
     ]

@@ -128,9 +128,14 @@ def _scale(kept: Kept) -> str:
 
 
 def _where(kept: Kept) -> str:
-    """When, on what and how long it ran."""
-    env = kept.environment
-    hours = sum(cell.seconds for cell in kept.cells) / 3600
+    """What is there yet; when, on what and how long it ran."""
+    cells = "" if kept.whole else f"{len(kept.cells)} of {kept.asked} cells so far. "
+    return cells + " ".join(_run(kept, run) for run in range(len(kept.environments)))
+
+
+def _run(kept: Kept, run: int) -> str:
+    env = kept.environments[run]
+    hours = sum(cell.seconds for cell in kept.cells if cell.run == run) / 3600
     day = env.get("started", "an unknown day")[:10]
     machine = f"{env.get('processor', 'a processor not recorded')}, {env.get('cores', '?')} cores"
     versions = f"jax {env.get('packages', {}).get('jax', '?')}, Python {env.get('python', '?')}"

@@ -1,5 +1,7 @@
 """What is kept of a run, and a paper's numbers beside it."""
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -11,10 +13,15 @@ from typer.testing import CliRunner
 
 from jaxfl.cli import app
 from jaxfl.experiments import schema
+from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval, not_run
+from jaxfl.experiments.runner import run_experiment
+from jaxfl.experiments.running import Interrupted
 from jaxfl.report.replications import replications_page
+from jaxfl.signals import StopSignals
 
 TABLE = {
     "rounds": 4,
@@ -48,9 +55,74 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
     assert sum(f.stat().st_size for f in (tmp_path / "kept").iterdir()) < 10_000
 
 
+def several(path, *, elsewhere=(), blocks=None, resume=False, **changes):
+    """Runs three rules that apply and one that does not; stops after so many blocks."""
+    table = TABLE | {"sweep": {"aggregator": ["mean", "median", "bulyan", "krum"]}} | changes
+    asked = itertools.count(1)
+    experiment = schema.parse("several", table)
+    with RunFolder(path, experiment, elsewhere=elsewhere, resume=resume) as folder:
+        list(run_experiment(folder, lambda *_: lambda *_: None, lambda: next(asked) == blocks))
+    return experiment
+
+
+def without_run(cell):
+    return dataclasses.replace(cell, run=0, seconds=0.0)
+
+
+def test_a_grid_is_run_in_several_sittings(tmp_path):
+    experiment = several(tmp_path / "whole")
+    keep(tmp_path / "whole", tmp_path / "at once")
+    with pytest.raises(Interrupted):
+        several(tmp_path / "first", blocks=3)
+    for _ in range(2):  # the same run again changes nothing
+        keep(tmp_path / "first", tmp_path / "kept")
+    part = read_kept(tmp_path / "kept")
+    assert (part.done(experiment), part.whole, len(part.environments)) == ({0}, False, 1)
+    assert "1 of 4 cells so far. Run on" in replications_page(tmp_path)
+
+    with pytest.raises(Interrupted):
+        several(tmp_path / "second", elsewhere=part.done(experiment), blocks=1)
+    several(tmp_path / "second", resume=True)
+    log = (tmp_path / "second" / "rounds.jsonl").read_text().splitlines()
+    assert {json.loads(line)["cell"] for line in log} == {1, 3}
+    keep(tmp_path / "second", tmp_path / "kept")
+    kept, whole = read_kept(tmp_path / "kept"), read_kept(tmp_path / "at once")
+    assert kept.whole
+    assert [cell.run for cell in kept.cells] == [0, 1, 1, 1]
+    assert repr([without_run(c) for c in kept.cells]) == repr([without_run(c) for c in whole.cells])
+    assert read_results(tmp_path / "second")[1][0].status == "done in another run"
+
+    several(tmp_path / "other", rounds=2)
+    with pytest.raises(ValueError, match=r"keeps another experiment: rounds is 4 there, 2 here"):
+        keep(tmp_path / "other", tmp_path / "kept")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_reproduce_runs_what_is_not_kept(tmp_path, monkeypatch, stopped):
+    """A packaged experiment, here of other cells; what was kept before a stop stays."""
+    table = TABLE | {"sweep": {"aggregator": ["mean", "median"]}}
+    monkeypatch.chdir(tmp_path)
+    run, _ = ran(TABLE | {"sweep": {"aggregator": ["mean"]}}, tmp_path)
+    kept = tmp_path / "results" / "quickstart"
+    keep(run, kept)
+    (kept / "experiment.toml").write_text(tomli_w.dumps(table))
+    monkeypatch.setattr(schema, "load", lambda *_, **__: schema.parse("quickstart", table))
+    if stopped:
+        always = property(lambda _: True, lambda *_: None)
+        monkeypatch.setattr(StopSignals, "asked", always, raising=False)
+    result = reproduce("quickstart")
+    assert "Kept in results/quickstart: 1 of 2 cells" in result.output, result.output
+    assert isinstance(result.exception, Interrupted) == stopped
+    cells = read_kept(kept).cells
+    assert [cell.labels["aggregator"] for cell in cells] == ["Mean", "Median"][: 2 - stopped]
+    log = (tmp_path / "runs" / "quickstart" / "rounds.jsonl").read_text()
+    assert {json.loads(line)["cell"] for line in log.splitlines()} == {1}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda p: (p / "environment.json").write_text("[]"), "a run of these cells is missing"),
         (lambda p: (p / "cells.jsonl").unlink(), "holds no results that were kept"),
         (lambda p: (p / "environment.json").write_text("{"), "holds no results that were kept"),
         (lambda p: (p / "cells.jsonl").write_text("{}\n"), r"cells.jsonl, line 1 is damaged"),
@@ -88,19 +160,19 @@ def test_ours_stands_beside_theirs():
     reported = Reported(
         "paper", "best", "", ("aggregator", "attack"), ("a", "b"), {"r": (90.0, 80.0)}
     )
-    kept = Kept({}, {}, [cell("r", "a", [0.91, 0.93], [0.9, 0.9]), cell("r", "c", [1.0], [1.0])])
+    kept = Kept({}, [], [cell("r", "a", [0.91, 0.93], [0.9, 0.9]), cell("r", "c", [1.0], [1.0])])
     (found,) = compared(kept, reported)
     assert found.difference == pytest.approx(2)
     assert (found.ours, found.last, found.theirs) == pytest.approx((92, 90, 90))
     assert found.within is (half_interval(np.array([91.0, 93.0])) >= 2)
-    alone = Kept({}, {}, [cell("r", "b", [0.7], [0.6])])
+    alone = Kept({}, [], [cell("r", "b", [0.7], [0.6])])
     (found,) = compared(alone, reported)
     assert found.difference == pytest.approx(-10)
     assert found.within is None
 
 
 def test_rates_of_selection_are_set_beside_the_papers():
-    kept = Kept({}, {}, [cell("r", "a", [0.9, 0.9], [0.9, 0.9])])
+    kept = Kept({}, [], [cell("r", "a", [0.9, 0.9], [0.9, 0.9])])
     for metric, ours in (("honest_selected", 100.0), ("malicious_selected", 0.0)):
         reported = Reported("p", metric, "", ("aggregator", "attack"), ("a",), {"r": (40.0,)})
         (found,) = compared(kept, reported)
@@ -112,7 +184,7 @@ def test_a_cell_that_did_not_run_has_no_numbers():
     kept = cell_of(not_run(schema.parse("x", TABLE).cells[0], "does not apply"))
     assert (kept.status, kept.best, kept.last) == ("does not apply", [], [])
     reported = Reported("p", "best", "", ("aggregator", "attack"), ("a",), {"Mean": (1.0,)})
-    assert compared(Kept({}, {}, [kept]), reported) == []
+    assert compared(Kept({}, [], [kept]), reported) == []
 
 
 def reproduce(*words):
@@ -125,7 +197,7 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     folder = tmp_path / "results" / name
     folder.mkdir(parents=True)
     (folder / "experiment.toml").write_text(tomli_w.dumps(schema.load(name, []).table))
-    (folder / "environment.json").write_text("{}")
+    (folder / "environment.json").write_text("[{}]")
     lines = [
         cell(row, column, [value / 100 - 0.1 * (row == "Mean")], [0.5]).__dict__
         for row, values in reported.rows.items()
