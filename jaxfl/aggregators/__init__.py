@@ -49,6 +49,7 @@ from jaxfl.aggregators.pipeline import Pipeline as Pipeline
 from jaxfl.aggregators.prior import ExpectedMean as ExpectedMean
 from jaxfl.aggregators.prior import LogOddsMedian as LogOddsMedian
 from jaxfl.aggregators.product_space import ProductSpace as ProductSpace
+from jaxfl.aggregators.reputation import ReputationClipping as ReputationClipping
 from jaxfl.aggregators.rflbat import RFLBAT as RFLBAT
 from jaxfl.aggregators.rlr import RLR as RLR
 from jaxfl.aggregators.sequential_clipping import (

@@ -5,8 +5,9 @@ from pathlib import Path
 from jaxfl.experiments.commit import ELSEWHERE, read_progress
 from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.environment import recorded
+from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.log import read_log
-from jaxfl.experiments.results import Result, not_run, result_of
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, importable, parse, read
 
 

@@ -1,8 +1,7 @@
-"""What came out of an experiment: from the lines of its log to one result per cell."""
+"""What came out of a cell of an experiment."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from jaxfl.accounting import caveats
 from jaxfl.attacks import Onset
 from jaxfl.durability import Durability, durability
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.log import Line
 from jaxfl.metrics import FairnessMetrics
 
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
@@ -145,7 +143,7 @@ class Result:
     @property
     def selection_rounds(self) -> np.ndarray:
         """The last round of each stretch of ``selection``, [r]."""
-        stretches = _stretches(self.cell)
+        stretches = stretches_of(self.cell)
         return -(-(np.arange(stretches) + 1) * self.cell.rounds // stretches)
 
     @property
@@ -208,97 +206,6 @@ def half_interval(values: np.ndarray) -> float:
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
 
 
-def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
-    """The result that a finished cell's lines amount to."""
-    ends = [line for line in lines if "test_accuracy" in line]
-    rounds = sorted({line["round"] for line in ends})
-    draws = {draw: place for place, draw in enumerate(cell.draws)}
-    shape = (len(cell.federations), len(draws), len(rounds))
-    last = [line for line in ends if "guaranteed_epsilon" in line]
-
-    def table(name: str) -> np.ndarray:
-        values = np.full(shape, np.nan)
-        for line in ends:
-            place = draws[line["seed"], line.get("set", 0)]
-            at = (line["candidate"], place, rounds.index(line["round"]))
-            values[at] = _number(line[name])
-        return values
-
-    return Result(
-        cell=cell,
-        reason=None,
-        rounds=np.asarray(rounds),
-        test=table("test_accuracy"),
-        validation=table("validation_accuracy") if cell.validation else None,
-        losses=table("test_loss")[..., -1],
-        honest_selected=_mean(lines, "honest_selected"),
-        malicious_selected=_mean(lines, "malicious_selected"),
-        seconds=seconds,
-        success=table("attack_success") if "attack_success" in ends[-1] else None,
-        epsilons=_largest(last, len(cell.federations)) if last else None,
-        clients={
-            name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
-        },
-        rates=_in_stretches(cell, lines, SELECTED),
-        signs=_in_stretches(cell, lines, SIGNS) if SIGNS[0] in lines[0] else None,
-        histograms=_histograms(cell, lines),
-        minority_selected=_mean(lines, "minority_selected"),
-    )
-
-
-def not_run(cell: Cell, reason: str) -> Result:
-    """The result of a cell that does not apply, or was left out."""
-    runs, nan = (len(cell.federations), len(cell.draws)), float("nan")
-    nothing = np.zeros((*runs, 0))
-    return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), nan, nan, 0.0)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _largest(lines: Sequence[Line], candidates: int) -> np.ndarray:
-    """The largest epsilon of each candidate. JSON has no infinity: null is no epsilon."""
-    largest = np.zeros(candidates)
-    for line in lines:
-        value = line["guaranteed_epsilon"]
-        largest[line["candidate"]] = max(
-            largest[line["candidate"]], math.inf if value is None else value
-        )
-    return largest
-
-
-def _stretches(cell: Cell) -> int:
+def stretches_of(cell: Cell) -> int:
+    """Into how many stretches its rounds are divided for rates of selection."""
     return min(cell.rounds, MOST_STRETCHES)
-
-
-def _in_stretches(cell: Cell, lines: Sequence[Line], names: Sequence[str]) -> np.ndarray:
-    """Means over seeds and over stretches of the rounds, [c, name, r]; NaN of what is unknown."""
-    stretches = _stretches(cell)
-    candidates = np.array([line["candidate"] for line in lines])
-    places = np.array([(line["round"] - 1) * stretches // cell.rounds for line in lines])
-    rates = np.full((len(cell.federations), len(names), stretches), np.nan)
-    for which, name in enumerate(names):
-        values = np.array([_number(line.get(name)) for line in lines])
-        known = np.isfinite(values)
-        total, count = np.zeros((2, len(cell.federations), stretches))
-        np.add.at(total, (candidates[known], places[known]), values[known])
-        np.add.at(count, (candidates[known], places[known]), 1)
-        np.divide(total, count, out=rates[:, which], where=count > 0)
-    return rates
-
-
-def _histograms(cell: Cell, lines: Sequence[Line]) -> np.ndarray | None:
-    known = [line for line in lines if HISTOGRAM in line]
-    if not known:
-        return None
-    total = np.zeros((len(cell.federations), len(known[0][HISTOGRAM])), int)
-    for line in known:
-        total[line["candidate"]] += line[HISTOGRAM]
-    return total
-
-
-def _mean(lines: Sequence[Line], name: str) -> float:
-    values = np.array([_number(line.get(name)) for line in lines])
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")

@@ -15,13 +15,10 @@ from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.groups import Group, grouped
 from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
-from jaxfl.experiments.results import (
-    Result,
-    not_run,
-    result_of,
-)
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.running import (
     Job,
     Ready,

@@ -11,8 +11,8 @@ from jaxfl.commands.run import print_results
 from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.findings import findings, pairs, verdicts
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.from_log import result_of
 from jaxfl.experiments.lines import add_guarantee, add_privacy
-from jaxfl.experiments.results import result_of
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.schema import load, packaged, parse
 from jaxfl.report.plots import sweep_plot

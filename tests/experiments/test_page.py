@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from jaxfl.cli import app
 from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.from_log import _in_stretches
 from jaxfl.experiments.lines import CLIENT_BINS, add_clients
-from jaxfl.experiments.results import SELECTED, _in_stretches
+from jaxfl.experiments.results import SELECTED
 from jaxfl.report.page import MOST_POINTS, _places, write_page
 
 TABLE = {

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from jaxfl.experiments import schema
+from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.ranking import ranked
-from jaxfl.experiments.results import not_run
 from jaxfl.registry import AGGREGATORS, ATTACKS
 from jaxfl.report.ranking import as_csv, entries, is_ranked, markdown
 

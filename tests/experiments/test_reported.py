@@ -15,9 +15,10 @@ from jaxfl.cli import app
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
-from jaxfl.experiments.results import half_interval, not_run
+from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.running import Interrupted
 from jaxfl.report.replications import replications_page

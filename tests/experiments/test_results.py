@@ -12,7 +12,8 @@ from test_folder import TABLE, run
 from jaxfl import Simulation
 from jaxfl.experiments import schema
 from jaxfl.experiments.conclusions import choose, refer
-from jaxfl.experiments.results import half_interval, not_run, result_of
+from jaxfl.experiments.from_log import not_run, result_of
+from jaxfl.experiments.results import half_interval
 from jaxfl.report.compare import comparison
 from jaxfl.report.tables import entries, latex, markdown, summary
 
