@@ -52,8 +52,8 @@ class ReputationClipping(BarrierClipping):
     Needs clients that come back, and what ``BarrierClipping`` needs. Cost: as ``BarrierClipping``;
     every ``every`` rounds some thousand multiply-adds a client and scenario. Fails where honest
     clients are far from most others, whom it learns to distrust; without ``cap`` and ``doubt`` by
-    attackers who behave first. That learning helps is shown by experiment only. Ours; the update
-    is that of a Beta distribution, as in Jøsang, Ismail, "The beta reputation system", 2002.
+    attackers who behave first. That learning helps is shown by experiment only. Ours; its memory:
+    Jøsang, Ismail, "The beta reputation system", Bled eConference 2002.
 
     >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])
     >>> remembered = ReputationClipping(every=1).inspect(updates).state
