@@ -23,6 +23,7 @@ from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import NOISE_FIRST
+from jaxfl.programs import make_room
 from jaxfl.progress import Progress
 from jaxfl.simulation import Simulation
 
@@ -93,6 +94,7 @@ def simulate(
     ]
     for caveat in caveats(parts[0], rounds):
         warnings.warn(f"privacy is not guaranteed: {caveat}", stacklevel=2)
+    make_room()
     simulation = Simulation(
         parts if several else parts[0],
         data,

@@ -12,6 +12,7 @@ nobody else must be able to write there.
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import os
 import pickle
@@ -33,6 +34,9 @@ from jaxfl.types import PyTree
 
 MOST_BYTES = 2**29
 """What a folder may hold before the programs used longest ago are deleted."""
+MAPS, MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+SHARE_OF_MAPS = 1 / 3
+"""Of the memory maps allowed, those from which on programs are let go."""
 
 _folder: Path | None = None
 
@@ -73,6 +77,23 @@ def compile_or_load(
     except Unknown:
         return compiled
     return _Kept(folder, compiled, jax.jit(function, donate_argnums=donate), name, device)
+
+
+def make_room() -> None:
+    """Lets go of the programs of earlier runs where the kernel may soon refuse to map another.
+
+    Each compiled program takes hundreds of a process's memory maps, of which Linux allows 65,530,
+    and JAX holds on to all that it has compiled: after some fifty experiments on a CNN it fails
+    with "LLVM compilation error: Cannot allocate memory". What is needed again is compiled again.
+    """
+    try:
+        most = int(MAPS_ALLOWED.read_bytes())
+        taken = MAPS.read_bytes().count(b"\n")
+    except OSError:
+        return  # another system, with other limits
+    if taken > most * SHARE_OF_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def keeping() -> bool:

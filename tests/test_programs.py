@@ -16,6 +16,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import jaxfl
 from jaxfl import identity, programs, seeds
+from jaxfl.experiments import schema
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.runner import run_experiment
 from jaxfl.identity import Unknown, describe
 from jaxfl.models import Objective
 from jaxfl.programs import compile_or_load, keep_in, make_ready
@@ -288,3 +291,46 @@ def test_a_simulation_from_kept_programs_gives_the_same_bits(folder, monkeypatch
     assert run() == first
     keep_in(None)
     assert run() == first
+
+
+@pytest.mark.parametrize(("allowed", "clears"), [("1", 1), ("1000000000", 0), (None, 0)])
+def test_programs_are_let_go_where_maps_run_out(tmp_path, monkeypatch, allowed, clears):
+    asked = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: asked.append(1))
+    monkeypatch.setattr(programs, "MAPS_ALLOWED", tmp_path / "max_map_count")
+    if allowed is not None:
+        (tmp_path / "max_map_count").write_text(allowed)
+    programs.make_room()
+    assert len(asked) == clears
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not programs.MAPS.exists(), reason="needs Linux's /proc/self/maps")
+def test_a_long_grid_does_not_run_out_of_memory_maps(tmp_path, monkeypatch):
+    """As many as 50 programs of a CNN took all of a process's memory maps: LLVM aborted."""
+    table = {
+        "rounds": 2,
+        "model": "softmax",
+        "data": {"name": "synthetic", "clients": 7, "samples": 70, "features": 4, "classes": 2},
+        "byzantine": 1,
+        "sweep": {"aggregator": ["mean", "median", "krum", "cge", "trimmed_mean", "dnc"]},
+    }
+
+    def grid(name):
+        experiment, most = schema.parse(name, table), 0
+        with RunFolder(tmp_path / name, experiment) as folder:
+            results = []
+            for result in run_experiment(folder, lambda *_: lambda *_: None, lambda: False):
+                results.append(result.final)
+                most = max(most, programs.MAPS.read_bytes().count(b"\n"))
+        return results, most
+
+    keep_in(None)
+    jax.clear_caches()
+    start = programs.MAPS.read_bytes().count(b"\n")
+    plain, taken = grid("plain")
+    jax.clear_caches()
+    monkeypatch.setattr(programs, "SHARE_OF_MAPS", 0.0)
+    bounded, least = grid("bounded")
+    assert bounded == plain
+    assert least - start < 0.5 * (taken - start)

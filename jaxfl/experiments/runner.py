@@ -29,7 +29,7 @@ from jaxfl.experiments.running import (
     run_job,
 )
 from jaxfl.experiments.schema import Experiment
-from jaxfl.programs import keeping
+from jaxfl.programs import keeping, make_room
 
 LOCAL, RAY = LAUNCHERS = ("local", "ray")
 """Where groups of cells run: here, one after the other, or on a Ray cluster's workers."""
@@ -122,6 +122,7 @@ def run_experiment(
                 continue
             while index not in folder.progress.done:
                 at = left.pop(0)
+                make_room()
                 started = time.perf_counter()
                 with while_running(f"cell {groups[at].name}", groups[at].cell.federation):
                     if far is not None and at in jobs:
