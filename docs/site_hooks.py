@@ -43,6 +43,7 @@ def on_files(files, config):
         text = (
             (ROOT / name).read_text().replace("](docs/", "](").replace("](README.md", "](index.md")
         )
+        text = re.sub(r"!\[([^]]*)\]\(https?:[^)]*\)", r"\1", text)  # the site loads no pictures
         files.append(File.generated(config, target, content=text))
     for name in (*FILES, *(f"notebooks/{p.name}" for p in (ROOT / "notebooks").glob("*.ipynb"))):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))

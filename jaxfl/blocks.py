@@ -24,7 +24,8 @@ def run_block(
     """``rounds`` rounds in one ``scan``, then an evaluation. Pure."""
     state, records = run_rounds(federation, plan, data, state, rounds=rounds)
     asked = {"client_accuracy": client_accuracy, "backdoor": federation.attack.backdoor}
-    return state, records, evaluate(plan, data, state, **asked)
+    personal = federation.algorithm.personal_class
+    return state, records, evaluate(plan, data, state, personal=personal, **asked)
 
 
 def run_rounds(

@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxfl.clients import ClientAlgorithm
+from jaxfl.contracts import expect
 from jaxfl.data.federated import FederatedData
 from jaxfl.metrics import FairnessMetrics, fairness_metrics
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import Struct
 
 EVALUATION_BATCH = 500
+OWN_BATCH = 64
+"""Samples of one client that its own model is evaluated on at once."""
 
 
 class Evaluation(Struct):
@@ -31,9 +35,10 @@ class Evaluation(Struct):
     """On the samples held out for choices; None where there are none."""
     client_accuracy: Float[Array, " K"] | None
     """On the samples that each client holds out, or on its training samples where clients hold
-    out none; None unless asked for."""
+    out none; of the client's own model, where its algorithm keeps one. None unless asked for."""
     fairness: FairnessMetrics | None
-    """How even ``client_accuracy`` is over the honest clients."""
+    """How even ``client_accuracy`` is over the honest clients; NaN where the model, or one of
+    their own models, has diverged."""
     attack_success: Float[Array, ""] | None = None
     """Share of the test samples of other classes that the model takes for the backdoor's target
     when they carry its trigger; None without a backdoor."""
@@ -60,23 +65,13 @@ def evaluate(
     *,
     client_accuracy: bool = False,
     backdoor: Any = None,
+    personal: type[ClientAlgorithm] | None = None,
 ) -> Evaluation:
-    """Test accuracy and loss; if asked, accuracy on clients' own samples, a backdoor's success."""
+    """Test accuracy and loss; if asked, accuracy on clients' own samples, a backdoor's success.
 
-    def over(inputs: Array, labels: Array, change: Any = lambda x: x) -> tuple[Array, Array]:
-        def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-            # One sample a call, vmapped by ``map``: a remainder needs no padding.
-            seen = change(data.normalise(pair[0][None]))
-            losses, correct = plan.objective.evaluate(
-                state.params, state.model_state, seen, pair[1][None]
-            )
-            return losses[0], correct[0]
-
-        losses, correct = jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
-        # Logits can be finite although parameters are not: a unit of -inf is 0 after a ReLU.
-        alive = jnp.all(jnp.isfinite(state.params))
-        return jnp.where(alive, losses, jnp.nan), jnp.where(alive, correct, jnp.nan)
-
+    ``personal`` is the algorithm whose clients are asked by models of their own.
+    """
+    over = functools.partial(_over, plan, data, state)
     losses, correct = over(data.test_inputs, data.test_labels)
     validation = per_client = metrics = success = None
     if data.validation_inputs is not None:
@@ -86,12 +81,13 @@ def evaluate(
         index, sizes = data.held_index(), data.test_count
         if sizes is None:
             index, sizes = data.order[: data.order.shape[0] - data.root], data.count
-        _, correct_own = over(data.inputs[index], data.labels[index])
-        total, ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(correct_own)]), jnp.cumsum(sizes)
-        per_client = (total[ends] - total[ends - sizes]) / sizes
-        # The sums of clients before the first NaN do not show it.
-        per_client = jnp.where(jnp.isnan(total[-1]), jnp.nan, per_client)
+        if personal is None:
+            per_client = _of_one_model(over(data.inputs[index], data.labels[index])[1], sizes)
+        else:
+            per_client = _of_own_models(plan, data, state, personal, index, sizes)
         metrics = fairness_metrics(per_client, ~state.byzantine)
+        lost = jnp.any(jnp.isnan(per_client) & (sizes > 0) & ~state.byzantine)
+        metrics = jax.tree.map(lambda metric: jnp.where(lost, jnp.nan, metric), metrics)
     if backdoor is not None:
         inputs, labels = backdoor.challenge(data)
         target = jnp.full_like(labels, backdoor.target)
@@ -108,3 +104,71 @@ def evaluate(
         fairness=metrics,
         attack_success=success,
     )
+
+
+def _over(
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    inputs: Array,
+    labels: Array,
+    change: Any = lambda x: x,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss of the server's model on each sample, and whether it is right: 1, 0, or NaN."""
+    one = functools.partial(_on_one, plan, data, state, state.params, change)
+    losses, correct = jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
+    # Logits can be finite although parameters are not: a unit of -inf is 0 after a ReLU.
+    alive = jnp.all(jnp.isfinite(state.params))
+    return jnp.where(alive, losses, jnp.nan), jnp.where(alive, correct, jnp.nan)
+
+
+def _on_one(
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    params: Float[Array, " d"],
+    change: Any,
+    sample: tuple[Array, Array],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """One sample a call, to be vmapped: a remainder needs no padding."""
+    seen = change(data.normalise(sample[0][None]))
+    losses, correct = plan.objective.evaluate(params, state.model_state, seen, sample[1][None])
+    return losses[0], correct[0]
+
+
+def _of_one_model(correct: Float[Array, " N"], sizes: Int[Array, " K"]) -> Float[Array, " K"]:
+    """Each client's accuracy, from what is right of all clients' samples, one after the other."""
+    total, ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(correct)]), jnp.cumsum(sizes)
+    per_client = (total[ends] - total[ends - sizes]) / sizes
+    # The sums of clients before the first NaN do not show it.
+    return jnp.where(jnp.isnan(total[-1]), jnp.nan, per_client)
+
+
+def _of_own_models(
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    personal: type[ClientAlgorithm],
+    index: Int[Array, " N"],
+    sizes: Int[Array, " K"],
+) -> Float[Array, " K"]:
+    """Each client's accuracy by its own model. In blocks of one client's samples each."""
+    clients, blocks = sizes.shape[0], -(-sizes // OWN_BATCH)
+    begins, last = jnp.cumsum(sizes) - sizes, jnp.cumsum(blocks)
+
+    def block(number: Int[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+        client = jnp.minimum(jnp.searchsorted(last, number, side="right"), clients - 1)
+        place = (number - last[client] + blocks[client]) * OWN_BATCH + jnp.arange(OWN_BATCH)
+        own = place < sizes[client]
+        at = index[begins[client] + jnp.where(own, place, 0)]
+        params = personal.personal(jax.tree.map(lambda x: x[client], state.clients), state.params)
+        name = f"{personal.__name__}.personal returned"
+        expect(name, params, state.params.shape, "one number per parameter")
+        on_one = functools.partial(_on_one, plan, data, state, params, lambda x: x)
+        _, correct = jax.vmap(on_one)((data.inputs[at], data.labels[at]))
+        right = jnp.sum(jnp.where(own, correct, 0))
+        return client, jnp.where(jnp.all(jnp.isfinite(params)), right, jnp.nan)
+
+    most = index.shape[0] // OWN_BATCH + clients
+    owner, right = jax.lax.map(block, jnp.arange(most))
+    return jnp.zeros(clients).at[owner].add(right) / sizes

@@ -117,6 +117,7 @@ class Simulation:
         for part in parts[1:]:
             part.check(self.data.clients, self.data.root)
         self._client_accuracy = client_accuracy
+        self._personal = parts[0].algorithm.personal_class if client_accuracy else None
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None
         self._program = functools.partial(
             over_seeds,
@@ -198,12 +199,18 @@ class Simulation:
 
     def _evaluation(self, data: FederatedData, state: FederationState, **where: Any) -> Evaluation:
         # Without what evaluation does not read, all rules and attacks share one program.
-        unread = ["optimizer", "clients", "aggregator", "server", "privacy", "fairness", "root"]
+        unread = ["optimizer", "aggregator", "server", "privacy", "fairness", "root"]
+        if self._personal is None:
+            unread.append("clients")
         if self._backdoor is None or not self._backdoor.learns:
             unread.append("attack")
         state = state.replace(**dict.fromkeys(unread, ()))
         program = self._program(
-            _evaluate, client_accuracy=self._client_accuracy, backdoor=self._backdoor, **where
+            _evaluate,
+            client_accuracy=self._client_accuracy,
+            backdoor=self._backdoor,
+            personal=self._personal,
+            **where,
         )
         return program(None, data, state)
 

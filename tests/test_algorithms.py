@@ -17,6 +17,7 @@ from jaxfl import (
     ByzantineSGD,
     ByzMean,
     Clipping,
+    Ditto,
     FedAvg,
     FedDyn,
     Federation,
@@ -401,6 +402,7 @@ def test_example_privacy_does_not_cover_mimelite():
         SCAFFOLD(learning_rate=HALVED),
         FedDyn(learning_rate=HALVED),
         MimeLite(learning_rate=HALVED),
+        Ditto(batch_size=4, steps=2),
     ],
     ids=lambda algorithm: type(algorithm).__name__,
 )
@@ -416,7 +418,7 @@ def test_states_keep_their_types_over_a_scan_also_of_bfloat16_models(algorithm):
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (old.shape, old.dtype) == (new.shape, new.dtype)
     memories = jax.tree.leaves((after.clients, after.server))
-    assert all(memory.dtype == jnp.bfloat16 for memory in memories)
+    assert all(memory.dtype in (jnp.bfloat16, bool) for memory in memories)
 
 
 MEMORY = jnp.array([1.0, -2.0, 3.0, 0.5])

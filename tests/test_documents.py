@@ -31,8 +31,8 @@ def test_a_notebook_begins_with_one_cell_that_installs(path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert ["%pip install" in source for source in cells] == [True] + [False] * (len(cells) - 1)
-    extra = f"[{NEEDED[path.stem]}]" if path.stem in NEEDED else ""
-    assert cells[0].endswith(f"%pip install --quiet {{source}}{extra}")
+    more = f" {NEEDED[path.stem]}" if path.stem in NEEDED else ""
+    assert cells[0].endswith(f"%pip install --quiet {{source}}{more}")
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
 

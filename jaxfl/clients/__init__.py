@@ -5,6 +5,7 @@ from jaxfl.clients.base import Broadcast as Broadcast
 from jaxfl.clients.base import ClientAlgorithm as ClientAlgorithm
 from jaxfl.clients.base import Message as Message
 from jaxfl.clients.base import Samples as Samples
+from jaxfl.clients.ditto import Ditto as Ditto
 from jaxfl.clients.feddyn import FedDyn as FedDyn
 from jaxfl.clients.fedsgd import FedSGD as FedSGD
 from jaxfl.clients.local import FedAvg as FedAvg

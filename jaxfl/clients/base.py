@@ -126,6 +126,8 @@ class ClientAlgorithm(Component):
     """Whether a client reads its samples only through ``objective.value_and_grad``. Privacy of
     examples replaces that function, so it then covers all that the client sends. Such an algorithm
     also overrides ``uses``."""
+    personalises = capability(False)
+    """Whether clients use, and are evaluated by, models of their own; see ``personal``."""
     post_processes = capability(False)
     """Whether ``finish`` knows the clients only through the aggregate. Central privacy asks for
     it: what is computed from a private aggregate alone is private too."""
@@ -145,6 +147,16 @@ class ClientAlgorithm(Component):
     def init_server(self, spec: Spec) -> State:
         """The memory of the server's half at the start of a run."""
         return ()
+
+    @classmethod
+    def personal(cls, memory: State, received: Float[Array, " d"]) -> Float[Array, " d"]:
+        """The parameters that one client uses: from its memory, and the server's."""
+        return received
+
+    @property
+    def personal_class(self) -> "type[ClientAlgorithm] | None":
+        """The class whose ``personal`` is asked; None where clients use the server's model."""
+        return type(self) if self.personalises else None
 
     @abc.abstractmethod
     def step(

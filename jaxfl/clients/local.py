@@ -24,6 +24,20 @@ def unchanged(gradient: PyTree, params: PyTree) -> PyTree:
     return gradient
 
 
+def pull(strength: Scalar, towards: PyTree) -> Change:
+    """Adds the gradient of ``strength / 2 |params - towards|^2``."""
+
+    def change(gradient: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda g, w, to: g + jnp.asarray(strength, g.dtype) * (w - to),
+            gradient,
+            params,
+            towards,
+        )
+
+    return change
+
+
 def descend(
     objective: Objective,
     broadcast: Broadcast,
@@ -183,15 +197,8 @@ class FedProx(LocalTraining):
         state: State,
         key: Key[Array, ""],
     ) -> tuple[Message, State]:
-        def proximal(gradient: PyTree, params: PyTree) -> PyTree:
-            return jax.tree.map(
-                lambda g, w, start: g + jnp.asarray(self.mu, g.dtype) * (w - start),
-                gradient,
-                params,
-                broadcast.params,
-            )
-
-        message = self.train(objective, broadcast, samples, key, self.optimizer, proximal)
+        towards = pull(self.mu, broadcast.params)
+        message = self.train(objective, broadcast, samples, key, self.optimizer, towards)
         return message, state
 
 

@@ -1,4 +1,5 @@
-"""The generated parts of the documentation: the reference of experiment files, the public names.
+"""The generated parts of the documentation: the reference of experiment files, the public names;
+and what follows from the project's address.
 
 ``python -m jaxfl.report.reference docs`` writes them.
 """
@@ -20,6 +21,7 @@ from jaxfl.experiments.reading import KNOWN, PARTS
 from jaxfl.experiments.schema import overview, packaged
 from jaxfl.federation import Federation
 from jaxfl.registry import REGISTRY, name_of
+from jaxfl.report.address import write_address
 from jaxfl.report.components import attacks_table, rules_table, signature
 from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys, honesty_keys
 from jaxfl.report.public import cell, first_sentence, public_page
@@ -96,7 +98,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def write(docs: Path) -> None:
-    """Writes all generated parts into the folder."""
+    """Writes all generated parts into the folder, and the project's address beside it."""
     (docs / "experiments.md").write_text(experiments_page())
     (docs / "public_api.md").write_text(public_page())
     (docs / "replications.md").write_text(replications_page(repository_results()))
@@ -106,6 +108,7 @@ def write(docs: Path) -> None:
         block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         text = block.sub(lambda m, t=table: m[1] + t + m[2], text)
     path.write_text(text)
+    write_address(docs.parent)
 
 
 def _is_text(node: Any) -> bool:

@@ -85,7 +85,7 @@ def fit(message, context):
     back, count = train(sent, who, context.run_config["folder"])
     if who == 0:
         back = {k: v - 10 * (back[k] - v) for k, v in sent.items()}
-    metrics = MetricRecord({"num-examples": count, "partition": who})
+    metrics = MetricRecord({"num-examples": count, "byzantine": float(who == 0)})
     content = RecordDict({"arrays": record_of(back), "metrics": metrics})
     return Message(content=content, reply_to=message)
 """
