@@ -25,6 +25,8 @@ from jaxfl import (
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.cli import app
 from jaxfl.data import FederatedData, from_arrays
+from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.runner import run_experiment
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
 from jaxfl.types import Aggregated, Batch, Context, Info, Spec
 
@@ -189,6 +191,19 @@ def products_below_highest(lowered: jax.stages.Lowered) -> list[str]:
         line for line in lines if re.search(r"stablehlo\.(dot_general|dot|convolution)\b", line)
     ]
     return [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+def run_until(path, experiment, *, stop_after=None, resume=False, force=False):
+    """The results of an experiment in this folder; raises ``Interrupted`` after so many blocks."""
+    blocks = 0
+
+    def stop():
+        nonlocal blocks
+        blocks += 1
+        return stop_after is not None and blocks >= stop_after
+
+    with RunFolder(path, experiment, resume=resume, force=force) as folder:
+        return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
 
 
 def ran(table, folder):

@@ -1,5 +1,6 @@
 """The noise that an epsilon takes."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from jaxfl.accounting.guarantee import caveats
 from jaxfl.accounting.releases import PLD, RDP, deployment, worst
 from jaxfl.federation import Federation
+from jaxfl.privacy.base import Privacy
 
 MOST = 1e6
 """The largest noise multiplier that is tried."""
@@ -35,14 +37,15 @@ def calibrate(
     privacy.check_declared()
     target = privacy.epsilon
     assert target is not None
+    run = deployment(federation, rounds, sizes)
 
-    def with_noise(multiplier: float) -> Federation:
-        noisy = privacy.replace(noise_multiplier=multiplier, epsilon=None)
-        return federation.replace(privacy=noisy)
+    def with_noise(multiplier: float) -> Privacy:
+        return privacy.replace(noise_multiplier=multiplier, epsilon=None)
 
-    def epsilon(multiplier: float, kind: str) -> float:
-        noisy = with_noise(multiplier)
-        found = noisy.privacy.declared(deployment(noisy, rounds, sizes))
+    def epsilon(multiplier: float, kind: str, *own: int) -> float:
+        """Of the client worst off; of clients of these sizes, where any are given."""
+        part = dataclasses.replace(run, sizes=own or run.sizes)
+        found = with_noise(multiplier).declared(part)
         return worst(found, privacy.delta, kind, privacy.discretisation)
 
     if epsilon(MOST, RDP) > target and epsilon(MOST, accountant) > target:
@@ -50,12 +53,26 @@ def calibrate(
         because = because or f"delta = {privacy.delta} is too small for {rounds} rounds"
         name = type(privacy).__name__
         raise ValueError(f"{name}: epsilon = {target} cannot be reached: {because}")
-    # The tight accountant is dear, and needs less noise than Renyi's, seldom less than half of it.
-    near = 1e-3 if accountant == RDP else 0.1
-    least = _least(lambda m: epsilon(m, RDP), target, 1.0, MOST, near)
-    if accountant != RDP:
-        least = _least(lambda m: epsilon(m, accountant), target, least / 2, least, 1e-3)
-    calibrated = with_noise(least)
+
+    def search(*own: int) -> float:
+        # The tight accountant is dear, and needs less noise than Renyi's, seldom less than half.
+        near = 1e-3 if accountant == RDP else 0.1
+        least = _least(lambda m: epsilon(m, RDP, *own), target, 1.0, MOST, near)
+        if accountant == RDP:
+            return least
+        return _least(lambda m: epsilon(m, accountant, *own), target, least / 2, least, 1e-3)
+
+    # Most often the client with the fewest samples, whose own are drawn most often, is worst off:
+    # the search looks at one size, and at one more where that is not enough for all.
+    kept, left = [], list(run.sizes[::-1])
+    while True:
+        kept += left[-1:]
+        left = left[:-1]
+        least = search(*kept)
+        if not left or epsilon(least, accountant) <= target:
+            break
+        left.sort(key=lambda n: epsilon(least, RDP, n))
+    calibrated = federation.replace(privacy=with_noise(least))
     calibrated.check_privacy(len(sizes))
     return calibrated
 

@@ -99,21 +99,28 @@ def exact(release: Release) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _epsilon(release: Release, delta: float, accountant: str, step: float = STEP) -> float:
     from absl import logging
-    from dp_accounting import gaussian_mechanism, pld, rdp
+    from dp_accounting import gaussian_mechanism, pld
 
     if exact(release) and accountant == PLD:
         sigma = release.multiplier / math.sqrt(release.count)
         return float(gaussian_mechanism.get_epsilon_gaussian(sigma, delta))
-    event = _event(release)
     logging.set_verbosity(logging.ERROR)  # it warns of every order that it leaves out
-    renyi = rdp.RdpAccountant().compose(event, release.count).get_epsilon(delta)
+    renyi = _renyi(release).get_epsilon(delta)
     if release.event is None and release.kind == LAPLACE:
         renyi = min(renyi, release.count / release.multiplier)  # plain composition, delta = 0
     if accountant == RDP or renyi > LARGE:
         return float(renyi)
     losses = pld.PLDAccountant(value_discretization_interval=step)
-    tight = losses.compose(event, release.count).get_epsilon(delta)
+    tight = losses.compose(_event(release), release.count).get_epsilon(delta)
     return float(min(tight, renyi))  # both are bounds, and a coarse step can be the worse one
+
+
+@functools.lru_cache(maxsize=4096)
+def _renyi(release: Release) -> Any:
+    """Renyi's accountant of all releases: its orders are dear, and epsilon at a delta is not."""
+    from dp_accounting import rdp
+
+    return rdp.RdpAccountant().compose(_event(release), release.count)
 
 
 def _event(release: Release) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+from helpers import run_until
 
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
@@ -45,17 +46,8 @@ def small(**changes):
     return schema.parse("small", copy.deepcopy(TABLE) | changes)
 
 
-def run(path, *, resume=False, force=False, stop_after=None, experiment=None):
-    """Runs until so many blocks are done; returns the results."""
-    blocks = 0
-
-    def stop():
-        nonlocal blocks
-        blocks += 1
-        return stop_after is not None and blocks >= stop_after
-
-    with RunFolder(path, experiment or small(), resume=resume, force=force) as folder:
-        return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
+def run(path, *, experiment=None, **settings):
+    return run_until(path, experiment or small(), **settings)
 
 
 @pytest.fixture(scope="module")

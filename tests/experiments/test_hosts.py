@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
+from helpers import run_until
 from typer.testing import CliRunner
 
 import jaxfl_launch
 from jaxfl.cli import app
-from jaxfl.experiments import hosts
+from jaxfl.experiments import hosts, schema
+from jaxfl.experiments.running import Interrupted
 
 TABLE = {
     "rounds": 6,
@@ -36,6 +39,7 @@ TABLE = {
 
 ROOT = Path(__file__).parent.parent.parent
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+RIGHT = f"rounds={TABLE['rounds']}"
 BEGUN = []
 """Processes of the test that runs."""
 
@@ -62,18 +66,17 @@ def test_what_the_service_says_of_the_lost_is_not_for_users(level):
     assert said.ended == (level == "F")
 
 
-def begin(folder, *words, **changes):
-    (folder / "grid.toml").write_text(tomli_w.dumps(TABLE | changes))
-    process = subprocess.Popen(
+def start(folder, *words):
+    (folder / "grid.toml").write_text(tomli_w.dumps(TABLE))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_DEVICE}".strip()
+    return subprocess.Popen(
         [sys.executable, "-m", "jaxfl_launch", "run", "grid.toml", *words],
         cwd=folder,
-        env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    BEGUN.append(process)
-    return process
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +89,15 @@ def nobody_is_left():
     BEGUN.clear()
 
 
-def begin_two(folder, *words, **changes):
+def begin_two(folder, *words, own=(RIGHT, RIGHT)):
+    """Two processes of one run, each with a setting of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     ways = ("--coordinator", address, "--processes", "2", "--process-id")
-    return [begin(folder, *words, *ways, str(i), **changes) for i in range(2)]
+    pair = [start(folder, *words, "--set", own[i], *ways, str(i)) for i in range(2)]
+    BEGUN.extend(pair)
+    return pair
 
 
 def end(process, seconds=240):
@@ -117,20 +123,55 @@ def assert_alike(one, other):
                 assert b[key] == value, key
 
 
+@pytest.fixture(scope="module")
+def unanswered(tmp_path_factory):
+    """A process that waits for a first one while other tests run: what it ends with, and when."""
+    words = ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "1")
+    process, started = start(tmp_path_factory.mktemp("unanswered"), *words), time.monotonic()
+
+    def wait():
+        return *end(process), time.monotonic() - started
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(wait)
+
+
+def run_here(folder, **settings):
+    """Runs what the pairs run, in the process of the test."""
+    table = folder / "grid.toml"
+    table.write_text(tomli_w.dumps(TABLE))
+    return run_until(folder / "run", schema.load(str(table)), **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What one process logs."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_here(folder)
+    return logged(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """The folder that two processes ran in, and how each ended."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, [end(process) for process in begin_two(folder, "--out", "run")]
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
-    assert end(begin(tmp_path, "--out", "one"))[0] == 0
-    ends = [end(process) for process in begin_two(tmp_path, "--out", "two")]
+@pytest.mark.usefixtures("unanswered")
+def test_two_processes_give_what_one_gives(whole, by_two):
+    folder, ends = by_two
     assert [code for code, _ in ends] == [0, 0], ends
     assert "MultiKrum" in ends[0][1], "the first process shows the table"
     assert ends[1][1].strip() == "", "the other says nothing"
-    assert_alike(logged(tmp_path / "one"), logged(tmp_path / "two"))
+    assert_alike(whole, logged(folder / "run"))
 
 
-def wait_for_a_checkpoint(folder):
+def wait_for_a_checkpoint(folder, after=0):
     path, until = folder / "progress.json", time.monotonic() + 200
     while time.monotonic() < until:
-        if path.exists() and json.loads(path.read_text())["round"]:
+        if path.exists() and json.loads(path.read_text())["round"] > after:
             return
         time.sleep(0.02)
     raise AssertionError("no checkpoint came")
@@ -146,8 +187,7 @@ def children(parent):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path, killed):
-    long = {"rounds": 20_000}
-    pair = begin_two(tmp_path, "--out", "run", "--quiet", **long)
+    pair = begin_two(tmp_path, "--out", "run", "--quiet", own=["rounds=20000"] * 2)
     wait_for_a_checkpoint(tmp_path / "run")
     for child in children(pair[killed].pid):
         os.kill(child, signal.SIGKILL)
@@ -159,50 +199,43 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path, killed):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_processes_than_it_began_with(tmp_path):
+def test_a_run_goes_on_with_other_processes_than_it_began_with(whole, tmp_path):
     """Stopped on one and on two, by the signal of either, it ends as if it never had been."""
-    assert end(begin(tmp_path, "--out", "whole"))[0] == 0
-    alone = begin(tmp_path, "--out", "run", "--quiet")
-    wait_for_a_checkpoint(tmp_path / "run")
-    alone.send_signal(signal.SIGINT)
-    assert end(alone)[0] in (0, 130)
+    with pytest.raises(Interrupted):
+        run_here(tmp_path, stop_after=1)
     pair = begin_two(tmp_path, "--out", "run", "--quiet", "--resume")
-    time.sleep(8)
+    wait_for_a_checkpoint(tmp_path / "run", after=2)
     pair[1].send_signal(signal.SIGINT)
     ends = [end(process) for process in pair]
     assert [code for code, _ in ends] in ([130, 130], [0, 0]), ends
-    assert end(begin(tmp_path, "--out", "run", "--quiet", "--resume"))[0] == 0
-    assert_alike(logged(tmp_path / "whole"), logged(tmp_path / "run"))
+    run_here(tmp_path, resume=True)
+    assert_alike(whole, logged(tmp_path / "run"))
 
 
 @pytest.mark.slow
 def test_processes_that_do_not_belong_together(tmp_path):
-    pair = begin_two(tmp_path, "--out", "run", "--quiet")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pair = begin_two(tmp_path, "--out", "other", "--quiet", own=["rounds=4", "rounds=5"])
     for process in pair:
-        end(process)
-    ways = ("--coordinator", address, "--processes", "2", "--process-id")
-    words = ("--out", "other", "--quiet")
-    unlike = [begin(tmp_path, *words, "--set", f"rounds={4 + i}", *ways, str(i)) for i in range(2)]
-    for process in unlike:
         code, said = end(process)
         assert code == 2
         assert "processes [1] run another experiment" in said
-    held = begin_two(tmp_path, "--out", "run", "--quiet", "--set", "rounds=5")
-    for process in held:
-        code, said = end(process)
-        assert code == 2
-        assert "holds another experiment" in said
 
 
 @pytest.mark.slow
-def test_a_coordinator_that_does_not_answer(tmp_path):
-    words = ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "1")
-    started = time.monotonic()
-    code, said = end(begin(tmp_path, *words))
-    assert time.monotonic() - started < 60
+def test_another_experiment_is_not_overwritten(by_two):
+    folder, _ = by_two
+    before = logged(folder / "run")
+    for process in begin_two(folder, "--out", "run", "--quiet", own=["rounds=5"] * 2):
+        code, said = end(process)
+        assert code == 2
+        assert "holds another experiment" in said
+    assert logged(folder / "run") == before
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_does_not_answer(unanswered):
+    code, said, seconds = unanswered.result()
+    assert hosts.PATIENCE < seconds < 2 * hosts.PATIENCE
     assert code == 2
     assert "no process of the run answers at 127.0.0.1:1 within 50 s" in said.splitlines()[-1]
 

@@ -353,6 +353,16 @@ def test_calibrated_noise_reaches_the_target_and_not_much_more(privacy):
     assert calibrate(noisy, EQUAL, 60) is noisy
 
 
+def test_noise_is_enough_for_the_client_worst_off():
+    """Here not the one with the fewest samples: with more than a batch of them it takes 2 steps."""
+    federation = Federation(
+        privacy=ExamplePrivacy(clip=1.0, epsilon=3.0), algorithm=FedAvg(batch_size=50)
+    )
+    few, both = (calibrate(federation, s, 20, accountant="rdp") for s in ([30], [30, 60]))
+    assert 2.97 < epsilon(both, [30, 60], 20, "rdp") <= 3.0
+    assert few.privacy.noise_multiplier < 0.9 * both.privacy.noise_multiplier
+
+
 @pytest.mark.parametrize(
     ("privacy", "message"),
     [
