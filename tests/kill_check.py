@@ -17,9 +17,9 @@ from pathlib import Path
 from unittest import mock
 
 EXPERIMENT = """
-rounds = 60
+rounds = 20
 evaluate_every = 2
-checkpoint_every = 4
+checkpoint_every = 2
 byzantine = 2
 attack = { name = "ipm", scale = 0.5 }
 optimizer = { name = "sgd", learning_rate = 0.1, momentum = 0.9, weight_decay = 1e-3 }
@@ -43,7 +43,10 @@ aggregator = [{ name = "centered_clipping", tau = 1.0 }]
 """
 
 
-IMPORTED = ["jaxfl.commands.run", "jaxfl.experiments.running", "matplotlib.pyplot", "flax.nnx"]
+IMPORTED = [
+    *("jaxfl.commands.run", "jaxfl.experiments.running", "matplotlib.pyplot", "flax.nnx"),
+    *("orbax.checkpoint", "jinja2", "plotly.offline", "PIL.Image"),
+]
 """Once, in the process that all runs are forked from, before JAX has threads."""
 
 

@@ -3,14 +3,17 @@
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import tomli_w
+from helpers import run_until
+from typer.testing import CliRunner
 
+from jaxfl.cli import app
+from jaxfl.experiments import schema
 from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.finished import read_results
 
@@ -30,24 +33,20 @@ TABLE = {
 WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 
 
-def run(folder, *words):
-    (folder / "grid.toml").write_text(tomli_w.dumps(TABLE))
-    return subprocess.run(
-        [sys.executable, "-m", "jaxfl.cli", "run", "grid.toml", "--quiet", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+# Ray starts its own programs, at once, by fork and exec, which JAX's warning is not about.
+FORKS = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 
+@FORKS
 @WITH_RAY
 @pytest.mark.slow
 def test_a_grid_on_two_workers_writes_the_bytes_of_one_run_here(tmp_path):
-    here = run(tmp_path, "--out", "here")
-    away = run(tmp_path, "--out", "away", "--launcher", "ray")
-    assert (here.returncode, away.returncode) == (0, 0), away.stderr
+    table = tmp_path / "grid.toml"
+    table.write_text(tomli_w.dumps(TABLE))
+    run_until(tmp_path / "here", schema.load(str(table)))
+    words = ["run", str(table), "--out", str(tmp_path / "away"), "--quiet", "--launcher", "ray"]
+    away = CliRunner().invoke(app, words)
+    assert away.exit_code == 0, away.output
     one, other = (tmp_path / out / "rounds.jsonl" for out in ("here", "away"))
     assert one.read_bytes() == other.read_bytes()
     assert [r.status == "done" for r in read_results(tmp_path / "away")[1]] == [
@@ -72,12 +71,12 @@ def answer(job):
     return os.getpid()
 
 
-# Ray starts its own programs, at once, by fork and exec, which JAX's warning is not about.
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@FORKS
 @WITH_RAY
 @pytest.mark.slow
 def test_lost_workers_errors_and_the_wish_to_stop(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the workers
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")  # for the workers
     path = tmp_path / "job"
     with Cluster(answer, dict(enumerate([str(path), "bad", "worse", "long"]))) as workers:
         assert isinstance(workers.take(0, lambda: False), int)
