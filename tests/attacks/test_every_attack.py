@@ -353,6 +353,7 @@ def test_a_memory_is_public_where_it_follows_from_what_was_sent():
     public = {"centered_clipping", "sequential_centered_clipping"}
     public |= {"signguard_sim", "signguard_dist"}
     remembering = {"foolsgold", "byzantine_sgd", "clipped_clustering", "fldetector"}
+    remembering |= {"reputation_clipping"}
     spec = Spec(N, N, D, MOST)
     for name, cls in AGGREGATORS.items():
         rule = cls.example()

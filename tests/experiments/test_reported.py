@@ -84,6 +84,8 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
     with pytest.raises(Interrupted):
         several(tmp_path / "second", elsewhere=part.done(experiment), blocks=1)
     several(tmp_path / "second", resume=True)
+    later = tmp_path / "second" / "environment.json"  # in this test it began in the same second
+    later.write_text(json.dumps(json.loads(later.read_text()) | {"started": "2100-01-01"}))
     log = (tmp_path / "second" / "rounds.jsonl").read_text().splitlines()
     assert {json.loads(line)["cell"] for line in log} == {1, 3}
     keep(tmp_path / "second", tmp_path / "kept")
