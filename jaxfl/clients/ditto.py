@@ -1,7 +1,5 @@
 """Ditto: beside its share of the common model, each client trains one of its own."""
 
-from typing import Self
-
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key
@@ -57,7 +55,7 @@ class Ditto(LocalTraining):
         return Personal(params=jnp.zeros((spec.dim,), spec.dtype), begun=jnp.zeros((), bool))
 
     @classmethod
-    def personal(cls: type[Self], memory: State, received: Float[Array, " d"]) -> Array:
+    def personal(cls, memory: State, received: Float[Array, " d"]) -> Float[Array, " d"]:
         return jnp.where(memory.begun, memory.params, received)
 
     def step(
