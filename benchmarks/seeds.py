@@ -65,7 +65,7 @@ def cost_per_seed(rule: Aggregator, n: int, d: int, repeats: int) -> Cost:
 
         def one_round() -> None:
             # Waited for here: what comes next may overwrite the state.
-            _, after = jax.block_until_ready(call(x, states.pop()))
+            update, after = jax.block_until_ready(call(x, states.pop()))
             states.append(after)
 
         for _ in range(2):  # the first rounds of some rules are dearer
