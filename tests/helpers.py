@@ -193,7 +193,7 @@ def products_below_highest(lowered: jax.stages.Lowered) -> list[str]:
     return [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
 
 
-def run_until(path, experiment, *, stop_after=None, resume=False, force=False):
+def run_until(path, experiment, *, stop_after=None, **settings):
     """The results of an experiment in this folder; raises ``Interrupted`` after so many blocks."""
     blocks = 0
 
@@ -202,7 +202,7 @@ def run_until(path, experiment, *, stop_after=None, resume=False, force=False):
         blocks += 1
         return stop_after is not None and blocks >= stop_after
 
-    with RunFolder(path, experiment, resume=resume, force=force) as folder:
+    with RunFolder(path, experiment, **settings) as folder:
         return list(run_experiment(folder, lambda *_: lambda *_: None, stop))
 
 

@@ -79,10 +79,11 @@ def barrier_portfolio(
             return on_simplex(at.ahead - step * slope, cap)
 
         def too_far(step: Float[Array, ""]) -> Array:
-            moved = landing(step) - at.ahead
+            there = landing(step)
+            moved = there - at.ahead
             model = base + jnp.dot(slope, moved, precision="highest")
             model += jnp.sum(jnp.square(moved)) / (2 * step)
-            return (value(landing(step)) > model) & (step > LEAST_STEP)
+            return (value(there) > model) & (step > LEAST_STEP)
 
         step = jax.lax.while_loop(too_far, lambda step: step / 2, at.step)
         new = landing(step)

@@ -39,9 +39,9 @@ class ReputationClipping(BarrierClipping):
     """``BarrierClipping`` with weights that follow what was seen of each client.
 
     A client is far in a round if its distance from the centre exceeds twice the radius R. With
-    a_i and b_i the rounds in which it was near and far, each multiplied by ``decay`` a round it
-    is there, it
-    is honest with probability ``p_i = (1 + a_i) / (2 + a_i + b_i)``, kept within [0.05, 0.99].
+    a_i and b_i the rounds in which it was near and far, each multiplied by ``decay`` a round it is
+    there, it is honest with probability ``p_i = (1 + a_i) / (2 + a_i + b_i)``, kept within
+    [0.05, 0.99].
     Every ``every`` rounds omega is chosen anew: it minimises ``penalty E psi(omega(B)) + |omega -
     w|^2``, with ``psi(m) = (m / (1 - 2m))^2`` and ``w_i = E[1{i in S} / |S|]``, over drawn honest
     majorities S that hold each client with probability p_i, a share ``doubt`` of them instead

@@ -104,12 +104,12 @@ def keep(folder: Path, into: Path) -> None:
     fresh = conclude([r for r in results.values() if r.reason != ELSEWHERE])
     if not fresh:
         return
-    environments, cells = [environment], {}
-    if is_kept(into):
-        kept = read_kept(into)
-        kept.check_same(experiment.table, into)
-        cells = {_key(cell.labels): cell for cell in kept.cells}
-        environments = kept.environments + [e for e in environments if e not in kept.environments]
+    kept = read_kept(into) if is_kept(into) else Kept(experiment.table, [], [])
+    kept.check_same(experiment.table, into)
+    cells = {_key(cell.labels): cell for cell in kept.cells}
+    environments = kept.environments
+    if environment not in environments:
+        environments = [*environments, environment]
     run = environments.index(environment)
     for result in fresh:
         cells[_key(result.cell.labels)] = dataclasses.replace(cell_of(result), run=run)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-BORDER = 0.4
-"""Masses from which the barrier goes on as a line."""
+from jaxfl.aggregators.portfolio import BORDER
+
 PRECISION, MOST_STEPS = 1e-9, 20_000
 
 

@@ -14,14 +14,13 @@ from jaxfl.aggregators import (
     Pipeline,
     WeightedTrimmedMean,
 )
+from jaxfl.aggregators.reputation import DOUBTED_SHARE
 from jaxfl.preaggregators import WeightedNNM
 from jaxfl.robustness.allocation import barrier_portfolio
 from jaxfl.robustness.law import Law, Moments
 from jaxfl.robustness.uniform import UniformSets
 
 SAMPLES = 4096
-DOUBTED_SHARE = 0.3
-"""The share of Byzantine clients where the law is wrong."""
 DOUBTED_CAP = 1.25
 """Times 1 / n: no client weighs more where the law may be wrong."""
 SAFE_BETA = 0.49

@@ -1,25 +1,22 @@
 """What is kept of a run, and a paper's numbers beside it."""
 
 import dataclasses
-import itertools
 import json
 import math
 
 import numpy as np
 import pytest
 import tomli_w
-from helpers import ran
+from helpers import ran, run_until
 from typer.testing import CliRunner
 
 from jaxfl.cli import app
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
-from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval
-from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.running import Interrupted
 from jaxfl.report.replications import replications_page
 from jaxfl.signals import StopSignals
@@ -56,13 +53,11 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
     assert sum(f.stat().st_size for f in (tmp_path / "kept").iterdir()) < 10_000
 
 
-def several(path, *, elsewhere=(), blocks=None, resume=False, **changes):
+def several(path, *, rounds=TABLE["rounds"], **settings):
     """Runs three rules that apply and one that does not; stops after so many blocks."""
-    table = TABLE | {"sweep": {"aggregator": ["mean", "median", "bulyan", "krum"]}} | changes
-    asked = itertools.count(1)
-    experiment = schema.parse("several", table)
-    with RunFolder(path, experiment, elsewhere=elsewhere, resume=resume) as folder:
-        list(run_experiment(folder, lambda *_: lambda *_: None, lambda: next(asked) == blocks))
+    sweep = {"aggregator": ["mean", "median", "bulyan", "krum"]}
+    experiment = schema.parse("several", TABLE | {"sweep": sweep, "rounds": rounds})
+    run_until(path, experiment, **settings)
     return experiment
 
 
@@ -74,7 +69,7 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
     experiment = several(tmp_path / "whole")
     keep(tmp_path / "whole", tmp_path / "at once")
     with pytest.raises(Interrupted):
-        several(tmp_path / "first", blocks=3)
+        several(tmp_path / "first", stop_after=3)
     for _ in range(2):  # the same run again changes nothing
         keep(tmp_path / "first", tmp_path / "kept")
     part = read_kept(tmp_path / "kept")
@@ -82,7 +77,7 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
     assert "1 of 4 cells so far. Run on" in replications_page(tmp_path)
 
     with pytest.raises(Interrupted):
-        several(tmp_path / "second", elsewhere=part.done(experiment), blocks=1)
+        several(tmp_path / "second", elsewhere=part.done(experiment), stop_after=1)
     several(tmp_path / "second", resume=True)
     later = tmp_path / "second" / "environment.json"  # in this test it began in the same second
     later.write_text(json.dumps(json.loads(later.read_text()) | {"started": "2100-01-01"}))
