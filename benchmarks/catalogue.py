@@ -36,6 +36,9 @@ from jaxfl.state import init_state
 from jaxfl.types import Batch, Context, PyTree, Segments, Spec
 
 CLASSES, SAMPLES = 10, 16
+TOLERANCE = 1e-4
+"""Of an answer's largest number; as in the tests of single precision."""
+Numbers = dict[str, float | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,3 +259,31 @@ def _round(
     state = init_state(parts, plan, 0)
     state = state.replace(params=(0.1 * updates[0]).astype(state.params.dtype))
     return run_rounds(parts, plan, data, state, rounds=2)[0].params
+
+
+class WrongError(Exception):
+    """An answer that is not that of double precision."""
+
+
+def check(program: Program, size: Size) -> Numbers:
+    """The device's answer against the CPU's.
+
+    What draws numbers draws others in double precision, and a search may end elsewhere: where the
+    answers differ, the device's must be that of the CPU in single precision.
+    """
+    cpu, updates = jax.devices("cpu")[0], size.updates()
+
+    def answer(dtype: type) -> PyTree:
+        return jax.device_get(jax.jit(program.call)(program.part, jnp.asarray(updates, dtype)))
+
+    got, errors = answer(np.float32), {}
+    with jax.default_device(cpu):
+        if program.double:
+            with jax.enable_x64(True):
+                errors["float64"] = distance(got, answer(np.float64))
+        if not errors or errors["float64"] > TOLERANCE:
+            errors["float32"] = distance(got, answer(np.float32))
+    reference, error = min(errors.items(), key=lambda pair: pair[1])
+    if error > TOLERANCE:
+        raise WrongError(", ".join(f"{e:.1e} from the CPU's {name}" for name, e in errors.items()))
+    return {"error": error, "against": reference}

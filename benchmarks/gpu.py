@@ -4,10 +4,11 @@
 minutes and needs no more than jax, flax, optax, jaxtyping, numpy, scipy and scikit-learn. It
 checks every rule, attack, mechanism and client's algorithm of ``benchmarks.catalogue`` against
 double precision on the host's CPU in the same process; then times every rule at 100 x 10M and
-1000 x 1M against the measured rate of copying, the round of 50 clients on the CNN and on ResNet-18,
-100,000 clients on the MLP (streamed), and where the time of a round goes. It prints one table and
-writes ``gpu.json``; what the budget of time left out, or what failed, is in both. Exit status 1:
-something failed or is wrong. ``--quick`` runs the same code at small sizes, on any device.
+1000 x 1M against the measured rate of copying, the kernel of order statistics against XLA's program
+for them, the round of 50 clients on the CNN and on ResNet-18, 100,000 clients on the MLP
+(streamed), and where the time of a round goes. It prints one table and writes ``gpu.json``; what
+the budget of time left out, or what failed, is in both. Exit status 1: something failed or is
+wrong. ``--quick`` runs the same code at small sizes, on any device.
 """
 
 import argparse
@@ -21,12 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import scale, timing
 from benchmarks.cases import MODELS, RULES, Case, federated, federation, rounds_of
-from benchmarks.catalogue import Program, Size, distance, programs
+from benchmarks.catalogue import Numbers, Size, WrongError, check, programs
+from benchmarks.kernels import STATISTICS, Statistic, against_xla
 from benchmarks.rules import ENTRIES, one_layer
 from jaxfl.aggregators import Aggregator
 from jaxfl.data import synthetic
@@ -38,14 +38,11 @@ from jaxfl.profiling.result import Peaks
 from jaxfl.simulation import Simulation
 from jaxfl.types import Context, PyTree, Spec
 
-TOLERANCE = 1e-4
-"""Of an answer's largest number; as in the tests of single precision."""
 REPEATS = 3
 DEEP = "NNM(f=10) + TrimmedMean(f=10)"
 """The defence that ResNet-18's round is timed with, besides the mean."""
 CHECKED = ("rule", "attack", "mechanism", "round")
 """Sections of answers; the others are of times."""
-Numbers = dict[str, float | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +52,9 @@ class Sizes:
     check: tuple[Size, ...]
     """The first with everything, others with the rules only."""
     matrices: tuple[tuple[int, int], ...]
+    statistics: tuple[Statistic, ...]
+    columns: int
+    """Of what the kernel is timed on."""
     case: Case
     deep: Case
     streamed: int
@@ -66,6 +66,8 @@ class Sizes:
 FULL = Sizes(
     check=(Size(20, 4, 28), Size(100, 20, 28)),
     matrices=((100, 10_000_000), (1000, 1_000_000)),
+    statistics=STATISTICS,
+    columns=4_000_000,
     case=Case("cnn", 50, rounds=10, repeats=REPEATS),
     deep=Case("resnet-18", 50, rounds=2, repeats=REPEATS),
     streamed=100_000,
@@ -74,6 +76,10 @@ FULL = Sizes(
 QUICK = Sizes(
     check=(Size(12, 2, 8),),
     matrices=((12, 2000), (70, 500)),
+    # A test has its own of a mean near it: the suite's quick compiler, which writes a shared value
+    # anew wherever it is used, needs gigabytes for that kernel at 10 rows.
+    statistics=(Statistic(10),),
+    columns=300,
     case=Case("mlp", 30, rounds=1, repeats=1),
     deep=Case("small resnet", 30, rounds=1, repeats=1),
     streamed=100,
@@ -103,34 +109,6 @@ class Row:
     status: str
     numbers: Numbers = dataclasses.field(default_factory=dict)
     note: str = ""
-
-
-class WrongError(Exception):
-    """An answer that is not that of double precision."""
-
-
-def check(program: Program, size: Size) -> Numbers:
-    """The device's answer against the CPU's.
-
-    What draws numbers draws others in double precision, and a search may end elsewhere: where the
-    answers differ, the device's must be that of the CPU in single precision.
-    """
-    cpu, updates = jax.devices("cpu")[0], size.updates()
-
-    def answer(dtype: type) -> PyTree:
-        return jax.device_get(jax.jit(program.call)(program.part, jnp.asarray(updates, dtype)))
-
-    got, errors = answer(np.float32), {}
-    with jax.default_device(cpu):
-        if program.double:
-            with jax.enable_x64(True):
-                errors["float64"] = distance(got, answer(np.float64))
-        if not errors or errors["float64"] > TOLERANCE:
-            errors["float32"] = distance(got, answer(np.float32))
-    reference, error = min(errors.items(), key=lambda pair: pair[1])
-    if error > TOLERANCE:
-        raise WrongError(", ".join(f"{e:.1e} from the CPU's {name}" for name, e in errors.items()))
-    return {"error": error, "against": reference}
 
 
 def rule_program(rule: Aggregator, n: int) -> Callable[[jax.Array, PyTree], PyTree]:
@@ -213,6 +191,9 @@ def tasks(sizes: Sizes) -> Iterator[Task]:
         for entry in ENTRIES:
             work = functools.partial(time_rule, entry.make(n // 5), n, dim, peaks)
             yield Task("rule, timed", entry.name, f"{n} x {dim:,}", until, work)
+    for statistic in sizes.statistics:
+        work = functools.partial(against_xla, statistic, sizes.columns, REPEATS)
+        yield Task("kernel, timed", str(statistic), f"{sizes.columns:,} columns", 0.8, work)
     case, many = sizes.case, sizes.streamed
     rounds = [(case, name, 0.82) for name in RULES]
     for of, name, until in [*rounds, (sizes.deep, "Mean", 0.86), (sizes.deep, DEEP, 0.88)]:

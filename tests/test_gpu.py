@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, kernels
 from benchmarks.cases import MODELS, RULES, Case, federated, federation
-from benchmarks.catalogue import Size, programs
+from benchmarks.catalogue import Size, distance, programs
 from benchmarks.rules import ENTRIES
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm
@@ -79,7 +79,13 @@ def test_the_whole_command(tmp_path):
     skipped = {row["name"]: row["note"] for row in found["rows"] if row["status"] != "ok"}
     assert list(skipped) == ["central, banded"]  # noise of jax-privacy
     sections = Counter(row["section"] for row in found["rows"])
-    assert sections.keys() >= {*gpu.CHECKED, "rule, timed", "round, timed", "streamed, timed"}
+    assert sections.keys() >= {
+        *gpu.CHECKED,
+        "rule, timed",
+        "kernel, timed",
+        "round, timed",
+        "streamed, timed",
+    }
     assert sections["rule, timed"] == 2 * len(ENTRIES)
 
 
@@ -96,11 +102,11 @@ def test_the_catalogue_has_all_that_is_registered():
 
 def test_how_far_answers_are_apart():
     want = {"a": np.array([1.0, -4.0, np.nan, np.inf]), "b": np.array([True, False])}
-    assert gpu.distance(want, want) == 0
-    assert gpu.distance(want | {"a": want["a"] + [0, 1, 0, 0]}, want) == 0.25
-    assert gpu.distance(want | {"a": want["a"] * [1, 1, 1, -1]}, want) == np.inf
-    assert gpu.distance(want | {"a": np.full(4, np.nan)}, want) == np.inf
-    assert gpu.distance(want | {"b": ~want["b"]}, want) == np.inf
+    assert distance(want, want) == 0
+    assert distance(want | {"a": want["a"] + [0, 1, 0, 0]}, want) == 0.25
+    assert distance(want | {"a": want["a"] * [1, 1, 1, -1]}, want) == np.inf
+    assert distance(want | {"a": np.full(4, np.nan)}, want) == np.inf
+    assert distance(want | {"b": ~want["b"]}, want) == np.inf
 
 
 def test_what_fails_or_has_no_time_left_is_said():
@@ -136,6 +142,14 @@ def test_a_wrong_answer_is_found():
     wrong = gpu.dataclasses.replace(median, call=differs)
     with jax.disable_jit(), pytest.raises(gpu.WrongError, match=r"1.0e\+00 from .* float64, 1.0e"):
         gpu.check(wrong, size)
+
+
+def test_a_kernel_that_differs_from_xla_is_found(monkeypatch):
+    statistic = kernels.Statistic(5, nearest=4)
+    assert kernels.against_xla(statistic, 40, 1).keys() == {"kernel ms", "XLA ms"}
+    monkeypatch.setattr(kernels.order, "by_xla", lambda values, **_: values[0])
+    with pytest.raises(gpu.WrongError, match="from XLA's"):
+        kernels.against_xla(statistic, 40, 1)
 
 
 def custom_calls(function, *arguments):

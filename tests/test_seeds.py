@@ -82,6 +82,28 @@ def test_every_rule_branches_for_several_seeds_as_for_one(name):
     assert chosen_matrices(together.jaxpr, 12) == 0
 
 
+@pytest.mark.default_compiler
+@pytest.mark.parametrize(
+    "name", ["foolsgold", "byzantine_sgd", "fldetector", "centered_clipping", "monna", "dnc"]
+)
+def test_a_seed_among_three_moves_as_many_bytes_as_one(name):
+    """XLA's count for the compiled program; loops, over runs too, are counted as one step."""
+    n, d = 12, 8192
+    spec, rule = Spec(population=n, cohort=n, dim=d), RULES[name]
+
+    def aggregate(updates, state):
+        result = rule.aggregate(updates, state, shapes_context(spec))
+        return result.update, result.state
+
+    def moved(function, *arguments):
+        program = jax.jit(function, donate_argnums=1).lower(*arguments).compile()
+        return program.cost_analysis()["bytes accessed"]
+
+    one = jnp.zeros((n, d)), rule.init(spec)
+    three = jax.tree.map(lambda x: jnp.stack([x] * 3), one)
+    assert moved(jax.vmap(aggregate), *three) <= 1.15 * 3 * moved(aggregate, *one)
+
+
 @pytest.mark.parametrize(
     "attack", [Onset(attack=IPM(), start=2), TimeVarying(attacks=(SignFlip(), IPM()))]
 )

@@ -8,6 +8,7 @@ from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.kmeans import gap_count, kmeans, reference_points, scaled
+from jaxfl.numerics.places import put_at, take_at
 from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct
 
 
@@ -87,7 +88,8 @@ class FLDetector(Aggregator):
         params = context.params.astype(state.params.dtype)
         move = jnp.where(state.rounds > 0, params - state.params, 0)
         expected = hessian_times(state.moves, state.changes, move)
-        away = updates.astype(expected.dtype) - state.sent[ids].astype(expected.dtype)
+        last = take_at(state.sent, ids)
+        away = updates.astype(expected.dtype) - last.astype(expected.dtype)
         distances = rows.safe_sqrt(rows.squared_offsets(away, expected))
         shares = _shares(distances, usable)
         ring = state.scores.at[:, ids].set(jnp.vstack([state.scores[1:, ids], shares]))
@@ -101,11 +103,11 @@ class FLDetector(Aggregator):
         answer = output.astype(state.update.dtype)
         # The first answer has none before it to have changed from.
         change = jnp.where(state.rounds > 0, answer - state.update, 0)
-        sent = jnp.where(usable[:, None], updates, state.sent[ids].astype(updates.dtype))
+        known_at = jnp.where(usable, ids, state.sent.shape[0])
         memory = FLDetectorState(
             params=params,
             update=answer,
-            sent=state.sent.at[ids].set(sent.astype(state.sent.dtype)),
+            sent=put_at(state.sent, known_at, updates.astype(state.sent.dtype)),
             moves=jnp.vstack([state.moves[1:], move]),
             changes=jnp.vstack([state.changes[1:], change]),
             scores=ring,

@@ -1,12 +1,15 @@
 """Rules that judge a client by the sum of all it has sent."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.gram import centred_gram, squared_distances
+from jaxfl.numerics.places import add_at, take_at
 from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct, present_mask
 
 
@@ -71,8 +74,8 @@ class FoolsGold(Aggregator):
         usable, clean = _usable(updates, context)
         history = _add_rows(state, updates, usable, context)
         nothing = jnp.zeros((0, updates.shape[1]), history.dtype)
-        own = history[_places(context, state.shape[0])]
-        gram = centred_gram(own, nothing, usable, None)
+        own = _clients_rows(history, usable, context)
+        gram = centred_gram(own.matrix, nothing, own.usable, None)[own.places][:, own.places]
         squares = jnp.diagonal(gram)
         usable &= jnp.isfinite(squares)  # a sum of finite updates can overflow
         norms = rows.safe_sqrt(squares)
@@ -156,7 +159,8 @@ class ByzantineSGD(Aggregator):
         far = 4 * deviation * jnp.sqrt(horizon * logarithm)
         middle = rows.masked_median(progress[ids], usable)
         near_a = jnp.abs(progress[ids] - middle) <= jnp.asarray(self.diameter, dtype) * far
-        near_b = _within(history[ids], usable, far, far)
+        own = _clients_rows(history, usable, context)
+        near_b = _within(own.matrix, own.usable, far, far, own.places)
         near_g = _within(updates, usable, 2 * deviation, 4 * deviation)
         good = state.good[ids] & usable & near_a & near_b & near_g
 
@@ -174,25 +178,49 @@ def _usable(updates: Float[Array, "n d"], context: Context) -> tuple[Array, Arra
     return finite & present_mask(context, updates.shape[0]), jnp.all(finite)
 
 
-def _places(context: Context, population: int) -> Array:
-    return jnp.minimum(context.client_ids, population - 1)
-
-
 def _add_rows(
     memory: Float[Array, "K d"], updates: Float[Array, "n d"], usable: Array, context: Context
 ) -> Float[Array, "K d"]:
-    added = jnp.where(usable[:, None], updates, 0).astype(memory.dtype)
-    return memory.at[context.client_ids].add(added, mode="drop")
+    """The memory, with the usable updates added to the rows of their clients."""
+    nowhere = memory.shape[0]
+    places = jnp.where(usable, context.client_ids, nowhere)
+    return add_at(memory, places, updates.astype(memory.dtype))
+
+
+class _Rows(NamedTuple):
+    """This round's clients' rows, somewhere in a matrix."""
+
+    matrix: Float[Array, "m d"]
+    usable: Bool[Array, " m"]
+    places: Int[Array, " n"]
+
+
+def _clients_rows(memory: Float[Array, "K d"], usable: Array, context: Context) -> _Rows:
+    """Of a memory: all of it where as many take part as there are, which copies nothing."""
+    population, n = memory.shape[0], usable.shape[0]
+    places = jnp.minimum(context.client_ids, population - 1)
+    if n < population:
+        return _Rows(take_at(memory, places), usable, jnp.arange(n))
+    present = jnp.zeros((population,), bool).at[context.client_ids].set(usable, mode="drop")
+    return _Rows(memory, present, places)
 
 
 def _within(
-    matrix: Float[Array, "n d"], usable: Array, half: Array, allowed: Array
+    matrix: Float[Array, "m d"],
+    usable: Bool[Array, " m"],
+    half: Array,
+    allowed: Array,
+    places: Int[Array, " n"] | None = None,
 ) -> Bool[Array, " n"]:
-    """Rows within ``allowed`` of the row that has most others within ``half``, first of equals."""
+    """Rows within ``allowed`` of the row that has most others within ``half``, first of equals.
+
+    ``places``: where in the matrix the rows are, in their order.
+    """
     none = jnp.zeros((0, matrix.shape[1]), matrix.dtype)
     pilot = rows.median_row(rows.safe_sqrt(rows.squared_norms(matrix)), usable)
-    gram = centred_gram(matrix, none, usable, pilot)
-    distances = squared_distances(gram, usable)
+    distances = squared_distances(centred_gram(matrix, none, usable, pilot), usable)
+    if places is not None:
+        usable, distances = usable[places], distances[places][:, places]
     neighbours = jnp.sum(distances <= jnp.square(half), axis=1, dtype=jnp.int32)
     centre = jnp.argmax(jnp.where(usable, neighbours, -1))
     return distances[centre] <= jnp.square(allowed)

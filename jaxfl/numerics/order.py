@@ -118,16 +118,27 @@ def _without_nan(values: Array) -> Array:
     return jnp.where(jnp.isnan(values), jnp.inf, values)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
+def by_xla(
+    values: Float[Array, "n c"], low: int, high: int, nearest: int | None = None
+) -> Float[Array, " c"]:
+    """``kernels.mean_of_ranks`` by XLA's own operations, which serve on every platform."""
     few = values.shape[0] <= network.ROWS
-    elsewhere = functools.partial(
-        _mean_of_few_ranks if few else _mean_of_many_ranks, low=low, high=high
-    )
+    mean = (_mean_of_few_ranks if few else _mean_of_many_ranks)(values, low, high)
+    return mean if nearest is None else _mean_near(_without_nan(values), mean, nearest)
+
+
+def _by_platform(values: Array, low: int, high: int, nearest: int | None = None) -> Array:
+    asked = {"low": low, "high": high, "nearest": nearest}
+    elsewhere = functools.partial(by_xla, **asked)
     if not kernels.serves(values):
         return elsewhere(values)
-    on_gpu = functools.partial(kernels.mean_of_ranks, low=low, high=high)
+    on_gpu = functools.partial(kernels.mean_of_ranks, **asked)
     return jax.lax.platform_dependent(values, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _mean_of_ranks(values: Array, low: int, high: int) -> Array:
+    return _by_platform(values, low, high)
 
 
 def _mean_of_few_ranks(values: Array, low: int, high: int) -> Array:
@@ -169,13 +180,7 @@ def _mean_of_ranks_jvp(low: int, high: int, primals: tuple, tangents: tuple) -> 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _mean_of_nearest(values: Array, low: int, high: int, k: int) -> Array:
-    def elsewhere(values: Array) -> Array:
-        return _mean_near(_without_nan(values), _mean_of_ranks(values, low, high), k)
-
-    if not kernels.serves(values):
-        return elsewhere(values)
-    on_gpu = functools.partial(kernels.mean_of_ranks, low=low, high=high, nearest=k)
-    return jax.lax.platform_dependent(values, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+    return _by_platform(values, low, high, k)
 
 
 def _mean_near(values: Array, centre: Array, k: int) -> Array:

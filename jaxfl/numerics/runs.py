@@ -50,10 +50,7 @@ def in_turn(function: Callable[..., Array]) -> Callable[..., Array]:
 
     @one.def_vmap
     def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        alike = [
-            array if own else jnp.broadcast_to(array, (size, *array.shape))
-            for array, own in zip(arrays, batched, strict=True)
-        ]
+        shared = alike(size, batched, arrays)
 
         def run_after_run(*arrays: Array) -> Array:
             def of(run: Integer[Array, ""]) -> Array:
@@ -61,13 +58,27 @@ def in_turn(function: Callable[..., Array]) -> Callable[..., Array]:
 
             return jax.lax.map(of, jnp.arange(size, dtype=jnp.int32))
 
-        return on_cpu_or_else(run_after_run, jax.vmap(alone), *alike), True
+        return on_cpu_or_else(run_after_run, jax.vmap(alone), *shared), True
 
-    # By itself a function with a rule for vmap has no reverse derivative.
-    differentiable = jax.custom_jvp(one)
+    return differentiable_as(alone, one)
+
+
+def alike(size: int, batched: list[bool], arrays: tuple[Array, ...]) -> list[Array]:
+    """The arrays, those that all runs share once for each."""
+    return [
+        array if own else jnp.broadcast_to(array, (size, *array.shape))
+        for array, own in zip(arrays, batched, strict=True)
+    ]
+
+
+def differentiable_as(
+    plain: Callable[..., Array], function: Callable[..., Array]
+) -> Callable[..., Array]:
+    """``function`` with the derivative of ``plain``: a rule for ``vmap`` allows no reverse one."""
+    differentiable = jax.custom_jvp(function)
 
     @differentiable.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-        return differentiable(*primals), jax.jvp(alone, primals, tangents)[1]
+        return differentiable(*primals), jax.jvp(plain, primals, tangents)[1]
 
     return differentiable

@@ -92,12 +92,13 @@ def test_foolsgold_as_in_the_paper_is_a_sum():
     np.testing.assert_allclose(total.update, mean.update * factor, rtol=1e-5)
 
 
-def test_histories_belong_to_clients_not_to_rows():
+@pytest.mark.parametrize("population", [N, 30])
+def test_histories_belong_to_clients_not_to_rows(population):
     rounds = draw_rounds(rounds=3)
     rng = np.random.default_rng(7)
-    ids = np.stack([rng.permutation(30)[:N] for _ in range(3)])
-    results = run_rounds(FoolsGold(), rounds, "float32", ids=ids, population=30)
-    histories = np.zeros((30, D))
+    ids = np.stack([rng.permutation(population)[:N] for _ in range(3)])
+    results = run_rounds(FoolsGold(), rounds, "float32", ids=ids, population=population)
+    histories = np.zeros((population, D))
     for x, who, result in zip(rounds, ids, results, strict=True):
         histories[who] += x
         rates = reference_foolsgold(histories[who])
