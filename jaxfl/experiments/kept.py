@@ -46,6 +46,12 @@ class Cell:
     seconds: float
     run: int = 0
     """Which of the environments."""
+    planted: float = math.nan
+    """Share of the seeds in which the backdoor succeeded when its attackers left."""
+    lifespan: float = math.nan
+    """Rounds that it lasted then, mean over seeds."""
+    outlived: float = math.nan
+    """Share of the seeds in which it was there after the last round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +163,9 @@ def cell_of(result: Result) -> Cell:
         honest_selected=round(result.honest_selected, 6),
         malicious_selected=round(result.malicious_selected, 6),
         seconds=round(result.seconds, 2),
+        planted=result.planted,
+        lifespan=result.lifespan,
+        outlived=result.outlived,
     )
 
 

@@ -1,6 +1,7 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jaxfl
@@ -13,7 +14,10 @@ from jaxfl.experiments.reported import (
     compared,
     read_reported,
 )
+from jaxfl.report.tables import BACKDOORS, backdoor
 
+EVERYONE = "100"
+"""Percent: a rule that takes all that is sent in every cell does not choose."""
 FAR = 5.0
 """Points from which a difference asks for a reason."""
 REASONS = "reasons.md"
@@ -93,33 +97,57 @@ def _section(path: Path) -> str:
                 f"\n{'. '.join(verdict(reported, kept, found))}. {reported.source}.\n",
             ]
     if not any(found for _, found in pairs):
-        parts += [
-            _markdown(own(kept)),
-            f"\nTest accuracy after the last round in %; {_scale(kept)}.\n",
-        ]
+        for table, caption in (
+            (own(kept), f"Test accuracy after the last round in %; {_scale(kept)}."),
+            (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %."),
+            (_grid(kept, _planted), BACKDOORS),
+        ):
+            header, *lines = table
+            telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
+            if telling:
+                parts += [_markdown([header, *telling]), f"\n{caption}\n"]
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
 def own(kept: Kept) -> list[list[str]]:
     """Last accuracies: attacks across where they are swept, all else down."""
+    return _grid(kept, _percent)
+
+
+def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
+    """Each cell in words; what was not run is "-"."""
     down = list(dict.fromkeys(_rest(cell) for cell in kept.cells))
     across = list(dict.fromkeys(cell.labels.get("attack", "accuracy") for cell in kept.cells))
     cells = {(_rest(c), c.labels.get("attack", "accuracy")): c for c in kept.cells}
-    lines = [[_percent(cells.get((row, column))) for column in across] for row in down]
-    return [["", *across], *([row, *line] for row, line in zip(down, lines, strict=True))]
+
+    def at(row: str, column: str) -> str:
+        cell = cells.get((row, column))
+        return "-" if cell is None else text(cell)
+
+    return [["", *across], *([row, *(at(row, column) for column in across)] for row in down)]
 
 
 def _rest(cell: Cell) -> str:
     return " / ".join(value for axis, value in cell.labels.items() if axis != "attack") or "-"
 
 
-def _percent(cell: Cell | None) -> str:
-    if cell is None or not cell.last:
-        return "-" if cell is None else "n/a"
+def _percent(cell: Cell) -> str:
+    if not cell.last:
+        return "n/a"
     if cell.status == "diverged":
         return "diverged"
     return f"{100 * sum(cell.last) / len(cell.last):.1f}"
+
+
+def _selected(cell: Cell) -> str:
+    taken = cell.malicious_selected
+    return f"{100 * taken:.0f}" if math.isfinite(taken) else "-"
+
+
+def _planted(cell: Cell) -> str:
+    success = sum(cell.success) / len(cell.success) if cell.success else math.nan
+    return backdoor(success, cell.planted, cell.lifespan, cell.outlived)
 
 
 def _scale(kept: Kept) -> str:

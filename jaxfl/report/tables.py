@@ -123,21 +123,30 @@ def backdoors(experiment: Experiment, results: Sequence[Result]) -> str:
     for row in rows:
         lines.append([row, *(_backdoor(found.get((row, column))) for column in columns)])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return (
-        f"\n{body}\n\nSuccess of the backdoor in % after the last round, mean over seeds; then, "
-        "where its attackers leave, the share of the seeds in which it had been planted by then, "
-        "and for how many rounds it lasted (>: in some seed longer than the run).\n"
-    )
+    return f"\n{body}\n\n{BACKDOORS}\n"
+
+
+BACKDOORS = (
+    "Success of the backdoor in % after the last round, mean over seeds; then, where its attackers "
+    "leave, the share of the seeds in which it had been planted by then, and for how many rounds "
+    "it lasted (>: in some seed longer than the run)."
+)
+"""What ``backdoor`` says."""
+
+
+def backdoor(success: float, planted: float, lifespan: float, outlived: float) -> str:
+    """One cell's backdoor in words; "-" where there is none."""
+    if not math.isfinite(success):
+        return "-"
+    if math.isnan(lifespan):
+        return _percent(success)
+    return f"{_percent(success)}; {_percent(planted)}; {'> ' * (outlived > 0)}{lifespan:.0f}"
 
 
 def _backdoor(result: Result | None) -> str:
-    if result is None or not math.isfinite(result.attack_success):
+    if result is None:
         return "-"
-    success = _percent(result.attack_success)
-    if math.isnan(result.lifespan):
-        return success
-    more = "> " * (result.outlived > 0)
-    return f"{success}; {_percent(result.planted)}; {more}{result.lifespan:.0f}"
+    return backdoor(result.attack_success, result.planted, result.lifespan, result.outlived)
 
 
 def threats(experiment: Experiment) -> list[str]:

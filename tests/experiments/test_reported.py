@@ -53,6 +53,26 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
     assert sum(f.stat().st_size for f in (tmp_path / "kept").iterdir()) < 10_000
 
 
+def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path):
+    keep(run, tmp_path / "kept")
+    path = tmp_path / "kept" / "cells.jsonl"
+    table = "| Mean | {} |"
+    assert "Byzantine messages" not in replications_page(
+        tmp_path
+    )  # the mean takes all: it does not choose
+    mean, bulyan = map(json.loads, path.read_text().splitlines())
+    chosen = {"malicious_selected": 0.25, "success": [0.3, 0.5]}
+    lasted = {"planted": 1.0, "lifespan": 7.0, "outlived": 0.5}
+    lines = [json.dumps(line) for line in (mean | chosen | lasted, bulyan)]
+    path.write_text("\n".join(lines))
+    page = replications_page(tmp_path)
+    assert table.format("25") in page
+    assert table.format("40.0; 100.0; > 7") in page
+    assert "taken, in %" in page
+    assert "for how many rounds it lasted" in page
+    assert page.count("| Bulyan |") == 1  # not applicable: in the table of accuracies alone
+
+
 def several(path, *, rounds=TABLE["rounds"], **settings):
     """Runs three rules that apply and one that does not; stops after so many blocks."""
     sweep = {"aggregator": ["mean", "median", "bulyan", "krum"]}
