@@ -12,17 +12,20 @@ nobody else must be able to write there.
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import os
 import pickle
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
@@ -35,6 +38,8 @@ from jaxfl.types import PyTree
 MOST_BYTES = 2**29
 """What a folder may hold before the programs used longest ago are deleted."""
 MAPS, MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+LAPACK = b"lapack_"
+"""In the names of the functions that a program on a CPU calls for eigenvectors."""
 SHARE_OF_MAPS = 1 / 3
 """Of the memory maps allowed, those from which on programs are let go."""
 
@@ -92,6 +97,8 @@ def make_room() -> None:
     except OSError:
         return  # another system, with other limits
     if taken > most * SHARE_OF_MAPS:
+        for kept in list(_every):
+            kept.programs.clear()
         jax.clear_caches()
         gc.collect()
 
@@ -108,7 +115,7 @@ def make_ready(program: Callable[..., PyTree], *arguments: PyTree) -> None:
         program.ready(structure, tuple(map(kind_of, leaves)), arguments)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Kept:
     """A function and its programs: one for each structure, shapes and types of the arguments."""
 
@@ -118,6 +125,9 @@ class _Kept:
     name: Any
     device: Device
     programs: dict[Any, Callable[..., PyTree]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _every.add(self)
 
     def __call__(self, *arguments: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(arguments)
@@ -129,10 +139,12 @@ class _Kept:
 
     def ready(self, structure: Any, kinds: Any, arguments: PyTree) -> Callable[..., PyTree]:
         """The program for such arguments; may be asked for by several threads."""
-        if (structure, kinds) not in self.programs:
+        program = self.programs.get((structure, kinds))
+        if program is None:
             with jax.default_device(self.device):
-                self.programs[structure, kinds] = self._find(structure, kinds, arguments)
-        return self.programs[structure, kinds]
+                program = self._find(structure, kinds, arguments)
+            self.programs[structure, kinds] = program
+        return program
 
     def _find(self, structure: Any, kinds: Any, arguments: PyTree) -> Callable[..., PyTree]:
         try:
@@ -147,6 +159,9 @@ class _Kept:
                     program = self.jitted.lower(*arguments).compile()
                 _save(path, program)
         return program
+
+
+_every: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
 
 class _CompiledHere:
@@ -196,6 +211,8 @@ def _load(path: Path, structure: Any, device: Device) -> Callable[..., PyTree] |
         if hashlib.sha256(body).digest() != digest:
             raise ValueError("damaged")
         binary, results = pickle.loads(body)
+        if LAPACK in binary:
+            _find_lapack()
         program = serialize_executable.deserialize_and_load(
             binary, structure, results, execution_devices=[device]
         )
@@ -206,6 +223,15 @@ def _load(path: Path, structure: Any, device: Device) -> Callable[..., PyTree] |
     with contextlib.suppress(OSError):
         os.utime(path)  # the last to be deleted
     return program
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """Lowers a program that needs LAPACK: JAX looks its functions up then, not at the call.
+
+    A program that is loaded was lowered elsewhere, and would call what was never found.
+    """
+    jax.jit(jnp.linalg.eigh).lower(jnp.eye(1))
 
 
 def _save(path: Path, program: Any) -> None:

@@ -300,8 +300,33 @@ def test_programs_are_let_go_where_maps_run_out(tmp_path, monkeypatch, allowed, 
     monkeypatch.setattr(programs, "MAPS_ALLOWED", tmp_path / "max_map_count")
     if allowed is not None:
         (tmp_path / "max_map_count").write_text(allowed)
+    program = made()
+    program(*arguments())
     programs.make_room()
     assert len(asked) == clears
+    assert len(program.programs) == 1 - clears
+    program(*arguments())
+
+
+EIGENVECTORS = """
+import pathlib, sys
+import jax.numpy as jnp
+from jaxfl.programs import compile_or_load, keep_in
+
+keep_in(pathlib.Path(sys.argv[1]))
+program = compile_or_load(jnp.linalg.eigh, "parts", way="shard_map", devices=None, donate=())
+print(program(jnp.diag(jnp.array([2.0, 1.0])))[0].tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_calls_lapack_runs_where_nothing_was_lowered(folder):
+    """Its functions are found when JAX lowers a call of one; a null pointer was called."""
+    for _ in range(2):
+        command = [sys.executable, "-c", EIGENVECTORS, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "[1.0, 2.0]\n"), done.stderr
+        assert len(kept(folder)) == 1
 
 
 @pytest.mark.slow
