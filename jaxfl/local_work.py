@@ -197,10 +197,6 @@ def learned(
         index = data.order[start + place % jnp.maximum(count, 1)]
         return Batch(*data.samples(index), mask=place < count)
 
-    def rare(size: int) -> Array:
-        assert data.rare_inputs is not None
-        return data.normalise(data.rare_inputs[:size])
-
     own = Learning(
         params=state.params,
         model_state=state.model_state,
@@ -210,7 +206,7 @@ def learned(
         load=load,
         floor=data.floor,
         peak=data.peak,
-        rare=rare,
+        rare=data.rarest,
     )
     with own_code(attack, ".learn"):
         memory = attack.learn(own, state.attack)
