@@ -9,6 +9,8 @@ from jaxfl.attacks import *
 from jaxfl.auditing import Audit as Audit
 from jaxfl.auditing import audit as audit
 from jaxfl.blocks import run as run
+from jaxfl.certificate import Certificate as Certificate
+from jaxfl.certificate import certify as certify
 from jaxfl.clients import *
 from jaxfl.component import Component as Component
 from jaxfl.evaluation import Evaluation as Evaluation
@@ -39,6 +41,7 @@ from jaxfl.privacy import *
 from jaxfl.profiling import profile as profile
 from jaxfl.record import RoundRecord as RoundRecord
 from jaxfl.simulation import Simulation as Simulation
+from jaxfl.smoothing import CRFL as CRFL
 from jaxfl.state import FederationState as FederationState
 from jaxfl.state import Plan as Plan
 from jaxfl.types import Context as Context

@@ -140,8 +140,9 @@ def audit(
     has parameters, because canaries beyond that hide one another.
 
     Raises:
-      ValueError: no privacy, fairness weights, privacy of clients without Mean(weighted=False),
-        privacy of examples without FedSGD, privacy of something else, or too many canaries.
+      ValueError: no privacy, fairness weights, smoothing, privacy of clients without
+        Mean(weighted=False), privacy of examples without FedSGD, privacy of something else, or
+        too many canaries.
     """
     _check(federation)
     sizes = np.asarray(data.count)
@@ -168,8 +169,10 @@ def audit(
 
 def _check(federation: Federation) -> None:
     """Raises ValueError where no canary is known for the federation."""
-    if not federation.private or federation.fairness is not None:
-        raise ValueError("audit: needs a federation with privacy and without fairness weights")
+    if not federation.private or federation.fairness or federation.smoothing:
+        raise ValueError(
+            "audit: needs a federation with privacy and without fairness weights or smoothing"
+        )
     rule, algorithm = federation.aggregator, federation.algorithm
     name, protects = type(federation.privacy).__name__, federation.privacy.protects
     if protects not in (EXAMPLE, MESSAGE, CLIENT):

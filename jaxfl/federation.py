@@ -13,6 +13,7 @@ from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
 from jaxfl.privacy import NoPrivacy, Privacy
 from jaxfl.privacy.deployment import ATTACK_FIRST, NOISE_FIRST, NOTHING
+from jaxfl.smoothing import CRFL
 
 
 class Federation(Component):
@@ -30,6 +31,8 @@ class Federation(Component):
     participation: Participation = Full()
     privacy: Privacy = NoPrivacy()
     fairness: Fairness | None = None
+    smoothing: CRFL | None = None
+    """What the server does to its model before it sends it."""
     byzantine: int = field(default=0, at_least=0)
     """How many clients of the population are Byzantine; which ones, the seed decides."""
     byzantine_per_round: int | None = field(default=None, at_least=0)

@@ -206,6 +206,7 @@ def learned(
         load=load,
         floor=data.floor,
         peak=data.peak,
+        rare=data.rarest,
     )
     with own_code(attack, ".learn"):
         memory = attack.learn(own, state.attack)

@@ -26,6 +26,7 @@ from jaxfl.privacy.deployment import NOISE_FIRST
 from jaxfl.programs import make_room
 from jaxfl.progress import Progress
 from jaxfl.simulation import Simulation
+from jaxfl.smoothing import CRFL
 
 
 def simulate(
@@ -41,6 +42,7 @@ def simulate(
     participation: Participation = Full(),
     privacy: Privacy = NoPrivacy(),
     fairness: Fairness | None = None,
+    smoothing: CRFL | None = None,
     noise_order: str = NOISE_FIRST,
     seed: int = 0,
     seeds: Sequence[int] | np.ndarray | None = None,
@@ -79,6 +81,7 @@ def simulate(
         participation=participation,
         privacy=privacy,
         fairness=fairness,
+        smoothing=smoothing,
         byzantine=byzantine,
         noise_order=noise_order,
     )

@@ -26,6 +26,7 @@ from jaxfl import (
     preaggregators,
     privacy,
     robustness,
+    smoothing,
 )
 from jaxfl.component import Component
 from jaxfl.data import RareData, RootData, partitions
@@ -85,6 +86,7 @@ REGISTRY: dict[type[Component], Mapping[str, type[Component]]] = {
     privacy.QuantileClip: exported(privacy.QuantileClip, privacy),
     privacy.BandedNoise: exported(privacy.BandedNoise, privacy),
     fairness.Fairness: exported(fairness.Fairness, fairness),
+    smoothing.CRFL: exported(smoothing.CRFL, smoothing),
     models.Model: exported(models.Model, models),
     models.Base: {name_of(PublicTexts): PublicTexts},
     partitions.Partition: exported(partitions.Partition, partitions),

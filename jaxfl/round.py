@@ -80,6 +80,11 @@ def receive(
 ) -> Received:
     """The first half of the round, up to what the server has before it aggregates."""
     keys = round_keys(state)
+    if federation.smoothing is not None:
+        # Clients and the server's mechanism of privacy have the numbers up to the population's.
+        key = jax.random.fold_in(keys.noise, plan.spec.population + 1)
+        params = federation.smoothing.sent(state.params, state.round, key)
+        state = state.replace(params=replicate(params))
     state = state.replace(attack=learned(federation, plan, data, state, keys.attack))
     work = work_locally(federation, plan, data, state, keys)
     context, root = _root_phase(federation, plan, data, state, keys, work.context)
@@ -120,7 +125,7 @@ def answer(
     update, server = federation.algorithm.checked_finish(
         state.server, update, messages, context, share
     )
-    params, optimizer = _step(federation, state, update)
+    params, optimizer = _step(federation, state, context.params, update)
     kept = _kept(context, result.info, received.sent.shape[0])
     new_state = state.replace(
         params=params,
@@ -235,12 +240,17 @@ def _release(
 
 
 def _step(
-    federation: Federation, state: FederationState, update: Float[Array, " d"]
+    federation: Federation,
+    state: FederationState,
+    sent: Float[Array, " d"] | None,
+    update: Float[Array, " d"],
 ) -> tuple[Float[Array, " d"], PyTree]:
-    """The parameters after the optimiser's step, and its memory."""
+    """The parameters after the optimiser's step from those that were sent, and its memory."""
     optimizer = federation.optimizer.transform()
-    change, memory = optimizer.update(update, state.optimizer, state.params)
-    params: Any = optax.apply_updates(state.params, change)  # pyright: ignore
+    change, memory = optimizer.update(update, state.optimizer, sent)
+    params: Any = optax.apply_updates(sent, change)  # pyright: ignore
+    if federation.smoothing is not None:
+        params = federation.smoothing.clipped(params, state.round + 1)
     return replicate(params), memory
 
 

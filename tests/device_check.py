@@ -174,12 +174,12 @@ def attacks() -> None:
 
     Attacks that learn do so alone.
     """
-    examples = [cls.example() for cls in ATTACKS.values()]
-    every = tuple(attack for attack in examples if not attack.learns)
+    examples = {name: cls.example() for name, cls in ATTACKS.items()}
+    every = tuple(attack for attack in examples.values() if not attack.learns)
     byzantine = len(every)
     dataset = digits().set_apart(RareData(label=7, size=20))
     data = dataset.split(IID(), 2 * byzantine + 3, root=RootData(size=60))
-    alone = {attack.name: attack for attack in examples if attack.learns}
+    alone = {name: attack for name, attack in examples.items() if attack.learns}
     for name, attack in {f"{byzantine} attacks": Mixed(attacks=every), **alone}.items():
         federation = BASE.replace(attack=attack, byzantine=byzantine, aggregator=Watched())
         check(name, federation, data=data)

@@ -98,6 +98,7 @@ NAMES = {
     },
     "QuantileClip": {"quantile": "QuantileClip"},
     "BandedNoise": {"banded": "BandedNoise"},
+    "CRFL": {"crfl": "CRFL"},
     "Fairness": {"qffl": "QFFL", "afl": "AFL", "term": "TERM"},
     "Base": {"public_texts": "PublicTexts"},
     "Model": {

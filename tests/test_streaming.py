@@ -12,7 +12,7 @@ import jaxfl
 from jaxfl import ALIE, ARC, IPM, QFFL, Clipping, Federation, FedSGD, Mean, Pipeline, Simulation
 from jaxfl.aggregators import WeightingRule
 from jaxfl.component import capability
-from jaxfl.data import Dirichlet, RootData, synthetic
+from jaxfl.data import Dirichlet, RareData, RootData, synthetic
 from jaxfl.models import Softmax
 from jaxfl.numerics.rows import held, safe_ratio
 from jaxfl.numerics.stream import NeedsMatrix, Stream
@@ -90,15 +90,22 @@ class Watched(WeightingRule):
 
 @pytest.mark.slow
 def test_every_attack_that_streams():
-    """Side by side: each has an attacker of its own, whose rows are compared."""
+    """Side by side: each has an attacker of its own, whose rows are compared.
+
+    Attacks that learn do so alone.
+    """
     known = "alie ipm sign_flip gaussian noise scaling bit_flip nan infinity zero free_rider onset"
     assert {*known.split(), "min_sum", "mixed", "combined", "time_varying"} <= set(STREAMED)
-    byzantine = len(STREAMED)
-    mixed = jaxfl.Mixed(attacks=tuple(STREAMED.values()))
-    federation = Federation(aggregator=Every(rules=(Watched(),)), attack=mixed, byzantine=byzantine)
+    together = tuple(attack for attack in STREAMED.values() if not attack.learns)
+    byzantine = len(together)
+    federation = Federation(aggregator=Every(rules=(Watched(),)), byzantine=byzantine)
     clients = 2 * byzantine + 3
-    data = synthetic(samples=20 * clients, features=6, classes=3)
-    check(federation, data=data.split(Dirichlet(alpha=1.0), clients, root=RootData(size=20)))
+    data = synthetic(samples=20 * clients, features=6, classes=3).set_apart(RareData(label=1))
+    data = data.split(Dirichlet(alpha=1.0), clients, root=RootData(size=20))
+    alone = [attack for attack in STREAMED.values() if attack.learns]
+    assert len(alone) == 1
+    for attack in (jaxfl.Mixed(attacks=together), *alone):
+        check(federation.replace(attack=attack), data=data)
 
 
 @pytest.mark.slow

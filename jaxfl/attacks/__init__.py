@@ -2,6 +2,7 @@
 
 from jaxfl._public import public as _public
 from jaxfl.attacks.a3fl import A3FL as A3FL
+from jaxfl.attacks.alternating import AlternatingMinimisation as AlternatingMinimisation
 from jaxfl.attacks.base import Attack as Attack
 from jaxfl.attacks.base import NoAttack as NoAttack
 from jaxfl.attacks.byzmean import ByzMean as ByzMean

@@ -11,7 +11,40 @@ from jaxfl.component import Scalar, capability, field
 from jaxfl.types import Batch, State
 
 
-class EdgeCase(Attack):
+class Misread(Attack):
+    """Rare inputs, which no honest client has, are taken for ``target``. Abstract."""
+
+    target: int = field(default=1, at_least=0)
+    """The class that rare inputs are taught as."""
+    needs_rare = capability(True)
+    knows = capability(OWN)
+
+    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
+        if self.target >= classes:
+            raise ValueError(
+                f"{type(self).__name__}: target must be a class, 0 to {classes - 1}; "
+                f"got {self.target}"
+            )
+
+    @capability
+    def backdoor(self) -> "Misread":
+        return self
+
+    def challenge(self, data: Any) -> tuple[Array, Array]:
+        """Rare test inputs; all count."""
+        return all_count(data.rare_test_inputs)
+
+    def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
+        """They carry no trigger."""
+        return inputs
+
+
+def all_count(inputs: Array) -> tuple[Array, Array]:
+    """Inputs, with labels that are no class: success is the share of all of them."""
+    return inputs, jnp.full((inputs.shape[0],), -1, jnp.int32)
+
+
+class EdgeCase(Misread):
     """Attackers train on rare inputs, which no honest client has, with a label of their choice.
 
     ``fraction`` of each batch becomes samples drawn from the training part of ``data.rare``, all
@@ -26,31 +59,9 @@ class EdgeCase(Attack):
     True
     """
 
-    target: int = field(default=1, at_least=0)
-    """The class that rare inputs are taught as."""
     fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
     """Share of each batch that becomes rare inputs."""
     poisons = capability(True)
-    needs_rare = capability(True)
-    knows = capability(OWN)
-
-    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
-        if self.target >= classes:
-            raise ValueError(
-                f"EdgeCase: target must be a class, 0 to {classes - 1}; got {self.target}"
-            )
-
-    @capability
-    def backdoor(self) -> "EdgeCase":
-        return self
-
-    def challenge(self, data: Any) -> tuple[Array, Array]:
-        """Rare test inputs; all count."""
-        return data.rare_test_inputs, jnp.full((data.rare_test_inputs.shape[0],), -1, jnp.int32)
-
-    def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
-        """They carry no trigger."""
-        return inputs
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         assert client.rare is not None

@@ -53,6 +53,8 @@ class Learning(Struct):
     """The smallest value of an input, per channel: black in an image."""
     peak: tuple[float, ...] = struct.field(pytree_node=False)
     """The largest."""
+    rare: Callable[[int], Array] | None = struct.field(pytree_node=False, default=None)
+    """So many of the inputs that only attackers have, the rarest first; fewer where there are."""
 
 
 class Mechanism(Protocol):

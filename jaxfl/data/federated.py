@@ -108,6 +108,11 @@ class FederatedData(Struct):
         drawn = jax.random.randint(key, (count,), 0, self.rare_inputs.shape[0])
         return self.normalise(self.rare_inputs[drawn])
 
+    def rarest(self, count: int) -> Array:
+        """The first of these, the rarest, as the model sees them; fewer where there are fewer."""
+        assert self.rare_inputs is not None
+        return self.normalise(self.rare_inputs[:count])
+
     def root_index(self) -> Int[Array, " r"]:
         """Which samples are the server's."""
         return self.order[self.order.shape[0] - self.root :]

@@ -20,6 +20,7 @@ from jaxfl.participation import Participation
 from jaxfl.plan import AUTOMATIC, check_storage
 from jaxfl.privacy import Privacy
 from jaxfl.registry import build, check_keys, unknown
+from jaxfl.smoothing import CRFL
 
 PARTS: dict[str, type[Component]] = {
     "algorithm": ClientAlgorithm,
@@ -27,6 +28,7 @@ PARTS: dict[str, type[Component]] = {
     "participation": Participation,
     "privacy": Privacy,
     "fairness": Fairness,
+    "smoothing": CRFL,
     "attack": Attack,
     "aggregator": Aggregator,
 }

@@ -22,7 +22,7 @@ from jaxfl.experiments.limits import check_grid
 from jaxfl.experiments.reading import DEFAULTS, KNOWN, read_cell
 from jaxfl.registry import check_keys, unknown
 
-DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness")
+DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness", "smoothing")
 """Parts that tables call by their class and the numbers that are not its defaults."""
 
 NAMING = ("learned", "label")

@@ -1,4 +1,4 @@
-"""Attacks that learn before their clients train: A3FL against plain NumPy."""
+"""Attacks that learn before their clients train, against plain NumPy."""
 
 import itertools
 
@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import A3FL, Combined, Mixed, Neurotoxin, Onset, Scaling
+from jaxfl import (
+    A3FL,
+    SGD,
+    AlternatingMinimisation,
+    Combined,
+    FedAvg,
+    Mixed,
+    Neurotoxin,
+    NormClipping,
+    Onset,
+    Scaling,
+)
 from jaxfl.attacks.views import ClientView, Learning
 from jaxfl.models import Objective, Softmax
 from jaxfl.types import Batch, Spec
@@ -20,6 +31,7 @@ random = np.random.default_rng(0)
 INPUTS = random.uniform(size=(8, *SHAPE))
 LABELS = np.arange(8) % CLASSES
 PARAMS = 0.3 * random.normal(size=D)
+RARE = random.uniform(size=(3, *SHAPE))
 
 
 def own(valid=COUNT):
@@ -34,6 +46,7 @@ def own(valid=COUNT):
         load=lambda size: jax.tree.map(lambda x: x[:size], batch),
         floor=(0.0,),
         peak=(1.0,),
+        rare=lambda size: jnp.asarray(RARE[:size]),
     )
 
 
@@ -137,3 +150,72 @@ def test_a_learned_trigger_works_in_a_window():
     assert same == [True, False, False, True]
     assert found[-1].min() >= 0
     assert found[-1].max() <= 1
+
+
+def alternating(target, count, boost, pull, turns, steps, rate, momentum):
+    """What is sent, by gradients in NumPy; both kinds of steps have a momentum of their own."""
+    images, labels = INPUTS[:COUNT], LABELS[:COUNT]
+    honest, velocity = PARAMS.copy(), np.zeros(D)
+    for _ in range(turns * steps):
+        velocity = momentum * velocity + gradients(honest, images, labels)[0]
+        honest = honest - rate * velocity
+    model, velocity, hidden = PARAMS.copy(), np.zeros(D), np.zeros(D)
+    for _ in range(turns):
+        for _ in range(steps):
+            slope = gradients(model, images, labels)[0] + pull * (model - honest)
+            velocity = momentum * velocity + slope
+            model = model - rate * velocity
+        rare = RARE[:count]
+        hidden = momentum * hidden + gradients(model, rare, np.full(len(rare), target))[0]
+        model = model - boost * rate * hidden
+    return PARAMS - model
+
+
+def sent_by(attack):
+    return np.asarray(attack.learn(own(), jnp.zeros(D)))
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.5])
+def test_alternating_minimisation(pull):
+    given = {"target": 2, "count": 2, "boost": 3.0, "pull": pull, "turns": 3, "steps": 2}
+    attack = AlternatingMinimisation(
+        samples=8, optimizer=SGD(learning_rate=0.5, momentum=0.9), **given
+    )
+    expected = alternating(**given, rate=0.5, momentum=0.9)
+    np.testing.assert_allclose(sent_by(attack), expected, atol=2e-6)
+    other = alternating(**(given | {"pull": 0.25}), rate=0.5, momentum=0.9)
+    assert np.abs(expected - other).max() > 1e-3
+
+
+def test_the_boost_of_one_step_is_exact():
+    attack = AlternatingMinimisation(target=1, turns=1, steps=3, samples=8)
+    none, one, ten = (sent_by(attack.replace(boost=b)) for b in (0.0, 1.0, 10.0))
+    np.testing.assert_allclose(ten - none, 10 * (one - none), atol=2e-6)
+    assert np.abs(one - none).max() > 1e-3
+
+
+def test_without_boost_or_pull_it_is_honest_training():
+    honest = AlternatingMinimisation(turns=2, steps=3, samples=8, boost=0.0, pull=0.0)
+    expected = alternating(1, 1, 0.0, 0.0, 2, 3, 0.1, 0.0)
+    np.testing.assert_allclose(sent_by(honest), expected, atol=2e-6)
+
+
+def test_one_attacker_has_an_input_misread_and_a_clip_of_norms_prevents_it():
+    data = jaxfl.data.digits().set_apart(jaxfl.data.RareData(label=7, size=3))
+    data = data.split(jaxfl.data.IID(), 5)
+    attack = AlternatingMinimisation(target=1, count=2, boost=5.0, turns=2, steps=2)
+    federation = jaxfl.Federation(
+        algorithm=FedAvg(batch_size=64),
+        optimizer=SGD(learning_rate=1.0),
+        attack=attack,
+        byzantine=1,
+    )
+    success = {}
+    for rule in (jaxfl.Mean(), NormClipping(tau=0.1)):
+        part = federation.replace(aggregator=rule)
+        simulation = jaxfl.Simulation(part, data, Softmax(), evaluate_every=5)
+        sent = simulation.messages()
+        success[type(rule).__name__] = float(simulation.run(5).evaluations.attack_success[-1])
+    assert success == {"Mean": 1.0, "NormClipping": 0.0}
+    row = np.asarray(sent.sent[sent.byzantine])[0]
+    assert np.linalg.norm(row) > np.linalg.norm(sent.own, axis=1).max()

@@ -8,7 +8,7 @@ import jax
 import pytest
 import tomli_w
 
-from jaxfl import IPM, Krum, Pipeline
+from jaxfl import CRFL, IPM, Krum, Pipeline
 from jaxfl.data import RootData
 from jaxfl.experiments import running, schema
 from jaxfl.experiments.finished import read_results
@@ -85,6 +85,7 @@ def test_a_sweep_is_a_product_with_labels():
         ({"attack": {"name": "ipm", "scale": "big"}}, "IPM: scale must be a number; got 'big'"),
         ({"attack": {"name": "onset", "attack": "ipm"}}, "attack: Onset needs start"),
         ({"optimizer": {"name": "sgd", "momentum": 1.5}}, "SGD: momentum must be"),
+        ({"smoothing": {"noise": -1}}, "smoothing: CRFL: noise must be at least 0; got -1"),
         ({"noise_order": "sometimes"}, "noise_order must be one of noise_then_attack, attack"),
         ({"data": {"name": "imagenet"}}, "data.name: unknown name 'imagenet'"),
         ({"data": {"name": "synthetic", "clients": 0}}, "data.clients must be an integer"),
@@ -285,6 +286,12 @@ def test_a_rule_that_cannot_leave_out_clients_is_marked():
     )
     assert not_applicable(experiment.cells[0]) is None
     assert "cannot leave out absent clients" in str(not_applicable(experiment.cells[1]))
+
+
+def test_a_model_that_is_clipped_and_noised_as_it_is_sent():
+    table = small(smoothing="crfl", sweep={"smoothing.noise": [0.01, 0.5]})
+    parts = [cell.federation.smoothing for cell in schema.parse("x", table).cells]
+    assert parts == [CRFL(), CRFL(noise=0.5)]
 
 
 def test_rules_that_need_the_servers_samples(tmp_path):
