@@ -11,6 +11,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks.views import AttackView, ClientView, Defence, Learning
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect_like, name_of, own_code
+from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
 from jaxfl.types import Batch, Context, Spec, State, present_mask
 
@@ -115,6 +116,9 @@ class Attack(Component):
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""
+
+    def check_model(self, objective: Objective) -> None:
+        """Raises ValueError where the attack does not fit the model."""
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""
