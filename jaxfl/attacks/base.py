@@ -68,13 +68,8 @@ class Attack(Component):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        methods = (
-            ("crafts", "craft"),
-            ("poisons", "poison"),
-            ("trains", "bend"),
-            ("learns", "learn"),
-        )
-        for trait, method in methods:
+        methods = {"crafts": "craft", "poisons": "poison", "trains": "bend", "learns": "learn"}
+        for trait, method in methods.items():
             # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
             overrides = getattr(cls, method) is not getattr(Attack, method)
