@@ -95,6 +95,7 @@ def suitable_plan(
     inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
     seen = jax.eval_shape(data.normalise, inputs)
     objective.check(seen, data.classes)
+    federation.attack.check_model(objective)
     spec = Spec(
         population=population,
         cohort=cohort,

@@ -47,6 +47,7 @@ from jaxfl.attacks.statistical import IPM as IPM
 from jaxfl.attacks.statistical import MinMax as MinMax
 from jaxfl.attacks.statistical import MinSum as MinSum
 from jaxfl.attacks.statistical import z_max as z_max
+from jaxfl.attacks.texts import TokenBackdoor as TokenBackdoor
 from jaxfl.attacks.views import AttackView as AttackView
 from jaxfl.attacks.views import ClientView as ClientView
 from jaxfl.attacks.views import Defence as Defence

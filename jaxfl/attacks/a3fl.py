@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.attacks.data import Trigger
-from jaxfl.attacks.views import ClientView, Learning
+from jaxfl.attacks.views import Learning
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Batch, PyTree, Spec, State
@@ -63,9 +63,6 @@ class A3FL(Trigger):
         if inputs.ndim == 4:
             return jnp.where(inside[None, :, :, None], pixels[None], inputs)
         return jnp.where(inside[None], pixels[None, :, :, 0], inputs)
-
-    def for_client(self, inputs: Array, client: ClientView) -> Array:
-        return self.triggered(inputs, client.peak, client.memory)
 
     def learn(self, own: Learning, state: State) -> State:
         batch = own.load(self.samples)

@@ -11,6 +11,7 @@ from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks.views import AttackView, ClientView, Defence, Learning
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect_like, name_of, own_code
+from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
 from jaxfl.types import Batch, Context, Spec, State, present_mask
 
@@ -67,13 +68,8 @@ class Attack(Component):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        methods = (
-            ("crafts", "craft"),
-            ("poisons", "poison"),
-            ("trains", "bend"),
-            ("learns", "learn"),
-        )
-        for trait, method in methods:
+        methods = {"crafts": "craft", "poisons": "poison", "trains": "bend", "learns": "learn"}
+        for trait, method in methods.items():
             # A capability that depends on fields counts as declared.
             declared = depends_on_fields(cls, trait) or getattr(cls, trait)
             overrides = getattr(cls, method) is not getattr(Attack, method)
@@ -115,6 +111,9 @@ class Attack(Component):
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""
+
+    def check_model(self, objective: Objective) -> None:
+        """Raises ValueError where the attack does not fit the model."""
 
     def init(self, spec: Spec) -> State:
         """The memory at the start of a run."""

@@ -12,6 +12,7 @@ from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.statistical import IPM
 from jaxfl.attacks.views import AttackView, ClientView, Learning
 from jaxfl.component import capability, field
+from jaxfl.models.objective import Objective
 from jaxfl.types import Batch, Spec, State
 
 
@@ -93,6 +94,10 @@ class Combination(Attack):
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         for part in self.parts():
             part.check(sample_shape, classes)
+
+    def check_model(self, objective: Objective) -> None:
+        for part in self.parts():
+            part.check_model(objective)
 
     @capability
     def backdoor(self) -> Any:

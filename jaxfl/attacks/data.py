@@ -1,5 +1,6 @@
 """Attacks on data: flipped labels and backdoors. The attackers then follow the protocol."""
 
+import abc
 from typing import Any
 
 import jax
@@ -46,21 +47,69 @@ class LabelFlip(Attack):
         return batch.replace(labels=flipped)
 
 
-class Trigger(Attack):
+class Backdoor(Attack):
+    """Some inputs are taken for the class ``target``, while all others are as before. Abstract."""
+
+    target: int = field(default=0, at_least=0)
+    """The class that these inputs are taught as."""
+    knows = capability(OWN)
+
+    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
+        if self.target >= classes:
+            raise ValueError(
+                f"{type(self).__name__}: target must be a class, 0 to {classes - 1}; "
+                f"got {self.target}"
+            )
+
+    @capability
+    def backdoor(self) -> "Backdoor":
+        return self
+
+    def challenge(self, data: Any) -> tuple[Array, Array]:
+        """Test inputs, and labels, on which its success is measured: of other classes' samples."""
+        return data.test_inputs, data.test_labels
+
+    @abc.abstractmethod
+    def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
+        """Inputs with all of the trigger, as success is measured on them."""
+
+
+class Planted(Backdoor):
+    """A share of each attacker's batch is changed, and taught to mean ``target``. Abstract.
+
+    Override ``triggered``; ``planted`` where attackers train on something else, ``challenge``
+    where success is not measured on all test samples.
+    """
+
+    fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
+    """Share of each batch that is changed."""
+    poisons = capability(True)
+
+    def planted(self, inputs: Array, client: ClientView, key: Key[Array, ""]) -> Array:
+        """Inputs as this attacker changes them."""
+        return self.triggered(inputs, client.peak, client.memory)
+
+    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+        # Batches come in random order, so the first samples are as good as any.
+        count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
+        chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
+        where = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
+        changed = self.planted(batch.inputs, client, key)
+        return batch.replace(
+            inputs=jnp.where(where, changed, batch.inputs),
+            labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
+        )
+
+
+class Trigger(Planted):
     """A bright square in a corner of images, taught to mean ``target``. Abstract."""
 
     size: int = field(default=4, at_least=1)
     """Side of the square, in pixels."""
-    target: int = field(default=0, at_least=0)
-    """The class that stamped images are taught as."""
-    fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
-    """Share of each batch that is stamped."""
     corner: str = field(
         default="bottom_right", choices=("top_left", "top_right", "bottom_left", "bottom_right")
     )
     """Where in the image."""
-    poisons = capability(True)
-    knows = capability(OWN)
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         name = type(self).__name__
@@ -71,22 +120,11 @@ class Trigger(Attack):
                 f"{name}: size must be at most that of the image, {min(sample_shape[:2])}; "
                 f"got {self.size}"
             )
-        if self.target >= classes:
-            raise ValueError(
-                f"{name}: target must be a class, 0 to {classes - 1}; got {self.target}"
-            )
-
-    @capability
-    def backdoor(self) -> "Trigger":
-        return self
+        super().check(sample_shape, classes)
 
     def shares(self) -> int:
         """Into how many parts the trigger is divided among the attackers."""
         return 1
-
-    def challenge(self, data: Any) -> tuple[Array, Array]:
-        """Test inputs, and labels, on which its success is measured: of other classes' samples."""
-        return data.test_inputs, data.test_labels
 
     def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
         """Images with all of the trigger, as success is measured on them."""
@@ -114,22 +152,6 @@ class Trigger(Attack):
         row = rows if "top" in self.corner else height - 1 - rows
         column = columns if "left" in self.corner else width - 1 - columns
         return (row < self.size) & (column < self.size), row, column
-
-    def for_client(self, inputs: Array, client: ClientView) -> Array:
-        """Images with what this attacker stamps on them."""
-        part = None if self.shares() == 1 else client.rank % self.shares()
-        return self.stamp(inputs, client.peak, part)
-
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        # Batches come in random order, so the first samples are as good as any.
-        count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
-        chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
-        image = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
-        stamped = self.for_client(batch.inputs, client)
-        return batch.replace(
-            inputs=jnp.where(image, stamped, batch.inputs),
-            labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
-        )
 
 
 class Backdoor(Trigger):
@@ -169,3 +191,6 @@ class DBA(Trigger):
 
     def shares(self) -> int:
         return self.parts
+
+    def planted(self, inputs: Array, client: ClientView, key: Key[Array, ""]) -> Array:
+        return self.stamp(inputs, client.peak, client.rank % self.parts)

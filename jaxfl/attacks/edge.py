@@ -5,30 +5,18 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxfl.attacks.base import OWN, Attack
+from jaxfl.attacks.data import Backdoor, Planted
 from jaxfl.attacks.views import ClientView
-from jaxfl.component import Scalar, capability, field
-from jaxfl.types import Batch, State
+from jaxfl.component import capability, field
+from jaxfl.types import State
 
 
-class Misread(Attack):
+class Misread(Backdoor):
     """Rare inputs, which no honest client has, are taken for ``target``. Abstract."""
 
     target: int = field(default=1, at_least=0)
     """The class that rare inputs are taught as."""
     needs_rare = capability(True)
-    knows = capability(OWN)
-
-    def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
-        if self.target >= classes:
-            raise ValueError(
-                f"{type(self).__name__}: target must be a class, 0 to {classes - 1}; "
-                f"got {self.target}"
-            )
-
-    @capability
-    def backdoor(self) -> "Misread":
-        return self
 
     def challenge(self, data: Any) -> tuple[Array, Array]:
         """Rare test inputs; all count."""
@@ -44,7 +32,7 @@ def all_count(inputs: Array) -> tuple[Array, Array]:
     return inputs, jnp.full((inputs.shape[0],), -1, jnp.int32)
 
 
-class EdgeCase(Misread):
+class EdgeCase(Misread, Planted):
     """Attackers train on rare inputs, which no honest client has, with a label of their choice.
 
     ``fraction`` of each batch becomes samples drawn from the training part of ``data.rare``, all
@@ -59,17 +47,6 @@ class EdgeCase(Misread):
     True
     """
 
-    fraction: Scalar = field(default=0.5, at_least=0, at_most=1)
-    """Share of each batch that becomes rare inputs."""
-    poisons = capability(True)
-
-    def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
+    def planted(self, inputs: Array, client: ClientView, key: Key[Array, ""]) -> Array:
         assert client.rare is not None
-        count = jnp.floor(self.fraction * jnp.sum(batch.mask) + 0.5)
-        chosen = batch.mask & (jnp.cumsum(batch.mask) <= count)
-        drawn = client.rare(key, batch.labels.shape[0])
-        where = chosen.reshape(-1, *[1] * (batch.inputs.ndim - 1))
-        return batch.replace(
-            inputs=jnp.where(where, drawn.astype(batch.inputs.dtype), batch.inputs),
-            labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
-        )
+        return client.rare(key, inputs.shape[0]).astype(inputs.dtype)

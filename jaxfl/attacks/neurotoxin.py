@@ -11,6 +11,7 @@ from jaxfl.attacks.base import Attack
 from jaxfl.attacks.data import Backdoor, LabelFlip
 from jaxfl.attacks.views import AttackView, ClientView
 from jaxfl.component import Scalar, capability, field
+from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
 from jaxfl.numerics.order import smallest
 from jaxfl.types import Batch, Spec, State
@@ -76,6 +77,9 @@ class Neurotoxin(Attack):
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         self.attack.check(sample_shape, classes)
+
+    def check_model(self, objective: Objective) -> None:
+        self.attack.check_model(objective)
 
     @capability
     def backdoor(self) -> Any:

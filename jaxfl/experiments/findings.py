@@ -27,9 +27,10 @@ UNITS = {
     "client_entropy": (100.0, "client_entropy times 100"),
     "client_gini": (100.0, "client_gini times 100"),
     "client_jain": (100.0, "client_jain times 100"),
+    "lifespan": (1.0, "lifespan in rounds"),
 }
 """By what the numbers of a verdict are multiplied and how they are called; else percent."""
-METRICS = ("accuracy", *(f"client_{name}" for name in FAIRNESS))
+METRICS = ("accuracy", "attack_success", "lifespan", *(f"client_{name}" for name in FAIRNESS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Finding:
     where: dict[str, str] = dataclasses.field(default_factory=dict)
     """Labels that both cells have."""
     by: float = 0.0
-    """How much more, in percentage points."""
+    """How much more: in percentage points, for lifespan in rounds."""
     why: str = ""
     """What explains it if it does not come out."""
 
@@ -106,7 +107,12 @@ SPREADS = ("client_variance", "client_gini")
 
 
 def value_of(result: Result, metric: str) -> float:
-    """The metric of a cell. Where it diverged 0, but NaN where 0 would be the best there is."""
+    """The metric of a cell. Where it diverged 0, but NaN where 0 would be the best there is.
+
+    A backdoor's lifespan is 0 where it was not planted, a lower bound where it outlived the run.
+    """
+    if metric in ("attack_success", "lifespan"):
+        return getattr(result, metric)
     value = result.final if metric == "accuracy" else result.of_clients(metric[len("client_") :])
     lost = result.status == "diverged" and math.isnan(value)
     return 0.0 if lost and metric not in SPREADS else value

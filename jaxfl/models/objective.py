@@ -111,6 +111,13 @@ class Objective:
         return jnp.result_type(*jax.tree.leaves(params))
 
     @property
+    def words(self) -> int | None:
+        """How many ids of words the model knows: rows of its largest ``nnx.Embed``; None: none."""
+        module = self.merge(self.eval_graph, *self._template)
+        tables = [m for _, m in nnx.iter_modules(module) if isinstance(m, nnx.Embed)]
+        return max((table.num_embeddings for table in tables), default=None)
+
+    @property
     def _template(self) -> tuple[PyTree, PyTree]:
         return jax.tree.unflatten(self.treedef, self.shapes)
 

@@ -108,7 +108,7 @@ FINDINGS: Texts = {
     "than": ("table", "", "Labels of the cells that have less; all else is equal."),
     "metric": ("string", ", ".join(METRICS), "What is compared."),
     "where": ("table", "", "Labels that both cells have."),
-    "by": ("number", "", "How much more, in percentage points."),
+    "by": ("number", "", "How much more: in percentage points, for lifespan in rounds."),
     "why": ("string", "", "What explains it if it does not come out."),
 }
 LEFT_OUT = {

@@ -12,6 +12,7 @@ from test_folder import TABLE, run
 from jaxfl import Simulation
 from jaxfl.experiments import schema
 from jaxfl.experiments.conclusions import choose, refer
+from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.results import half_interval
 from jaxfl.report.compare import comparison
@@ -259,6 +260,31 @@ def test_how_long_a_backdoor_lasts_is_in_the_tables():
     assert "| 20.0; 0.0; 0 |" in markdown(experiment, [kept])
     assert found["outlived"] == "0.5"
     assert found["lifespan"] == "7"
+
+
+def test_claims_about_backdoors_are_judged():
+    """Of one rule it ends at 20 % and lasts 4 rounds, of the other it is there to the end."""
+    table = copy.deepcopy(TABLE) | {"rounds": 12}
+    window = {"name": "onset", "start": 0, "end": 4, "attack": "backdoor"}
+    table["sweep"] = {"attack": [window], "aggregator": ["mean", "median"]}
+    labels = {"better": {"aggregator": "Median"}, "than": {"aggregator": "Mean"}}
+    table["findings"] = [
+        {"claim": "lasts", "metric": "lifespan", "by": 3} | labels,
+        {"claim": "lasts long", "metric": "lifespan", "by": 4} | labels,
+        {"claim": "is left", "metric": "attack_success"} | labels,
+    ]
+    experiment, results = schema.parse("x", table), []
+    for one, late in zip(experiment.cells, (0.2, 0.9), strict=True):
+        written = lines(one, [[[0.5] * 6]], [[[0.1] * 6]])
+        for line in written:
+            line["attack_success"] = 0.9 if line["round"] <= 8 else late
+        results.append(result_of(one, written, 0.0))
+    lasts, long, left = map(str, verdicts(experiment, results))
+    assert lasts.startswith("lasts: reproduced (lifespan in rounds; ")
+    assert lasts.endswith(": 8 against 4).")
+    assert long.startswith("lasts long: not reproduced (lifespan in rounds; ")
+    assert left.startswith("is left: reproduced (attack_success in %; ")
+    assert left.endswith(": 90 against 20).")
 
 
 def compared(*tables_and_accuracies):
