@@ -83,6 +83,8 @@ def main() -> None:
     print(table(found))
     if given.docs is not None:
         text = json.dumps([dataclasses.asdict(one) for one in found], indent=1)
+        for folder in ("measurements", "images"):
+            (given.docs / folder).mkdir(parents=True, exist_ok=True)
         (given.docs / "measurements" / "inversion.json").write_text(text + "\n")
         draw(images[:count, :, :, 0] / 255, pictures, given.docs / "images" / "inversion.png")
 

@@ -47,7 +47,7 @@ class LabelFlip(Attack):
         return batch.replace(labels=flipped)
 
 
-class Backdoor(Attack):
+class Targeted(Attack):
     """Some inputs are taken for the class ``target``, while all others are as before. Abstract."""
 
     target: int = field(default=0, at_least=0)
@@ -62,7 +62,7 @@ class Backdoor(Attack):
             )
 
     @capability
-    def backdoor(self) -> "Backdoor":
+    def backdoor(self) -> "Targeted":
         return self
 
     def challenge(self, data: Any) -> tuple[Array, Array]:
@@ -74,7 +74,7 @@ class Backdoor(Attack):
         """Inputs with all of the trigger, as success is measured on them."""
 
 
-class Planted(Backdoor):
+class Planted(Targeted):
     """A share of each attacker's batch is changed, and taught to mean ``target``. Abstract.
 
     Override ``triggered``; ``planted`` where attackers train on something else, ``challenge``

@@ -5,13 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxfl.attacks.data import Backdoor, Planted
+from jaxfl.attacks.data import Planted, Targeted
 from jaxfl.attacks.views import ClientView
 from jaxfl.component import capability, field
 from jaxfl.types import State
 
 
-class Misread(Backdoor):
+class Misread(Targeted):
     """Rare inputs, which no honest client has, are taken for ``target``. Abstract."""
 
     target: int = field(default=1, at_least=0)
