@@ -8,6 +8,7 @@ from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.kmeans import gap_count, kmeans, reference_points, scaled
+from jaxfl.numerics.lapack import pinv
 from jaxfl.numerics.places import put_at, take_at
 from jaxfl.types import Aggregated, Context, Info, Spec, State, Struct
 
@@ -162,5 +163,5 @@ def hessian_times(
     middle = jnp.block([[scale * square, lower], [lower.T, -jnp.diag(jnp.diagonal(mixed))]])
     both = jnp.concatenate([scale * moves, changes])
     right = jnp.matmul(both, v, precision="highest")
-    solved = jnp.matmul(jnp.linalg.pinv(middle, hermitian=True), right, precision="highest")
+    solved = jnp.matmul(pinv(middle), right, precision="highest")
     return scale * v - jnp.matmul(solved, both, precision="highest")

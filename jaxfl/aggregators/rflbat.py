@@ -9,6 +9,7 @@ from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.gram import weighted_gram
 from jaxfl.numerics.kmeans import gap_count, kmeans, reference_points, scaled
+from jaxfl.numerics.lapack import eigh
 from jaxfl.numerics.rows import masked_median, safe_sqrt
 from jaxfl.types import Context, Info, State
 
@@ -73,7 +74,7 @@ def principal_points(gram: Float[Array, "n n"], usable: Bool[Array, " n"]) -> Fl
     """The scores of the two largest principal components; 0 of rows that are not usable."""
     gram = jax.lax.stop_gradient(weighted_gram(gram, usable.astype(gram.dtype)))
     both = usable[:, None] & usable[None, :]
-    values, vectors = jnp.linalg.eigh(jnp.where(both, gram, 0))
+    values, vectors = eigh(jnp.where(both, gram, 0))
     missing = max(0, 2 - gram.shape[0])
     values = jnp.pad(values[-2:][::-1], (0, missing))
     vectors = jnp.pad(vectors[:, -2:][:, ::-1], ((0, 0), (0, missing)))

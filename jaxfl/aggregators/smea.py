@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.aggregators.subsets import BestSubset, left_out, of_all_sets
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.gram import weighted_gram
+from jaxfl.numerics.lapack import eigvalsh
 
 _POWER_STEPS = 24
 
@@ -87,7 +88,7 @@ def _spread(gram: Array, rows: Int[Array, " f"]) -> tuple[Array, Array]:
     kept = jnp.nonzero(keep, size=n - f)[0]
     own = gram[kept][:, kept]
     inner = weighted_gram(own, jnp.ones((n - f,), gram.dtype))
-    return jnp.linalg.eigvalsh(inner)[-1], 64 * jnp.finfo(gram.dtype).eps * jnp.trace(own)
+    return eigvalsh(inner)[-1], 64 * jnp.finfo(gram.dtype).eps * jnp.trace(own)
 
 
 def small_spread(gram: Float[Array, "n n"], usable: Bool[Array, " n"], f: int) -> Bool[Array, " n"]:

@@ -11,6 +11,7 @@ from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.gram import centred_gram, weighted_gram
+from jaxfl.numerics.lapack import eigh
 from jaxfl.numerics.noise import normal
 from jaxfl.types import State
 
@@ -69,7 +70,7 @@ class ShiftSearch(InformedAttack):
         pilot = rows.median_row(squares, known)
         gram = weighted_gram(centred_gram(view.updates, nothing, known, pilot), shares)
         gram = jnp.where(known[:, None] & known[None, :], gram, 0)
-        _, vectors = jnp.linalg.eigh(gram)
+        _, vectors = eigh(gram)
         principal = [
             rows.weighted_sum(v, view.updates, nothing) - jnp.sum(v) * mean
             for v in (jnp.where(known, vectors[:, -i], 0) for i in (1, 2))

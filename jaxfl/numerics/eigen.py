@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxfl.numerics.lapack import eigh
+
 LARGEST_DENSE = 128
 """Up to this size all eigenvectors are computed: cheaper than iterating."""
 _STEPS = 32
@@ -33,7 +35,7 @@ def top_eigenpair(
     scale = jnp.where(scale > 0, scale, 1)
     matrix = matrix / scale
     if n <= LARGEST_DENSE:
-        values, vectors = jnp.linalg.eigh(matrix)
+        values, vectors = eigh(matrix)
         return jnp.maximum(values[-1], 0) * scale, vectors[:, -1]
 
     eps = jnp.finfo(matrix.dtype).eps
@@ -75,7 +77,7 @@ def _lanczos(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
     carry = jnp.zeros((_STEPS, n), matrix.dtype), empty, empty, start
     basis, diagonal, beside, _ = jax.lax.fori_loop(0, _STEPS, step, carry)
     small = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-    values, vectors = jnp.linalg.eigh(small)
+    values, vectors = eigh(small)
     best = vectors[:, -1]
     # Of a matrix of zeros every vector is an eigenvector, but that of ``small`` may mean none.
     vector = jnp.where(values[-1] > 0, _product(best, basis), start)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxfl.numerics.lapack import qr, svd
+
 
 class Factors(NamedTuple):
     """The factors of a layer, or of changes of them."""
@@ -91,7 +93,7 @@ def combined(
     left = jnp.swapaxes(thin, 0, 1).reshape(base.a.shape[0], -1)
     right = jnp.concatenate([first[None], rest]).reshape(-1, base.b.shape[-1])
     columns, rows = _largest(left, right, r)
-    x, _, y = jnp.linalg.svd(jnp.matmul(columns.T, base.a, precision="highest"))
+    x, _, y = svd(jnp.matmul(columns.T, base.a, precision="highest"))
     turn = jnp.matmul(x, y, precision="highest")
     length = jnp.sqrt(jnp.sum(jnp.square(base.a)) / r)
     length = jnp.where(length == 0, 1, length)
@@ -106,11 +108,11 @@ def _largest(
     """The r largest directions of the product: orthonormal columns, and rows of their sizes."""
     if left.shape[1] >= min(left.shape[0], right.shape[1]):
         whole = jnp.matmul(left, right, precision="highest")
-        u, sizes, v = jnp.linalg.svd(whole, full_matrices=False)
+        u, sizes, v = svd(whole)
         return u[:, :r], sizes[:r, None] * v[:r]
-    q_left, r_left = jnp.linalg.qr(left)
-    q_right, r_right = jnp.linalg.qr(right.T)
+    q_left, r_left = qr(left)
+    q_right, r_right = qr(right.T)
     core = jnp.matmul(r_left, r_right.T, precision="highest")
-    u, sizes, v = jnp.linalg.svd(core, full_matrices=False)
+    u, sizes, v = svd(core)
     columns = jnp.matmul(q_left, u[:, :r], precision="highest")
     return columns, jnp.matmul(sizes[:r, None] * v[:r], q_right.T, precision="highest")
