@@ -31,7 +31,7 @@ from rich.progress import track
 import jaxfl_launch
 from benchmarks import timing
 from benchmarks.cases import MODELS, Case, federated, federation
-from benchmarks.rules import ENTRIES
+from benchmarks.rules import ENTRIES, one_layer
 from benchmarks.timing import Report
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.simulation import Simulation
@@ -56,7 +56,8 @@ def cost_per_seed(rule: Aggregator, n: int, d: int, repeats: int) -> Cost:
     updates = jax.random.normal(jax.random.key(0), (SEEDS, n, d))
 
     def aggregate(x: jax.Array, state: Any) -> Any:
-        context = Context.of(n, root_update=x[0] + 1, params=jnp.zeros((d,)))
+        known = {"root_update": x[0] + 1, "params": jnp.zeros((d,)), "segments": one_layer(d)}
+        context = Context.of(n, **known)
         result = rule.aggregate(x, state, context)
         return result.update, result.state
 
