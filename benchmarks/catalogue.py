@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxfl.aggregators import Aggregator, FLTrust, Krum, Median, Pipeline, TrimmedMean
 from jaxfl.aggregators.mixing import with_f
-from jaxfl.attacks import ALIE, Attack
+from jaxfl.attacks import ALIE, Attack, TokenBackdoor
 from jaxfl.attacks.base import attack_rows
 from jaxfl.attacks.views import ClientView, Defence
 from jaxfl.blocks import run_rounds
@@ -208,7 +208,11 @@ def _attack(size: Size, attack: Attack, updates: jax.Array) -> PyTree:
         rare=lambda key, count: _batch(size, dtype).inputs[:count] + 1,
         logits=lambda inputs: objective.logits(objective.unravel(row), _stateless(size), inputs),
     )
-    return sent, attack.poison(_batch(size, dtype), view, key)
+    batch = _batch(size, dtype)
+    if isinstance(attack, TokenBackdoor):  # of rows of word ids
+        words = jnp.abs(batch.inputs.reshape(batch.inputs.shape[0], -1) * 100)
+        batch = batch.replace(inputs=words.astype(jnp.int32))
+    return sent, attack.poison(batch, view, key)
 
 
 def _hooks(size: Size, privacy: Privacy, updates: jax.Array) -> PyTree:

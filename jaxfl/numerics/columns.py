@@ -56,7 +56,7 @@ def map_blocks(function: Callable[..., Array], *arrays: Array, width: int) -> Ar
     return on_cpu_or_else(partial(_in_blocks, function, width), function, *arrays)
 
 
-def on_cpu_or_else(cpu: Callable[..., Array], other: Callable[..., Array], *args: Array) -> Array:
+def on_cpu_or_else(cpu: Callable[..., Any], other: Callable[..., Any], *args: Array) -> Any:
     """``cpu(*args)`` on a CPU and ``other(*args)`` elsewhere.
 
     Decided by the platform that the program is compiled for, which is not the default backend

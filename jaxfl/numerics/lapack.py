@@ -6,22 +6,22 @@ to do: the program never ends. For one matrix they use no threads.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxfl.numerics.columns import on_cpu_or_else
 from jaxfl.numerics.runs import alike, differentiable_as
-from jaxfl.types import PyTree
 
 
-def _one_at_a_time(plain: Callable[..., PyTree]) -> Callable[..., PyTree]:
+def _one_at_a_time(plain: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a matrix; under ``vmap`` on a CPU a loop over the batch."""
     one = jax.custom_batching.custom_vmap(plain)
 
     @one.def_vmap
-    def _(size: int, batched: list[bool], *matrices: jax.Array) -> tuple[PyTree, PyTree]:
-        def in_order(*matrices: jax.Array) -> PyTree:
+    def _(size: int, batched: list[bool], *matrices: jax.Array) -> tuple[Any, Any]:
+        def in_order(*matrices: jax.Array) -> Any:
             return jax.lax.map(lambda own: one(*own), matrices)
 
         found = on_cpu_or_else(in_order, jax.vmap(plain), *alike(size, batched, matrices))

@@ -1,6 +1,7 @@
 """What several runs in one program, that is ``vmap``, decide together or compute in turn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,13 +73,13 @@ def alike(size: int, batched: list[bool], arrays: tuple[Array, ...]) -> list[Arr
 
 
 def differentiable_as(
-    plain: Callable[..., Array], function: Callable[..., Array]
-) -> Callable[..., Array]:
+    plain: Callable[..., Any], function: Callable[..., Any]
+) -> Callable[..., Any]:
     """``function`` with the derivative of ``plain``: a rule for ``vmap`` allows no reverse one."""
     differentiable = jax.custom_jvp(function)
 
     @differentiable.defjvp
-    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
         return differentiable(*primals), jax.jvp(plain, primals, tangents)[1]
 
     return differentiable
