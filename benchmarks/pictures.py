@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxfl
-from benchmarks.expected import RING, N, gradients_of, trimmed
+from benchmarks.expected import LAWS, RING, N, gradients_of, trimmed
 from benchmarks.timing import describe_machine
 from jaxfl import robustness as law_of
 from jaxfl.aggregators import Aggregator
@@ -28,14 +28,12 @@ from jaxfl.robustness import Law, bounds
 
 SMALL = 10
 """Clients of the first panel."""
-MOST = 9
-"""Most Byzantine of ``N`` clients, which a safe f has to be."""
 HONEST = 0.8
 """Probability of honesty, on average over the clients."""
 Lines = dict[str, list[float]]
 """A number for every place on the horizontal axis; ``x`` are the places."""
 RULES: dict[str, Callable[[Law], Aggregator]] = {
-    "NNM + trimmed mean": lambda law: trimmed(MOST),
+    "NNM + trimmed mean": lambda law: trimmed(law.most_byzantine),
     "BPC, equal weights": lambda law: jaxfl.BarrierClipping(),
     "BPC": law_of.barrier_clipping,
     "log-odds median": law_of.log_odds_median,
@@ -112,9 +110,10 @@ def correlation(count: int) -> Lines:
 
 def wrong_belief(count: int) -> Lines:
     """A share of the time the clients' probabilities are the other way round."""
-    p = np.repeat([0.98, 0.85, 0.45], [8, 8, 4])
-    believed = law_of.IndependentHonesty(probabilities=p)
-    other = law_of.IndependentHonesty(probabilities=p[::-1])
+    believed = LAWS["independent"]()
+    assert isinstance(believed, law_of.IndependentHonesty)
+    reverse = np.asarray(believed.probabilities)[::-1]
+    other = law_of.IndependentHonesty(probabilities=reverse)
     draw = [np.asarray(law.sample(jax.random.key(2), count)) for law in (believed, other)]
     laws = []
     for share in (0.0, 0.05, 0.1, 0.25, 0.5, 1.0):
@@ -144,7 +143,7 @@ def breakdown() -> Lines:
     return lines
 
 
-def draw_lines(axis: Axes, lines: Lines, title: str, label: str, y: str) -> None:
+def draw_lines(axis: Axes, title: str, lines: Lines, x: str, y: str) -> None:
     """Each line with its errors; proved ones dashed."""
     colours: dict[str, str] = {}
     for name, values in lines.items():
@@ -163,7 +162,7 @@ def draw_lines(axis: Axes, lines: Lines, title: str, label: str, y: str) -> None
             markersize=4,
             capsize=2,
         )
-    axis.set(title=title, xlabel=label, ylabel=y, yscale="log")
+    axis.set(title=title, xlabel=x, ylabel=y, yscale="log")
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
 
@@ -203,20 +202,21 @@ def main() -> None:
         "Worst ratio of 10 clients, found and proved (3, 7)": (
             floors_and_ceilings(starts, steps),
             "Byzantine clients",
+            "ratio",
         ),
         "The more clients differ, the more weights gain": (
             spread_of_trust(count),
             "honesty from 0.8 - s to 0.8 + s",
+            "ratio",
         ),
-        "Correlation alone": (correlation(count), "coupling of neighbours on a ring"),
-        "A belief that is wrong": (wrong_belief(count), "share of the time"),
-        "Probability of a breakdown (4)": (breakdown(), "clients"),
+        "Correlation alone": (correlation(count), "coupling of neighbours on a ring", "ratio"),
+        "A belief that is wrong": (wrong_belief(count), "share of the time", "ratio"),
+        "Probability of a breakdown (4)": (breakdown(), "clients", "probability"),
     }
     figure = Figure(figsize=(15, 9), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
-    for axis, (title, (lines, label)) in zip([axes[0], *axes[2:]], panels.items(), strict=True):
-        y = "probability" if lines["x"][-1] == 14 else "ratio"
-        draw_lines(axis, lines, title, label, y)
+    for axis, (title, panel) in zip([axes[0], *axes[2:]], panels.items(), strict=True):
+        draw_lines(axis, title, *panel)
     measurements = options.docs / "measurements"
     draw_tails(axes[1], json.loads((measurements / "expected.json").read_text()))
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def main() -> None:
     record = {
         "machine": describe_machine(),
         "sets": count,
-        "panels": {title: lines for title, (lines, _) in panels.items()},
+        "panels": {title: lines for title, (lines, *_) in panels.items()},
     }
     (measurements / "pictures.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -87,6 +87,8 @@ def _products_of_all(
     least = FINE if count <= TOGETHER[0][0] else COARSE
     on_cpu = max(1, min(MOST_PARTS, count // least))
     elsewhere = max(1, min(MOST_ELSEWHERE, count // LEAST_ELSEWHERE))
+    if on_cpu == elsewhere:  # of few rows, as of most rounds: nothing is traced twice
+        return _products_in_parts(take, count, on_cpu)
     return on_cpu_or_else(
         lambda: _products_in_parts(take, count, on_cpu),
         lambda: _products_in_parts(take, count, elsewhere),

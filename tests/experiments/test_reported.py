@@ -57,9 +57,8 @@ def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path)
     keep(run, tmp_path / "kept")
     path = tmp_path / "kept" / "cells.jsonl"
     table = "| Mean | {} |"
-    assert "Byzantine messages" not in replications_page(
-        tmp_path
-    )  # the mean takes all: it does not choose
+    # The mean takes all: it does not choose.
+    assert "Byzantine messages" not in replications_page(tmp_path)
     mean, bulyan = map(json.loads, path.read_text().splitlines())
     chosen = {"malicious_selected": 0.25, "success": [0.3, 0.5]}
     lasted = {"planted": 1.0, "lifespan": 7.0, "outlived": 0.5}
