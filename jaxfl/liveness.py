@@ -91,7 +91,8 @@ class _Step:
 class _Program:
     """A jaxpr as a list of steps, functions that it calls put in their place."""
 
-    def __init__(self, jaxpr: Any) -> None:
+    def __init__(self, jaxpr: Any, platform: str) -> None:
+        self.platform = platform
         self.bytes: list[int] = []
         self.steps: list[_Step] = []
         names: dict[Any, int] = {}
@@ -109,7 +110,7 @@ class _Program:
 
     def _add(self, jaxpr: Any, names: dict[Any, int]) -> None:
         for equation in jaxpr.eqns:
-            inner = _called(equation)
+            inner, given = _called(equation, self.platform)
             if inner is None:
                 operands = [None if hasattr(a, "val") else names[a] for a in equation.invars]
                 outputs = [self._new(names, v) for v in equation.outvars]
@@ -120,7 +121,7 @@ class _Program:
                 self.steps.append(step)
                 continue
             own: dict[Any, int] = {}
-            for variable, atom in zip(inner.invars, equation.invars, strict=True):
+            for variable, atom in zip(inner.invars, given, strict=True):
                 if hasattr(atom, "val"):
                     self.constants.append(self._new(own, variable))
                 else:
@@ -137,21 +138,30 @@ class _Program:
         return [self.bytes[v] for v in step.inputs] == [self.bytes[v] for v in step.outputs]
 
 
-def _called(equation: Any) -> Any:
-    """The jaxpr of a function that is called once and would be inlined; None of anything else."""
+def _called(equation: Any, platform: str) -> tuple[Any, Sequence[Any]]:
+    """The jaxpr of a function that is called once and would be inlined, and its arguments.
+
+    None of anything else. Of branches that the platform decides, the one that runs is all there is.
+    """
+    chosen = equation.params.get("branches_platforms")
+    if equation.primitive.name == "cond" and chosen is not None:
+        pairs = list(zip(equation.params["branches"], chosen, strict=True))
+        fitting = [branch for branch, on in pairs if on is not None and platform in on]
+        others = [branch for branch, on in pairs if on is None]
+        return (fitting or others)[0].jaxpr, equation.invars[1:]
     if equation.primitive.name in WHOLE:
-        return None
+        return None, ()
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         inner = equation.params.get(key)
         inner = getattr(inner, "jaxpr", inner)
         if hasattr(inner, "eqns") and len(inner.invars) == len(equation.invars):
-            return inner
-    return None
+            return inner, equation.invars
+    return None, ()
 
 
 def _peak(jaxpr: Any, dying: Sequence[bool], platform: str) -> int:
     """Bytes alive at the worst moment, besides those of the inputs."""
-    program = _Program(jaxpr)
+    program = _Program(jaxpr, platform)
     written = _written(program)
     roots = _roots(program, written)
     held = [v for v, own in zip(program.inputs, dying, strict=True) if not own]
@@ -273,12 +283,8 @@ def _inside(step: _Step, program: _Program, platform: str) -> int:
         return THREEFRY * made
     if step.name != "cond":
         return 0
-    branches, chosen = params["branches"], params.get("branches_platforms")
-    if chosen is not None:
-        pairs = list(zip(branches, chosen, strict=True))
-        fitting = [branch for branch, on in pairs if on is not None and platform in on]
-        branches = fitting or [branch for branch, on in pairs if on is None]
-    peaks = (_peak(b.jaxpr, [False] * len(b.jaxpr.invars), platform) for b in branches)
+    branches = (branch.jaxpr for branch in params["branches"])
+    peaks = (_peak(branch, [False] * len(branch.invars), platform) for branch in branches)
     return max(*peaks, made) - made
 
 

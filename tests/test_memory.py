@@ -163,6 +163,11 @@ def test_what_is_donated_is_overwritten():
     assert live(rewrite, (100, 50)) >= 5000
     assert live(rewrite, (100, 50), donated=(0,)) < 100
     assert live(lambda x: x + 1, (100, 50), donated=(0,)) == 0
+
+    def here(x):
+        return jax.lax.platform_dependent(x, cpu=rewrite, default=jnp.cos)
+
+    assert live(here, (100, 50), donated=(0,)) < 100
     turned = live(lambda x: jnp.cumsum(x.T, axis=0), (100, 50), donated=(0,))
     assert turned >= 5000  # no place to turn it in
 

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxfl.aggregators import Aggregator
 from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
-from jaxfl.numerics.places import put_at
 from jaxfl.numerics.stream import Stream
 from jaxfl.types import Batch, Context, PyTree, Segments, State, Struct
 
@@ -165,7 +164,7 @@ class AttackView(Struct):
         """The updates with the attackers' rows replaced by the crafted ones."""
         if isinstance(self.updates, Stream):
             return self._send_streamed(self.updates, crafted.astype(self.updates.dtype))
-        return put_at(self.updates, self.attackers, self.full(crafted))
+        return self.updates.at[self.attackers].set(self.full(crafted), mode="drop")
 
     def _send_streamed(self, updates: Stream, crafted: Float[Array, "a_or_1 d"]) -> Stream:
         place = jnp.full((updates.shape[0],), -1, jnp.int32)

@@ -246,8 +246,9 @@ def test_strengths_are_swept_by_vmap(name):
 @every_attack
 def test_only_poisoning_attacks_change_data(name):
     attack = NAMED[name]
-    shape = (10, 6) if name == "token_backdoor" else (10, 6, 6)
-    batch = Batch(jnp.zeros(shape), jnp.arange(10, dtype=jnp.int32), jnp.ones(10, bool))
+    texts = name == "token_backdoor"
+    inputs = jnp.zeros((10, 6), jnp.int32) if texts else jnp.zeros((10, 6, 6))
+    batch = Batch(inputs, jnp.arange(10, dtype=jnp.int32), jnp.ones(10, bool))
     # In the round when TimeVarying flips labels.
     when = next(
         (t for t in range(50) if isinstance(attack, TimeVarying) and attack.turn(t) == 2), 0
