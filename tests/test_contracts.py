@@ -167,6 +167,12 @@ class Mixed(PreAggregator):
         return {"vector": jnp.ones(m), "rows": jnp.ones((1, m)), "none": None}[self.kind]
 
 
+class Scaled(Mixed):
+    """One that says it only rescales rows."""
+
+    diagonal = capability(True)
+
+
 class Drawn(Participation):
     """A user's participation: what it answers is given by a word."""
 
@@ -308,6 +314,10 @@ PARTS = [
     *(
         (Federation(aggregator=Pipeline(pre=[Mixed(kind=kind)], rule=Median())), text)
         for kind, text in MIXES.items()
+    ),
+    (
+        Federation(aggregator=Pipeline(pre=[Scaled(kind="rows")], rule=Median())),
+        r"Scaled.mix returned \(1, 7\); needs \(7,\), a factor per row",
     ),
     *((Federation(participation=Drawn(kind=kind)), text) for kind, text in COHORTS.items()),
     *((Federation(optimizer=Stepped(kind=kind)), text) for kind, text in STEPS.items()),

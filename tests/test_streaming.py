@@ -208,6 +208,15 @@ def test_no_array_of_all_updates_stands_in_the_program():
         assert (f"[{CLIENTS},{run.plan.spec.dim}]" in str(jaxpr)) is expected
 
 
+@pytest.mark.parametrize("name", ["arc+mean", "clipping+mean"])
+def test_rescaling_compares_no_two_clients(name):
+    """A factor for each of 100,000 clients: a matrix with them on its diagonal would be 40 GB."""
+    run = simulation(Federation(aggregator=RULES[name]), "stream")
+    jaxpr = str(jax.make_jaxpr(run.block(1))(run.federation, run.data, run.state))
+    assert f"f32[{CLIENTS}]" in jaxpr
+    assert f"[{CLIENTS},{CLIENTS}]" not in jaxpr
+
+
 def test_the_best_storage_is_chosen(monkeypatch):
     def chosen(**parts):
         return make_plan(Federation(**parts), DATA, Softmax()).storage

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
-from jaxfl.aggregators.mixing import PreAggregator, measure_mixed, mix_block
+from jaxfl.aggregators.mixing import PreAggregator, measure_mixed, mix_block, taken
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.runs import alongside, in_all_runs
@@ -48,13 +48,12 @@ class CoordinatewiseRule(Aggregator):
         if pre:
             none = jnp.zeros((0, updates.shape[1]), updates.dtype)
             statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
-        diagonal = all(stage.diagonal for stage in pre)
 
         def seen(block: Array) -> Array:
             block = block.astype(dtype)
             if mixing is not None:
                 assert statistics is not None
-                block = mix_block(block, mixing, diagonal)
+                block = mix_block(block, mixing)
                 block = jnp.where(statistics.usable[:, None], block, jnp.inf)
             return block
 
@@ -74,7 +73,7 @@ class CoordinatewiseRule(Aggregator):
         )
         info = Info()
         if mixing is not None and any(stage.selects for stage in pre):
-            info = Info(selected=jnp.any(mixing != 0, axis=0))
+            info = Info(selected=taken(mixing))
         return Aggregated(update=output, state=state, info=info)
 
 

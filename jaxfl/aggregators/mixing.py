@@ -13,7 +13,7 @@ from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import FLAT, Space, Statistics
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect, name_of, own_code
-from jaxfl.numerics.rows import Rows
+from jaxfl.numerics.rows import Rows, mix_rows
 from jaxfl.types import Context, Info, PyTree
 
 C = TypeVar("C", bound=Component)
@@ -41,7 +41,7 @@ class PreAggregator(Component):
     by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
     diagonal = capability(False)
-    """The matrix only rescales rows."""
+    """Rows are only rescaled: ``mix`` gives a factor for each."""
 
     @capability
     def streams(self) -> bool:
@@ -98,10 +98,17 @@ class PreAggregator(Component):
         return _mixed(self, jnp.asarray(matrix), Context.of(n) if context is None else context)
 
     @abc.abstractmethod
-    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
-        """The matrix; a row of zeros marks the mixed row as not usable."""
+    def mix(
+        self, statistics: Statistics, context: Context
+    ) -> Float[Array, "m_out m"] | Float[Array, " m"]:
+        """The matrix, of which a row of zeros marks the mixed row as not usable.
 
-    def checked(self, statistics: Statistics, context: Context) -> Float[Array, "m_out m"]:
+        Where the class is ``diagonal``, the factors on its diagonal alone.
+        """
+
+    def checked(
+        self, statistics: Statistics, context: Context
+    ) -> Float[Array, "m_out m"] | Float[Array, " m"]:
         """``mix``, whose answer is looked at as it is traced.
 
         Raises:
@@ -109,11 +116,11 @@ class PreAggregator(Component):
         """
         m = statistics.usable.shape[0]
         with own_code(self, ".mix"):
-            matrix = self.mix(statistics, context)
-        expect(
-            f"{name_of(self)}.mix returned", matrix, (self.rows(m), m), "a row per row handed on"
-        )
-        return matrix
+            mixing = self.mix(statistics, context)
+        shape = (m,) if self.diagonal else (self.rows(m), m)
+        wanted = "a factor per row" if self.diagonal else "a row per row handed on"
+        expect(f"{name_of(self)}.mix returned", mixing, shape, wanted)
+        return mixing
 
 
 def measure_mixed(
@@ -125,7 +132,7 @@ def measure_mixed(
     columns: Int[Array, " s"] | None = None,
     gram_wanted: Bool[Array, ""] | None = None,
     space: Space = FLAT,
-) -> tuple[Statistics, Float[Array, "m n"] | None]:
+) -> tuple[Statistics, Float[Array, "m n"] | Float[Array, " n"] | None]:
     """The statistics of the rows that come out of the pre-aggregators, without forming those rows.
 
     The updates are measured once. Each stage then turns the statistics of its n rows into those of
@@ -142,7 +149,8 @@ def measure_mixed(
       space: what the rows are measured as.
 
     Returns:
-      Statistics of the mixed rows, and the matrix that mixes them (None: no stage).
+      Statistics of the mixed rows, and what mixes them: a matrix, a factor for each row where
+      they are only rescaled, None where there is no stage.
     """
     readers = [*(stage.needs for stage in pre), needs]
     everything = frozenset[str]().union(*readers)
@@ -168,9 +176,9 @@ def measure_mixed(
         now = space.measure(updates, references, context, everything, columns, gram_wanted, centred)
         for stage in pre:
             m = now.usable.shape[0]
-            matrix = stage.checked(now, context_of(m, context))
-            now = measured.mix(now, matrix, diagonal=stage.diagonal, origin=origin)
-            mixing = matrix if mixing is None else jnp.matmul(matrix, mixing, precision="highest")
+            next_mixing = stage.checked(now, context_of(m, context))
+            now = measured.mix(now, next_mixing, origin=origin)
+            mixing = next_mixing if mixing is None else compose(next_mixing, mixing)
     return (measured.about_origin(now) if origin else now), mixing
 
 
@@ -208,13 +216,35 @@ def by_client(name: str, updates: PyTree) -> PyTree:
 
 @jax.named_scope("pre-aggregation")
 def mix_block(
-    block: Float[Array, "n c"], mixing: Float[Array, "m n"], diagonal: bool = False
+    block: Float[Array, "n c"], mixing: Float[Array, "m n"] | Float[Array, " n"]
 ) -> Float[Array, "m c"]:
-    """``mixing @ block``; a row whose column of ``mixing`` is 0 may be NaN, and does not spread."""
-    block = jnp.where(jnp.any(mixing != 0, axis=0)[:, None], block, 0)
-    if diagonal:
-        return jnp.diagonal(mixing).astype(block.dtype)[:, None] * block
-    return jnp.matmul(mixing.astype(block.dtype), block, precision="highest")
+    """``mixing @ block``; a row that nothing is taken of may be NaN, and does not spread."""
+    block = jnp.where(taken(mixing)[:, None], block, 0)
+    return mix_rows(mixing.astype(block.dtype), block)
+
+
+def compose(
+    later: Float[Array, "l m"] | Float[Array, " m"],
+    earlier: Float[Array, "m n"] | Float[Array, " n"],
+) -> Float[Array, "l n"] | Float[Array, " n"]:
+    """What mixes as ``earlier`` does and then ``later``: factors where both are."""
+    if earlier.ndim == 2:
+        return mix_rows(later, earlier)
+    return later * (earlier if later.ndim == 1 else earlier[None])
+
+
+def weights_before(
+    weights: Float[Array, " m"], mixing: Float[Array, "m n"] | Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Of the rows that were mixed, from the weights of the rows that came out."""
+    if mixing.ndim == 1:
+        return weights * mixing
+    return jnp.matmul(weights, mixing, precision="highest")
+
+
+def taken(mixing: Float[Array, "m n"] | Float[Array, " n"]) -> Bool[Array, " n"]:
+    """The rows of which anything is handed on."""
+    return mixing != 0 if mixing.ndim == 1 else jnp.any(mixing != 0, axis=0)
 
 
 def context_of(m: int, context: Context) -> Context:
@@ -233,15 +263,16 @@ def context_of(m: int, context: Context) -> Context:
     )
 
 
-def to_clients(info: Info, mixing: Float[Array, "m n"]) -> Info:
+def to_clients(info: Info, mixing: Float[Array, "m n"] | Float[Array, " n"]) -> Info:
     """Carries ``info`` about mixed rows back to the clients that the rows were mixed from.
 
     A client's weight is the sum over mixed rows of the row's weight times the client's share in
     it. Scores belong to mixed rows and are left out.
     """
     if info.weights is not None:
-        mass = jnp.matmul(info.weights, mixing, precision="highest")
+        mass = weights_before(info.weights, mixing)
         return Info(selected=mass > 0, weights=mass)
     if info.selected is not None:
-        return Info(selected=jnp.any(info.selected[:, None] & (mixing != 0), axis=0))
+        kept = jnp.where(info.selected.reshape(-1, *[1] * (mixing.ndim - 1)), mixing, 0)
+        return Info(selected=taken(kept))
     return Info()

@@ -147,37 +147,46 @@ FLAT = Space()
 
 
 def mix(
-    statistics: Statistics, matrix: Float[Array, "m_out m"], *, diagonal: bool, origin: bool
+    statistics: Statistics,
+    mixing: Float[Array, "m_out m"] | Float[Array, " m"],
+    *,
+    origin: bool,
 ) -> Statistics:
-    """The statistics of the rows ``matrix @ rows``; references stay as they are.
+    """The statistics of the rows ``mixing @ rows``; references stay as they are.
 
     Args:
       statistics: of the rows before.
-      matrix: a row of zeros marks the mixed row as not usable.
-      diagonal: the matrix only rescales rows, so those that were usable still are.
+      mixing: a matrix, of which a row of zeros marks the mixed row as not usable; or a factor for
+        each row, after which those that were usable still are.
       origin: whether the last reference is the origin. A Gram matrix about a centre can be mixed
         only by rows that sum to 1: what a row of the matrix lacks becomes the weight of the
         origin, which adds nothing. The norm of a mixed row is its distance to the origin.
     """
-    usable = statistics.usable if diagonal else jnp.any(matrix != 0, axis=1)
-    norms = gram = products = sample = None
+    factors = mixing.ndim == 1
+    usable = statistics.usable if factors else jnp.any(mixing != 0, axis=1)
+    norms = gram = None
     if statistics.gram is not None:
+        matrix = jnp.diag(mixing) if factors else mixing
         gram = _mixed_gram(statistics.gram, matrix, usable, origin)
-    if diagonal:
+    if factors:
         assert statistics.norms is not None
-        scaled = jnp.abs(jnp.diagonal(matrix)) * jnp.where(usable, statistics.norms, 0)
+        scaled = jnp.abs(mixing) * jnp.where(usable, statistics.norms, 0)
         norms = jnp.where(usable, scaled, jnp.inf)
     elif origin:
         assert gram is not None
         everything = jnp.ones((gram.shape[0],), bool)
-        distances = squared_distances(gram, everything)[: matrix.shape[0], -1]
+        distances = squared_distances(gram, everything)[: mixing.shape[0], -1]
         norms = jnp.where(usable, rows.safe_sqrt(distances), jnp.inf)
-    if statistics.products is not None:
-        products = jnp.matmul(matrix, statistics.products, precision="highest")
-    if statistics.sample is not None:
-        sample = jnp.matmul(matrix, statistics.sample, precision="highest")
+
+    def mixed(numbers: Array | None) -> Array | None:
+        return None if numbers is None else rows.mix_rows(mixing, numbers)
+
     return statistics.replace(
-        usable=usable, norms=norms, gram=gram, products=products, sample=sample
+        usable=usable,
+        norms=norms,
+        gram=gram,
+        products=mixed(statistics.products),
+        sample=mixed(statistics.sample),
     )
 
 

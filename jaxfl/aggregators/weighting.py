@@ -18,6 +18,7 @@ from jaxfl.aggregators.mixing import (
     context_of,
     measure_mixed,
     to_clients,
+    weights_before,
 )
 from jaxfl.aggregators.statistics import FLAT, Space, Statistics
 from jaxfl.component import capability
@@ -124,7 +125,7 @@ class WeightingRule(Aggregator):
         own_weights = weights[m:]
         weights = weights[:m]
         if mixing is not None:
-            weights = jnp.matmul(weights, mixing, precision="highest")
+            weights = weights_before(weights, mixing)
             info = to_clients(info, mixing)
         missing = references.shape[0] - own_weights.shape[0]
         weights = jnp.concatenate([weights, jnp.pad(own_weights, (0, missing))])

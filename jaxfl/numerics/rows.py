@@ -216,6 +216,15 @@ def _wide(rows: Float[Array, "n d"]) -> int:
     return rows.shape[1] if rows.dtype == accumulator(rows.dtype) else WIDTH
 
 
+def mix_rows(
+    mixing: Float[Array, "m n"] | Float[Array, " n"], rows: Float[Array, "n c"]
+) -> Float[Array, "m c"]:
+    """``mixing @ rows``; or each row times its factor, where ``mixing`` is a vector."""
+    if mixing.ndim == 1:
+        return mixing[:, None] * rows
+    return jnp.matmul(mixing, rows, precision="highest")
+
+
 def safe_sqrt(x: Array) -> Array:
     """Square root with gradient 0 at 0; NaN of what is negative or NaN."""
     zero = x == 0

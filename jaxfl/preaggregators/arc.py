@@ -32,7 +32,7 @@ class ARC(PreAggregator):
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
 
-    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, " m"]:
         norms = statistics.norms
         assert norms is not None
         n = norms.shape[0]
@@ -40,4 +40,4 @@ class ARC(PreAggregator):
         kept = smallest(norms[:, None], n - clipped)[:, 0] & statistics.usable
         threshold = jnp.max(jnp.where(kept, norms, 0))
         scale = clip_factors(norms, threshold)
-        return jnp.diag(jnp.where(statistics.usable, scale, 0))
+        return jnp.where(statistics.usable, scale, 0)

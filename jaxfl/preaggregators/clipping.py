@@ -37,10 +37,10 @@ class Clipping(PreAggregator):
     def example(cls, f: int = 2) -> "Clipping":
         return cls(tau=5.0)
 
-    def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
+    def mix(self, statistics: Statistics, context: Context) -> Float[Array, " m"]:
         norms = statistics.norms
         assert norms is not None
         tau = jnp.asarray(self.tau, norms.dtype)
         finite = jnp.where(statistics.usable, norms, 1)
         scale = jnp.where(finite > tau, safe_ratio(tau, finite), 1)
-        return jnp.diag(jnp.where(statistics.usable, scale, 0))
+        return jnp.where(statistics.usable, scale, 0)
