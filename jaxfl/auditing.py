@@ -18,9 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxfl.accounting import calibrate, guarantee
 from jaxfl.accounting.releases import deployment
-from jaxfl.aggregators.mean import Mean
 from jaxfl.clients import Broadcast, ClientAlgorithm, FedSGD, Message, Samples
-from jaxfl.component import capability
+from jaxfl.component import capability, promises
 from jaxfl.data.federated import FederatedData
 from jaxfl.federation import Federation
 from jaxfl.models.objective import Objective
@@ -70,7 +69,7 @@ class Canaries(ClientAlgorithm):
 
     inner: ClientAlgorithm
     slot: Array
-    """Of a canary its number; of other clients, how many canaries there are."""
+    """Each client's number as a canary; for those that are none, the number of canaries."""
     coins: Array
     absent: float
     what: Array
@@ -134,10 +133,11 @@ def audit(
     Where it protects all data of one client: the same; the adversary sees what the server
     releases. Where it protects one example, a canary is an example of noise in place of a
     client's last one, or nothing there; the adversary is the server, which knows how many samples
-    a client has. Where the guarantee is about replacing, nothing is the opposite.
+    a client has. Where neighbours differ by replacement, an absent canary sends the opposite
+    vector.
 
-    With ``canaries=None`` all honest clients are, of a server's release no more than the model
-    has parameters, because canaries beyond that hide one another.
+    With ``canaries=None`` every honest client is a canary; for central privacy at most as many
+    as the model has parameters, because more would hide one another.
 
     Raises:
       ValueError: no privacy, fairness weights, smoothing, privacy of clients without
@@ -177,7 +177,7 @@ def _check(federation: Federation) -> None:
     name, protects = type(federation.privacy).__name__, federation.privacy.protects
     if protects not in (EXAMPLE, MESSAGE, CLIENT):
         raise ValueError(f"audit: knows no canary for {name}, which protects {protects}")
-    if protects == CLIENT and not (isinstance(rule, Mean) and not rule.weighted):
+    if protects == CLIENT and not promises(rule, "averages"):
         raise ValueError(f"audit: {name} goes with Mean(weighted=False); got {rule}")
     if protects == EXAMPLE and not isinstance(algorithm, FedSGD):
         raise ValueError(f"audit: {name} goes with FedSGD; got {algorithm}")
@@ -280,8 +280,8 @@ def _gradients(planted: Any, privacy: Any, plan: Plan, state: State) -> Float[Ar
 def _lower(scores: np.ndarray, coins: np.ndarray, delta: float, confidence: float) -> float:
     """The lower bound: canaries above a middle are guessed in, below it out, the surest first.
 
-    Or the other way round: attackers may turn a sum around. The best of these ways counts, and
-    the confidence pays for the choice; none of them depends on the coins.
+    The reverse guess is tried too: an attack can flip the sign of a sum. The best of all guesses
+    counts, and the confidence pays for having chosen; no guess depends on the coins.
     """
     from jax_privacy.auditing import CanaryScoreAuditor, Explicit
 

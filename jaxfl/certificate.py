@@ -213,18 +213,17 @@ def _check_covered(federation: Federation, objective: Objective) -> None:
     model = getattr(objective.factory, "model", objective.factory)
     algorithm, rule = federation.algorithm, federation.aggregator
     local = algorithm.optimizer if isinstance(algorithm, FedAvg) else SGD()
-    plain = isinstance(algorithm, FedAvg) or (
-        isinstance(algorithm, FedSGD) and algorithm.momentum is None
-    )
+    # A subclass may do otherwise.
+    plain = type(algorithm) is FedAvg or (type(algorithm) is FedSGD and algorithm.momentum is None)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     needs: tuple[tuple[bool, str, Any], ...] = (
-        (isinstance(model, Softmax), "the model Softmax()", model),
+        (type(model) is Softmax, "the model Softmax()", model),
         (objective.loss_function is cross_entropy, "cross-entropy", objective.loss_function),
         (plain, "FedSGD without momentum, or FedAvg", algorithm),
         (_plain(local), "local SGD of a constant rate alone", local),
         (_plain(federation.optimizer), "SGD of a constant rate alone", federation.optimizer),
-        (isinstance(rule, Mean), "Mean", rule),
-        (isinstance(federation.participation, Full), "Full()", federation.participation),
+        (type(rule) is Mean, "Mean", rule),
+        (type(federation.participation) is Full, "Full()", federation.participation),
         (federation.fairness is None, "no fairness", federation.fairness),
         (not federation.private, "no privacy", federation.privacy),
     )
@@ -235,7 +234,7 @@ def _check_covered(federation: Federation, objective: Objective) -> None:
 
 def _plain(optimizer: Optimizer) -> bool:
     return (
-        isinstance(optimizer, SGD)
+        type(optimizer) is SGD
         and optimizer.momentum is None
         and optimizer.weight_decay is None
         and isinstance(optimizer.learning_rate, np.ndarray)

@@ -31,7 +31,7 @@ from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.running import Interrupted
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
-from jaxfl.report.components import attacks_table, catalogue, rules_table
+from jaxfl.report.components import attacks_table, listing, rules_table
 from jaxfl.report.datasets import availability_table, summary_table
 from jaxfl.report.partition import plot_partition
 
@@ -102,7 +102,7 @@ def rules(
     ] = False,
 ) -> None:
     """List every component, its fields and its paper."""
-    print(f"{rules_table()}\n\n{attacks_table()}" if markdown else catalogue(name))
+    print(f"{rules_table()}\n\n{attacks_table()}" if markdown else listing(name))
 
 
 app.command()(report)

@@ -20,6 +20,8 @@ C = TypeVar("C", bound="Component")
 V = TypeVar("V")
 
 _STATIC = (int, bool, str, float, type(None))
+_HARMLESS = {"name", "example", "_hints", "_static", "_children", "_abc_impl"}
+"""What classes define, of their own or as ``Component`` makes it, that changes no behaviour."""
 
 
 def field(
@@ -272,6 +274,39 @@ def _show(value: Any) -> str:
     return repr(value)
 
 
-def depth_of(cls: type, name: str) -> int:
-    """How far up in the classes of ``cls`` the attribute is defined."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+def changed_since(cls: type[Component], declaration: str) -> list[str]:
+    """What classes below the one that defines ``declaration`` change of what it had, sorted.
+
+    Words that it left empty may be filled in; fields, an example or a name change nothing.
+
+    >>> class Whispered(jaxfl.MessagePrivacy):
+    ...     def message(self, message, key, crafted=False):
+    ...         return message
+    >>> changed_since(Whispered, "releases")
+    ['message']
+    """
+    depth = next(i for i, base in enumerate(cls.__mro__) if declaration in vars(base))
+    declaring = cls.__mro__[depth]
+    changed = {name for base in cls.__mro__[:depth] for name in vars(base)}
+    had = {name for base in declaring.__mro__ for name in vars(base)}
+    return sorted(
+        name
+        for name in (changed & had) - _HARMLESS - set(declaring._hints)
+        if not (name.startswith("__") and name != "__post_init__")
+        and getattr(declaring, name, None) != ""
+    )
+
+
+def promises(component: Component, declaration: str, *rests_on: str) -> bool:
+    """Whether it declares this capability, and nothing was changed below that it rests on.
+
+    Who inherits a promise and changes how it is kept makes it anew, in the same class.
+
+    Args:
+      component: who may promise.
+      declaration: the capability.
+      rests_on: the methods that keep it; all that the class has where none is named.
+    """
+    changed = changed_since(type(component), declaration)
+    kept = not set(changed).intersection(rests_on) if rests_on else not changed
+    return kept and bool(getattr(component, declaration))

@@ -87,7 +87,6 @@ def work_locally(
     keys: RoundKeys,
 ) -> LocalWork:
     """Draws the cohort and computes every client's message, standing and new memory."""
-    population = plan.spec.population
     shared = _Shared(
         federation,
         data,
@@ -97,22 +96,47 @@ def work_locally(
         _prepared(federation, plan, state),
         state.attack,
     )
-    with jax.named_scope("cohort"):
-        ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
-        taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
-        byzantine = state.byzantine[taken] & (ids < population)
-        own = _Own(
-            view=_views(data, state, taken, byzantine),
-            start=data.start[taken],
-            count=data.count[taken],
-            memory=jax.tree.map(lambda x: x[taken], state.clients),
-        )
+    own, context = _draw_cohort(federation, plan, data, state, keys)
     one_client = functools.partial(_one_client, plan)
 
     @jax.named_scope("local work")  # of its own: a stream computes it wherever rows are asked for
     def work(own: _Own) -> tuple[Float[Array, "c d"], Told]:
         return map_clients(one_client, shared, own, chunk=plan.chunk)
 
+    if plan.storage != STREAM:
+        updates, told = work(own)
+        return LocalWork(context=context, updates=by_columns(updates), known=told)
+    assert context.byzantine is not None
+    honest = ~context.byzantine & present_mask(context, plan.spec.cohort)
+    stream = Stream(
+        lambda index: work(jax.tree.map(lambda x: x[index], own)),
+        (plan.spec.cohort, plan.spec.dim * federation.algorithm.width),
+        plan.spec.dtype,
+        plan.chunk * mesh_kind()[1],
+        rows.watching(honest),
+    )
+    return LocalWork(context=context, updates=stream, known=None)
+
+
+@jax.named_scope("cohort")
+def _draw_cohort(
+    federation: Federation,
+    plan: Plan,
+    data: FederatedData,
+    state: FederationState,
+    keys: RoundKeys,
+) -> tuple[_Own, Context]:
+    """Who takes part, what each of them starts from, and what the server knows of them."""
+    population = plan.spec.population
+    ids, present = federation.cohort(state.byzantine, keys.cohort, state.round)
+    taken = jnp.minimum(ids, population - 1)  # an empty slot computes, and is not counted
+    byzantine = state.byzantine[taken] & (ids < population)
+    own = _Own(
+        view=_views(data, state, taken, byzantine),
+        start=data.start[taken],
+        count=data.count[taken],
+        memory=jax.tree.map(lambda x: x[taken], state.clients),
+    )
     share = data.count[taken] * (ids < population)
     context = Context(
         key=keys.server,
@@ -124,18 +148,7 @@ def work_locally(
         segments=plan.spec.segments,
         byzantine=byzantine,
     )
-    if plan.storage != STREAM:
-        updates, told = work(own)
-        return LocalWork(context=context, updates=by_columns(updates), known=told)
-    honest = ~byzantine & present_mask(context, plan.spec.cohort)
-    stream = Stream(
-        lambda index: work(jax.tree.map(lambda x: x[index], own)),
-        (plan.spec.cohort, plan.spec.dim * federation.algorithm.width),
-        plan.spec.dtype,
-        plan.chunk * mesh_kind()[1],
-        rows.watching(honest),
-    )
-    return LocalWork(context=context, updates=stream, known=None)
+    return own, context
 
 
 def told_with(updates: rows.Rows, known: Told | None) -> Told:

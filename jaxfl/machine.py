@@ -38,10 +38,10 @@ def process_memory(root: Path = Path("/")) -> int | None:
     return max(min(sizes + held, *_group_limits(root)) - PROGRAM_BYTES, 0)
 
 
-def processor(root: Path = Path("/")) -> str:
+def processor() -> str:
     """The processor's name, as far as the system tells."""
     try:
-        lines = (root / "proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

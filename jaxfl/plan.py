@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxfl.arguments import integer
-from jaxfl.component import depth_of
+from jaxfl.component import promises
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
@@ -159,11 +159,8 @@ def _not_streamed(federation: Federation) -> str | None:
     if federation.byzantine and federation.attack.crafts:
         parts.append((federation.attack, ("craft",)))
     for part, methods in parts:
-        kind = type(part)
-        # Who overrides what was declared to stream declares it anew.
-        anew = any(depth_of(kind, method) < depth_of(kind, "streams") for method in methods)
-        if not part.streams or anew:
-            return f"{kind.__name__} needs all updates at once"
+        if not promises(part, "streams", *methods):
+            return f"{type(part).__name__} needs all updates at once"
     if not federation.algorithm.post_processes:
         return f"{type(federation.algorithm).__name__} reads the messages at the server too"
     return None

@@ -27,7 +27,7 @@ def over_seeds(
 ) -> Callable[..., PyTree]:
     """A function of (federation, plan, data, state), compiled as one of (federation, data, state).
 
-    Where there are several seeds, all its arguments lead by them, but for partitions and parts
+    With several seeds every argument has a leading axis of seeds, except for partitions and parts
     that they share. Equal plans share programs.
     """
 

@@ -80,9 +80,10 @@ def calibrate(
 def _least(
     epsilon: Callable[[float], float], target: float, low: float, high: float, near: float
 ) -> float:
-    """The least multiplier, but for a share of ``near``, that reaches the target as ``high`` does.
+    """The least multiplier that reaches the target, to a relative precision of ``near``.
 
-    Epsilon falls about as a power of the multiplier: both are searched by their logarithms.
+    ``high`` must reach it. Epsilon falls about as a power of the multiplier, so the search is in
+    the logarithms of both.
     """
     from scipy.optimize import brentq
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxfl.aggregators.mean import Mean
-from jaxfl.attacks.base import ALL
+from jaxfl.attacks.base import NOTHING, OWN
+from jaxfl.component import promises
 from jaxfl.federation import Federation
 from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, STEP, Deployment, Release
 
@@ -38,10 +38,10 @@ def deployment(
         algorithm=federation.algorithm,
         participation=federation.participation,
         aggregator=repr(rule),
-        averages=isinstance(rule, Mean) and not rule.weighted,
+        averages=promises(rule, "averages"),
         noise_order=federation.noise_order,
         fairness=federation.fairness is not None,
-        overheard=federation.byzantine > 0 and attack.crafts and attack.knows == ALL,
+        overheard=federation.byzantine > 0 and attack.crafts and attack.knows not in (NOTHING, OWN),
         byzantine=federation.byzantine,
         byzantine_per_round=federation.byzantine_per_round,
         rounds=rounds,

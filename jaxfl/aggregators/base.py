@@ -50,6 +50,9 @@ class Aggregator(Component):
     """Can leave out slots that hold no client (Poisson sampling)."""
     by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
+    averages = capability(False)
+    """Its answer is the plain mean of the updates, all of which count alike: with updates of
+    norm up to c, one of n moves it by c / n, on which central privacy rests."""
     by_samples = capability(False)
     """Weighs clients by their numbers of samples."""
     public_memory = capability(False)
@@ -71,9 +74,10 @@ class Aggregator(Component):
     unanimous = capability(True)
     """Equal updates, in the first round, give that update (up to the rule's own noise)."""
     differentiable = capability(False)
-    """Its gradient with respect to the updates is finite, where updates coincide too, and not 0."""
+    """Its gradient in the updates is finite, even where updates coincide, and not 0 everywhere."""
     in_units = capability(tuple[str, ...]())
-    """Fields in the units of the updates: times c, with updates times c, so is the answer."""
+    """Fields in the units of the updates: with these and the updates scaled by c, so is the
+    answer."""
     streams = capability(False)
     """Needs no more of the updates than passes over their rows, which are then never all held. The
     first pass must not be inside a branch or a loop."""
@@ -82,7 +86,7 @@ class Aggregator(Component):
 
     @capability
     def unit_free(self) -> bool:
-        """Whether all answers of a run are times c where all its updates are.
+        """Whether all answers of a run scale by c where all its updates do.
 
         Weaker than ``scale_equivariant`` for rules that remember lengths.
         """

@@ -99,7 +99,6 @@ def median_weights(
     distances: Float[Array, "n n"],
     mass: Float[Array, " n"],
     iterations: int,
-    nu: Float[Array, ""] | float = 1e-6,
 ) -> Float[Array, " n"]:
     """Weights of the geometric median of rows of these masses, from the mean near the medoid.
 
@@ -108,10 +107,11 @@ def median_weights(
       distances: plain ones; those of rows without mass must be finite.
       mass: of each row; they sum to 1, or to 0, which gives 0.
       iterations: steps.
-      nu: distances below so many reaches of the majority nearest the medoid count as that.
+
+    Distances below a millionth of the reach of the majority nearest the medoid count as that.
     """
     start, reach = near_medoid(distances, mass)
-    least = jnp.maximum(nu * reach, jnp.finfo(gram.dtype).tiny)
+    least = jnp.maximum(1e-6 * reach, jnp.finfo(gram.dtype).tiny)
     weights = weiszfeld(gram, mass, start, iterations, least)
     found, row = at_a_row(gram, distances, mass)
     return jnp.where(found, row, weights)

@@ -40,6 +40,10 @@ class Mean(WeightingRule):
     def by_samples(self) -> bool:
         return self.weighted
 
+    @capability
+    def averages(self) -> bool:
+        return not self.weighted
+
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:

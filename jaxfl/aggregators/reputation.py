@@ -64,15 +64,15 @@ class ReputationClipping(BarrierClipping):
     """
 
     decay: Scalar = field(default=0.95, at_least=0, at_most=1)
-    """What a round counts one round later."""
+    """Discount of a round's experience per round."""
     every: int = field(default=20, at_least=1)
     """Rounds between renewals of the weights."""
     cap: Scalar = field(default=1.25, at_least=1)
     """The largest weight, in units of 1 / n."""
     doubt: Scalar = field(default=0.3, at_least=0, at_most=1)
-    """Share of scenarios that no experience speaks for."""
+    """Share of scenarios drawn as if nothing had been learned."""
     penalty: Scalar = field(default=0.5, at_least=0)
-    """Of Byzantine mass against bias."""
+    """Weight of the expected Byzantine mass against that of the bias."""
     scenarios: int = field(default=512, at_least=2)
     """Honest sets drawn for a renewal."""
     by_client = capability(True)

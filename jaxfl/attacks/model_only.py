@@ -108,12 +108,11 @@ class PoisonedFL(_FakeClients):
     All fake clients ask for the move ``c |g| v s``, g being the model's last move and s signs that
     are drawn once. Magnitudes are large where others moved the model: v is ``|g - k |g| / |k||``,
     coordinate by coordinate and of norm 1, with k what they asked for last. Every ``period`` rounds
-    they count the coordinates that have moved the way of s; where there are fewer than 99 % of
-    fair coins would exceed by luck, rules hold them back, and c becomes ``decay`` c, unless that is
-    below ``least``. In their first round they send zeros.
+    they count the coordinates that have moved the way of s. Where that count is below the 99 %
+    quantile for fair coins, the rule is resisting, and c becomes ``decay`` c, but not less than
+    ``least``. In their first round they send zeros.
 
-    Knows no honest update and no rule: it is as a whole against defences that judge rounds one by
-    one.
+    Knows no honest update and no rule; aims at defences that judge every round by itself.
     Xie, Fang, Gong, "Model poisoning attacks to federated learning via multi-round consistency",
     CVPR 2025.
 

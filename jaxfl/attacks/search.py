@@ -50,13 +50,11 @@ def grid_then_golden(damage: Damage, low: float, high: float, probes: int) -> Fl
     return place
 
 
-def expand_then_contract(
-    damage: Damage, step: float, probes: int, ratio: float = 0.8
-) -> Float[Array, ""]:
+def expand_then_contract(damage: Damage, step: float, probes: int) -> Float[Array, ""]:
     """Where the damage is largest: doubling steps from 0 while it grows, then shrinking ones.
 
     Every step starts from the best place so far. From the first that does not help on, each is
-    ``ratio`` times as long as the one before.
+    0.8 times as long as the one before.
     """
 
     def probe(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
@@ -65,7 +63,7 @@ def expand_then_contract(
         better = hurt > value
         expanding = expanding & better
         place = jnp.where(better, place + step, place)
-        step = jnp.where(expanding, 2 * step, ratio * step)
+        step = jnp.where(expanding, 2 * step, 0.8 * step)
         return (place, jnp.maximum(hurt, value), step, expanding), None
 
     zero = jnp.zeros(())

@@ -105,7 +105,8 @@ class ClientAlgorithm(Component):
     """How a client turns the model it received into an update. Abstract: override ``step``.
 
     The flags below say what other parts may assume of an algorithm; each is overridden as
-    ``private = capability(True)``.
+    ``private = capability(True)``. Those on which privacy rests, ``private`` and
+    ``post_processes``, hold for a subclass only while it changes nothing; else it says them anew.
 
     Raises:
       ValueError: ``private`` is set but ``uses`` is not overridden.

@@ -50,6 +50,8 @@ class Ditto(LocalTraining):
     """Of local steps; it starts afresh each round."""
 
     personalises = capability(True)
+    private = capability(True)
+    post_processes = capability(True)
 
     def init(self, spec: Spec) -> State:
         return Personal(params=jnp.zeros((spec.dim,), spec.dtype), begun=jnp.zeros((), bool))

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxfl.clients.base import Broadcast, Message, Samples
 from jaxfl.clients.local import LocalTraining
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.models.objective import Objective
 from jaxfl.optimizers import SGD, Schedule
 from jaxfl.types import Context, PyTree, Spec, State
@@ -36,6 +36,9 @@ class FedDyn(LocalTraining):
     """Weight of the pull towards the received model."""
     learning_rate: Scalar | Schedule = field(default=0.1, above=0)
     """Of local steps; a schedule counts rounds."""
+
+    private = capability(True)
+    post_processes = capability(True)
 
     def init(self, spec: Spec) -> State:
         return jnp.zeros((spec.dim,), spec.dtype)

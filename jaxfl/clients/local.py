@@ -112,9 +112,6 @@ class LocalTraining(ClientAlgorithm):
     steps: int | None = field(default=None, at_least=1)
     """Steps of every client, in place of passes."""
 
-    private = capability(True)
-    post_processes = capability(True)
-
     def uses(self, per_pass: int) -> tuple[int, int]:
         return steps_and_passes(per_pass, self.epochs, self.steps)
 
@@ -160,6 +157,9 @@ class FedAvg(LocalTraining):
     optimizer: Optimizer = SGD(learning_rate=0.1)
     """Of local steps; it starts afresh each round."""
 
+    private = capability(True)
+    post_processes = capability(True)
+
     def step(
         self,
         objective: Objective,
@@ -188,6 +188,9 @@ class FedProx(LocalTraining):
     """Weight of the pull towards the received model."""
     optimizer: Optimizer = SGD(learning_rate=0.1)
     """Of local steps; it starts afresh each round."""
+
+    private = capability(True)
+    post_processes = capability(True)
 
     def step(
         self,

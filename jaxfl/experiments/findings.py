@@ -107,7 +107,7 @@ SPREADS = ("client_variance", "client_gini")
 
 
 def value_of(result: Result, metric: str) -> float:
-    """The metric of a cell. Where it diverged 0, but NaN where 0 would be the best there is.
+    """The metric of a cell. A diverged cell counts 0, or NaN where 0 would be the best value.
 
     A backdoor's lifespan is 0 where it was not planted, a lower bound where it outlived the run.
     """

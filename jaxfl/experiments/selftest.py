@@ -48,7 +48,7 @@ class SelfTest:
         return self.digest == EXPECTED
 
 
-def run() -> SelfTest:
+def self_test() -> SelfTest:
     """Computes ``results`` and their hash; about ten seconds, most of which compile."""
     started = time.perf_counter()
     digest = digest_of(results())

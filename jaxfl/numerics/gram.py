@@ -1,4 +1,4 @@
-"""Inner products of all rows with all rows, in one pass; and changed as if the rows had been."""
+"""Gram matrices in one pass, and how they change as the rows are weighted or recentred."""
 
 from collections.abc import Callable
 

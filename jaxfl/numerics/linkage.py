@@ -1,4 +1,4 @@
-"""Hierarchical clustering from a matrix of distances, cut where a defence wants it."""
+"""Hierarchical clustering from a matrix of distances, cut where the caller wants it."""
 
 from typing import NamedTuple
 

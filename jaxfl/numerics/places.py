@@ -1,4 +1,4 @@
-"""Rows at some places of a matrix, such as the clients' of a round in a memory of all clients.
+"""Reading and writing the rows at given places of a matrix, such as a part of a larger memory.
 
 On a CPU, XLA's scatter takes several times as long as its rows' way through memory, and that of
 several runs, under ``vmap``, copies all matrices into another order of axes first. Here a CPU

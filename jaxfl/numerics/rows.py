@@ -15,7 +15,7 @@ from jaxfl.numerics.runs import alongside, in_all_runs
 from jaxfl.numerics.stream import NeedsMatrix, Stream, Watch
 
 Rows = Float[Array, "n d"] | Stream
-"""Updates: a matrix, or rows that are computed whenever they are read."""
+"""A matrix, or rows that are computed whenever they are read."""
 
 WIDTH = 8192
 """Columns per block of combinations of rows, and of other passes that form a row or a few."""
@@ -34,8 +34,8 @@ def squared_norms(rows: Float[Array, "*n d"] | Stream) -> Float[Array, "*n"]:
 
 
 def watching(mask: Bool[Array, " n"]) -> Watch:
-    """What every round needs of streamed updates: each row's squared norm, and the sum of the
-    rows under the mask that are finite.
+    """What a first pass over streamed rows keeps: each row's squared norm, and the sum of the
+    finite rows under the mask.
     """
 
     def watch(block: Array, index: Array, inside: Array) -> tuple[Array, Array]:
@@ -148,7 +148,7 @@ def combine(
 
     Args:
       weights: one for each row and reference.
-      rows: the updates.
+      rows: the matrix.
       references: more rows, always finite.
       clean: whether all rows are known to be finite, which saves looking for those to leave out.
 

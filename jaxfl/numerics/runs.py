@@ -14,8 +14,9 @@ from jaxfl.numerics.columns import on_cpu_or_else
 def in_all_runs(predicate: Bool[Array, ""]) -> Bool[Array, ""]:
     """The predicate itself; under ``vmap``, whether it holds for the whole batch.
 
-    A ``lax.cond`` on a batched predicate computes both branches for every run and selects. On
-    this one it stays a branch: for one whose other side is right in either case, only dearer.
+    A ``lax.cond`` on a batched predicate computes both branches for every run and selects. This
+    one is shared by the batch, so ``cond`` stays a branch. Use it only where the branch for
+    ``False`` is right in either case, and merely costs more.
     """
     return predicate
 

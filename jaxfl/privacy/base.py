@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
-from jaxfl.component import Component, Scalar, capability, depth_of, field
+from jaxfl.component import Component, Scalar, capability, changed_since, field
 from jaxfl.contracts import asked, expect, expect_like, name_of, own_code
 from jaxfl.models.objective import Objective
 from jaxfl.models.per_example import check_per_example
@@ -82,26 +82,6 @@ class Privacy(Component):
     """``bound`` takes updates that are never all held; who overrides it declares it anew."""
 
     NOISING: ClassVar[tuple[str, ...]] = ("objective", "message", "release")
-    HOOKS: ClassVar[tuple[str, ...]] = (
-        "init",
-        "multiplier",
-        "threshold",
-        "objective",
-        "samples",
-        "message",
-        "crafted",
-        "bound",
-        "release",
-        "hides_cohort",
-        "check",
-        "check_model",
-        # What is said of it belongs to what is released.
-        "caveats",
-        "neighbours",
-        "replaces",
-        "protects",
-        "trusts",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,15 +121,12 @@ class Privacy(Component):
         missing = [what for what in ("protects", "trusts") if not getattr(self, what)]
         if missing:
             raise ValueError(f"{name} does not declare {' and '.join(missing)}")
-        declared = depth_of(type(self), "releases")
-        declaring = type(self).__mro__[declared]
-        for hook in self.HOOKS:
-            new = getattr(declaring, hook, None) != ""  # a word that was left out may be filled in
-            if new and depth_of(type(self), hook) < declared:
-                raise ValueError(
-                    f"{name} changes {hook} and does not declare what it releases: define "
-                    "releases in the same class"
-                )
+        changed = changed_since(type(self), "releases")
+        if changed:
+            raise ValueError(
+                f"{name} changes {' and '.join(changed)} and does not declare what it releases: "
+                "define releases in the same class"
+            )
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         """Raises ValueError where the mechanism does not go with the other parts.

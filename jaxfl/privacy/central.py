@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, Scalar, capability, field
+from jaxfl.component import Component, Scalar, capability, field, promises
 from jaxfl.numerics import rows
 from jaxfl.participation import Poisson, Uniform
 from jaxfl.privacy.base import Privacy, draw
@@ -151,7 +151,7 @@ class CentralPrivacy(Privacy):
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)
-        if not algorithm.post_processes:
+        if not promises(algorithm, "post_processes"):
             raise ValueError(
                 f"{type(algorithm).__name__} multiplies the aggregate by numbers of the cohort, "
                 f"which {type(self).__name__} does not cover"
@@ -231,14 +231,14 @@ class CentralPrivacy(Privacy):
             return ()
         participation = run.participation
         multiplier = float(np.min(self.multiplier())) / (2 if self.replaces(run) else 1)
-        poisson = isinstance(participation, Poisson)
+        poisson = type(participation) is Poisson  # a subclass may draw otherwise
         lost = run.rounds * participation.overflow if poisson else 0.0
         if self.correlated is not None:
             whole = Release(multiplier, 1, overflow=lost)
             return (whole,) if run.rounds <= self.correlated.rounds else ()
         if poisson:
             return (Release(multiplier, run.rounds, participation.rate, lost),)
-        if isinstance(participation, Uniform):
+        if type(participation) is Uniform:
             return (Release(multiplier, run.rounds, self._rate(run)),)
         return (Release(multiplier, -(-run.rounds // participation.separation)),)
 
@@ -250,7 +250,7 @@ class CentralPrivacy(Privacy):
 
     def replaces(self, run: Deployment) -> bool:
         # In a cohort of fixed size another client takes the place.
-        return isinstance(run.participation, Uniform)
+        return type(run.participation) is Uniform
 
     def neighbours(self, run: Deployment) -> str:
         return f"one client replaced by {'another' if self.replaces(run) else 'nothing'}"

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
-from jaxfl.component import Scalar, capability, field
+from jaxfl.component import Scalar, capability, field, promises
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
@@ -64,7 +64,7 @@ class ExamplePrivacy(Privacy):
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)
-        if not algorithm.private:
+        if not promises(algorithm, "private"):
             raise ValueError(
                 f"{type(algorithm).__name__} sends more than gradients of samples, which "
                 f"{type(self).__name__} does not cover"

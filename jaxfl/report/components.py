@@ -21,7 +21,7 @@ _CITATION = re.compile(r"[A-ZÀ-Þ][^\"().:;]*( et al\.)?, \"")
 """Authors, then a quoted title, at the start of a line."""
 
 
-def catalogue(name: str | None = None) -> str:
+def listing(name: str | None = None) -> str:
     """All components, by kind; or one, with its whole docstring.
 
     Raises:

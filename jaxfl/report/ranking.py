@@ -17,6 +17,8 @@ from jaxfl.report.tables import named
 FILES = ("ranking.csv", "ranking.md")
 LEAST = 6
 """Attacks, none among them, from which defences are ranked over them."""
+SHOWN = 20
+"""Lines of the terminal's table."""
 HEADER = (
     *("rank", "defence", "worst", "under", "mean"),
     *("worst of those that try it", "under", "ms a round", "attacks"),
@@ -55,16 +57,16 @@ def entries(experiment: Experiment, found: Sequence[Ranked]) -> list[list[str]]:
     ]
 
 
-def ranking_table(experiment: Experiment, found: Sequence[Ranked], most: int = 20) -> Table:
+def ranking_table(experiment: Experiment, found: Sequence[Ranked]) -> Table:
     """``entries`` for the terminal: the first of them, and the last."""
     lines = entries(experiment, found)
     table = Table(title=escape(experiment.title), caption=CAPTION)
     for place, name in enumerate(HEADER):
         table.add_column(name, justify="left" if place in (1, 3, 6) else "right")
-    for line in lines[: most - 1] if len(lines) > most else lines:
+    for line in lines[: SHOWN - 1] if len(lines) > SHOWN else lines:
         table.add_row(*map(escape, line))
-    if len(lines) > most:
-        table.add_row("", f"{len(lines) - most} more", *[""] * 7)
+    if len(lines) > SHOWN:
+        table.add_row("", f"{len(lines) - SHOWN} more", *[""] * 7)
         table.add_row(*map(escape, lines[-1]))
     return table
 

@@ -86,7 +86,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("digest", "code"), [("0" * 16, 1), (selftest.EXPECTED, 0)])
 def test_results_that_differ_are_an_error(monkeypatch, digest, code):
-    monkeypatch.setattr(selftest, "run", lambda: selftest.SelfTest(digest, 9.5))
+    monkeypatch.setattr(selftest, "self_test", lambda: selftest.SelfTest(digest, 9.5))
     monkeypatch.setattr(doctor, "data", list)
     done = ask()
     assert done.exit_code == code
@@ -105,7 +105,7 @@ def test_one_selection_more_is_another_hash():
 @pytest.mark.parametrize("double", [False, True])
 def test_the_self_test_passes_and_nothing_that_is_hashed_lies_near_a_boundary(double):
     with jax.enable_x64(double):
-        assert selftest.run().passed
+        assert selftest.self_test().passed
         for rule in selftest.RULES.values():
             answer = np.asarray(rule(selftest.updates())) / selftest.UNIT
             assert np.min(np.abs(answer - np.floor(answer) - 0.5)) > 0.004

@@ -92,6 +92,19 @@ class Unlooked(jaxfl.ExamplePrivacy):
         pass
 
 
+class Shorter(MessagePrivacy):
+    """Clips by another norm than its noise is counted for."""
+
+    norm = capability(2)
+
+
+class Longer(MessagePrivacy):
+    """Lets through three times what it says."""
+
+    def _clipped(self, message):
+        return 3 * super()._clipped(message)
+
+
 class OwnQuantile(QuantileClip):
     """May count clients with less noise than it says."""
 
@@ -160,6 +173,14 @@ def run(privacy, rounds=3):
             "Carefree changes caveats and does not declare what it releases",
         ),
         (
+            Shorter(clip=1.0, noise_multiplier=1.0, mechanism="laplace"),
+            "Shorter changes norm and does not declare what it releases",
+        ),
+        (
+            Longer(clip=1.0, noise_multiplier=1.0),
+            "Longer changes _clipped and does not declare what it releases",
+        ),
+        (
             Unlooked(clip=1.0, noise_multiplier=1.0),
             "Unlooked changes check_model and does not declare what it releases",
         ),
@@ -193,6 +214,96 @@ def test_who_does_not_declare_what_it_does_is_refused_before_anything_runs(priva
         guarantee(federation(privacy), EQUAL, 10)
     with pytest.raises(ValueError, match=message):
         calibrate(federation(privacy.replace(noise_multiplier=None, epsilon=1.0)), EQUAL, 10)
+
+
+class Half(Mean):
+    """Twice as sensitive to one client as the mean of all is."""
+
+    def weigh(self, statistics, state, context):
+        weights, info = super().weigh(statistics, state, context)
+        return weights.at[0].mul(2), info
+
+
+class Chosen(jaxfl.Poisson):
+    """Draws the first clients, always."""
+
+    def sample(self, population, key, turn=0):
+        ids = jnp.arange(self.cohort(population), dtype=jnp.int32)
+        return jnp.minimum(ids, population), ids < self.expected(population)
+
+
+class First(jaxfl.Uniform):
+    """The first clients, always."""
+
+    def sample(self, population, key, turn=0):
+        return jnp.arange(self.cohort(population), dtype=jnp.int32), None
+
+
+class Eager(jaxfl.Cyclic):
+    """The first group, always."""
+
+    def sample(self, population, key, turn=0):
+        return super().sample(population, key, 0)
+
+
+def central(**parts):
+    mean = {"aggregator": Mean(weighted=False), **parts}
+    return Federation(privacy=CentralPrivacy(clip=1.0, noise_multiplier=2.0), **mean)
+
+
+def test_a_rule_that_inherits_from_the_mean_has_not_its_sensitivity():
+    assert guarantee(central(), EQUAL, 10).holds
+    own = guarantee(central(aggregator=Half(weighted=False)), EQUAL, 10)
+    assert own.epsilon == np.inf
+    assert "Half(weighted=False) has no sensitivity of clip / cohort" in str(own)
+    assert "Mean(weighted=True) has no sensitivity" in str(
+        guarantee(central(aggregator=Mean()), EQUAL, 10)
+    )
+
+
+@pytest.mark.parametrize("own", [Chosen(rate=0.1), First(fraction=0.1)], ids=repr)
+def test_a_cohort_drawn_in_ones_own_way_adds_no_privacy(own):
+    parts = type(own).__mro__[1](**{name: getattr(own, name) for name in own._hints})
+    drawn, chosen = (guarantee(central(participation=p), EQUAL, 10) for p in (parts, own))
+    all_take_part = guarantee(central(), EQUAL, 10)
+    assert drawn.epsilon < 0.5 * chosen.epsilon
+    assert chosen.epsilon == pytest.approx(all_take_part.epsilon)
+
+
+def test_turns_that_are_taken_otherwise_are_declared_anew():
+    message = "Eager changes sample and does not declare its separation"
+    with pytest.raises(ValueError, match=message):
+        central(participation=Eager(groups=5)).check(20)
+
+    class Slower(Eager):
+        separation = capability(1)
+
+    central(participation=Slower(groups=5)).check(20)
+
+
+def test_an_algorithm_that_changes_how_it_works_is_private_no_more():
+    class Leaky(FedSGD):
+        def step(self, objective, broadcast, samples, state, key):
+            return super().step(objective, broadcast, samples, state, key)
+
+    class Nosy(FedSGD):
+        def finish(self, server, aggregate, messages, context, share):
+            return messages.update[0], server
+
+    class Same(FedSGD):
+        """Another name for it."""
+
+    def given(algorithm, privacy):
+        parts = {"privacy": privacy, "aggregator": Mean(weighted=False)}
+        return Federation(algorithm=algorithm(batch_size=4), **parts)
+
+    examples, clients = jaxfl.ExamplePrivacy(noise_multiplier=1.0), central().privacy
+    with pytest.raises(ValueError, match="Leaky sends more than gradients of samples"):
+        given(Leaky, examples).check(20)
+    with pytest.raises(ValueError, match="Nosy multiplies the aggregate by numbers of the cohort"):
+        given(Nosy, clients).check(20)
+    for privacy in (examples, clients):
+        given(Same, privacy).check(20)
 
 
 def test_no_privacy_promises_nothing_below_it_either():
