@@ -104,3 +104,31 @@ HANDED_OVER = {
 )
 def test_a_public_class_has_an_example(cls):
     assert ">>>" in (cls.__doc__ or "")
+
+
+def undocumented(cls):
+    """Public methods of a class that say nothing, nor does one that they override."""
+    for name, value in vars(cls).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if name.startswith("_") or not inspect.isfunction(function) or function.__doc__:
+            continue
+        if not any(name in vars(base) for base in cls.__mro__[1:]):
+            yield f"{cls.__module__}.{cls.__name__}.{name}"
+
+
+def test_every_public_method_says_what_it_does():
+    modules = [importlib.import_module(name) for name in MODULES if name not in OPTIONAL]
+    classes = {
+        cls
+        for module in modules
+        for name, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert len(classes) > 200
+    assert [one for cls in classes for one in undocumented(cls)] == []
+
+    class Silent:
+        def speak(self):
+            pass
+
+    assert list(undocumented(Silent)) == [f"{__name__}.Silent.speak"]

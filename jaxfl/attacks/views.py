@@ -59,7 +59,9 @@ class Learning(Struct):
 class Mechanism(Protocol):
     """What attackers ask of a mechanism of privacy: what its hooks make of a message."""
 
-    def checked(self, hook: str, *given: Any) -> Any: ...
+    def checked(self, hook: str, *given: Any) -> Any:
+        """What the hook of this name makes of what it is given."""
+        ...
 
 
 class Defence(Struct):

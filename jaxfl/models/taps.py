@@ -36,6 +36,7 @@ class Tap:
             layer.dot_general = self.product
 
     def product(self, x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+        """The product of a dense layer, whose input is kept."""
         self.inputs = x.reshape(-1, x.shape[-1])
         return self._output(jax.lax.dot_general(x, kernel, dimensions, **options))
 
