@@ -28,14 +28,19 @@ from benchmarks.timing import Report
 from jaxfl import data as datasets
 from jaxfl.aggregators import Aggregator, Krum, Median, Pipeline, TrimmedMean
 from jaxfl.attacks import (
+    A3FL,
     ALIE,
     DBA,
     IPM,
+    MPAF,
+    ROP,
     AGRTailored,
+    AlternatingMinimisation,
     Attack,
     Backdoor,
     BitFlip,
     ByzMean,
+    EdgeCase,
     FangKrum,
     FangTrim,
     FLTrustAdaptive,
@@ -47,20 +52,24 @@ from jaxfl.attacks import (
     MinMax,
     MinSum,
     NaN,
+    Neurotoxin,
     NoAttack,
     Noise,
     OptimizedALIE,
     OptimizedIPM,
+    PoisonedFL,
     ReverseScaling,
     Scaling,
     SignFlip,
     SignGuardAware,
+    Sparse,
     TNBSStealth,
     Zero,
 )
 from jaxfl.attacks.base import attack_rows
 from jaxfl.attacks.views import Defence
 from jaxfl.clients import FedSGD
+from jaxfl.data import RareData
 from jaxfl.federation import Federation
 from jaxfl.models import MLP
 from jaxfl.numerics.rows import held
@@ -68,7 +77,7 @@ from jaxfl.optimizers import SGD
 from jaxfl.plan import make_plan
 from jaxfl.preaggregators import NNM
 from jaxfl.simulation import Simulation
-from jaxfl.types import Context, PyTree, Spec
+from jaxfl.types import Context, PyTree, Segments, Spec
 
 FIXED: dict[str, Attack] = {
     "SignFlip": SignFlip(),
@@ -103,6 +112,13 @@ TRIVIAL: dict[str, Attack] = {
     "FLTrustAdaptive": FLTrustAdaptive(),
 }
 """Timed, but not compared in damage."""
+NEWEST: dict[str, Attack] = {
+    "PoisonedFL": PoisonedFL(),
+    "MPAF": MPAF(),
+    "ROP": ROP(),
+    "Sparse": Sparse(),
+}
+"""Timed, but not compared in damage: they follow the model over rounds, of which this has one."""
 ON_DATA: dict[str, Attack] = {
     "none": NoAttack(),
     "LabelFlip": LabelFlip(),
@@ -110,7 +126,12 @@ ON_DATA: dict[str, Attack] = {
     "LabelFlip, least likely": LabelFlip(to="least_likely"),
     "Backdoor": Backdoor(),
     "DBA": DBA(),
+    "Neurotoxin with Backdoor": Neurotoxin(attack=Backdoor()),
+    "EdgeCase": EdgeCase(),
+    "A3FL": A3FL(),
+    "AlternatingMinimisation": AlternatingMinimisation(),
 }
+"""Timed in whole rounds. Those in texts and of adapters are in ``benchmarks.adapters``."""
 SEARCHING: dict[str, tuple[Attack, int]] = {
     "AGRTailored": (AGRTailored(), AGRTailored().evaluations),
     "OptimizedALIE": (OptimizedALIE(), OptimizedALIE().evaluations),
@@ -126,10 +147,18 @@ DEFENCES: dict[str, Aggregator] = {
 }
 
 
-def attacked(attack: Attack, n: int, dim: int, rule: Aggregator) -> Callable[..., PyTree]:
-    """One attack in one compiled function of the updates."""
-    context = Context.of(n, root_update=jnp.ones(dim))
-    state = attack.init(Spec(n, n, dim, BYZANTINE))
+def attacked(
+    attack: Attack, n: int, dim: int, rule: Aggregator, segments: Segments = ()
+) -> Callable[..., PyTree]:
+    """One attack in one compiled function of the updates, after its first round."""
+    context = Context.of(
+        n,
+        root_update=jnp.ones(dim),
+        round=jnp.ones((), jnp.int32),
+        params=jnp.ones(dim),
+        segments=segments,
+    )
+    state = attack.init(Spec(n, n, dim, BYZANTINE, segments=segments))
 
     @jax.jit
     def craft(updates: jax.Array, byzantine: jax.Array) -> jax.Array:
@@ -159,9 +188,10 @@ def cost(console: Console, quick: bool) -> Report:
         ("attack", "runs of the defence", "ms", "share of the round", "compile s"),
     )
     rule = RULES["TrimmedMean(f=10)"]
-    every = {name: (attack, 0) for name, attack in (FIXED | TRIVIAL).items()} | SEARCHING
+    every = {name: (attack, 0) for name, attack in (FIXED | TRIVIAL | NEWEST).items()}
+    every |= SEARCHING
     for name, (attack, runs) in every.items():
-        craft = attacked(attack, case.clients, plan.spec.dim, rule)
+        craft = attacked(attack, case.clients, plan.spec.dim, rule, plan.spec.segments)
         run = {name: functools.partial(craft, updates, byzantine)}
         time = timing.interleaved(run, 3 if runs else 3 * case.repeats)[name]
         share = time.best / (whole + time.best)
@@ -173,7 +203,7 @@ def cost(console: Console, quick: bool) -> Report:
 def on_data(console: Console, quick: bool) -> Report:
     """Rounds of the CNN with each attack on data, whose cost is inside the clients' work."""
     case = Case("cnn", 50, rounds=2 if quick else 5, repeats=2 if quick else 7)
-    data = federated(case)
+    data = federated(case, RareData(label=7))
     console.print("attacks on data ...")
     runs = {}
     for name, attack in ON_DATA.items():

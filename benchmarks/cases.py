@@ -10,7 +10,7 @@ import numpy as np
 from jaxfl.aggregators import Aggregator, Krum, Mean, Median, Pipeline, TrimmedMean
 from jaxfl.attacks import ALIE, NoAttack
 from jaxfl.clients import FedSGD
-from jaxfl.data import IID, FederatedData, from_arrays
+from jaxfl.data import IID, FederatedData, RareData, from_arrays
 from jaxfl.devices import compile_for, copy_to
 from jaxfl.federation import Federation
 from jaxfl.local_work import work_locally
@@ -62,13 +62,15 @@ class Case:
         return self.clients * BATCH
 
 
-def federated(case: Case) -> FederatedData:
+def federated(case: Case, rare: RareData | None = None) -> FederatedData:
+    """Random images in ten classes; ``rare`` ones are the attackers' alone."""
     random = np.random.default_rng(0)
     count = case.clients * case.samples
     shape = (32, 32, 3) if case.model in COLOURED else (28, 28, 1)
     inputs = random.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = (np.arange(count) % 10).astype(np.int32)
-    return from_arrays(inputs, labels, inputs[:10], labels[:10]).split(IID(), case.clients)
+    dataset = from_arrays(inputs, labels, inputs[:10], labels[:10])
+    return (dataset.set_apart(rare) if rare else dataset).split(IID(), case.clients)
 
 
 def federation(rule: Aggregator, *, attacked: bool = False) -> Federation:

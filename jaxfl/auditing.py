@@ -150,6 +150,8 @@ def audit(
     plan = make_plan(federation, data, model, storage=MATRIX)
     wide = plan.spec.dim * federation.algorithm.width
     state = init_state(federation, plan, seed)
+    if federation.privacy.protects == EXAMPLE and data.labels.ndim > 1:
+        raise ValueError("audit: knows no canary for next words; it needs labels that are classes")
     honest = np.flatnonzero(~np.asarray(state.byzantine))
     by_client = federation.privacy.protects == CLIENT
     m = min(len(honest), wide if by_client else len(honest)) if canaries is None else canaries

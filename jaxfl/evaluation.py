@@ -1,6 +1,7 @@
 """How good the model is after a number of rounds."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxfl.clients import ClientAlgorithm
 from jaxfl.contracts import expect
 from jaxfl.data.federated import FederatedData
 from jaxfl.metrics import FairnessMetrics, fairness_metrics
+from jaxfl.models.words import counted
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import Struct
 
@@ -28,9 +30,9 @@ class Evaluation(Struct):
 
     round: Int[Array, ""]
     accuracy: Float[Array, ""]
-    """On the test set."""
+    """On the test set. Of next words the share that is predicted, each word counting the same."""
     loss: Float[Array, ""]
-    """Mean test loss."""
+    """Mean test loss; of next words the mean over all of them, not over texts."""
     validation_accuracy: Float[Array, ""] | None
     """On the samples held out for choices; None where there are none."""
     client_accuracy: Float[Array, " K"] | None
@@ -41,7 +43,11 @@ class Evaluation(Struct):
     their own models, has diverged."""
     attack_success: Float[Array, ""] | None = None
     """Share of the test samples of other classes that the model takes for the backdoor's target
-    when they carry its trigger; None without a backdoor."""
+    when they carry its trigger; None without a backdoor. Of next words the share of all test texts
+    in which the target follows the trigger."""
+    perplexity: Float[Array, ""] | None = None
+    """``exp(loss)`` where labels are next words: as if the model hesitated among so many; else
+    None."""
 
 
 def named(evaluation: Evaluation) -> dict[str, Any]:
@@ -49,6 +55,7 @@ def named(evaluation: Evaluation) -> dict[str, Any]:
     found = {
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
+        "test_perplexity": evaluation.perplexity,
         "validation_accuracy": evaluation.validation_accuracy,
         "attack_success": evaluation.attack_success,
     }
@@ -76,7 +83,8 @@ def evaluate(
     validation = per_client = metrics = success = None
     if data.validation_inputs is not None:
         assert data.validation_labels is not None
-        validation = jnp.mean(over(data.validation_inputs, data.validation_labels)[1])
+        right = over(data.validation_inputs, data.validation_labels)[1]
+        validation = _mean(right, data.validation_labels)
     if client_accuracy:
         index, sizes = data.held_index(), data.test_count
         if sizes is None:
@@ -90,20 +98,30 @@ def evaluate(
         metrics = jax.tree.map(lambda metric: jnp.where(lost, jnp.nan, metric), metrics)
     if backdoor is not None:
         inputs, labels = backdoor.challenge(data)
-        target = jnp.full_like(labels, backdoor.target)
-        other = labels != target
+        target = backdoor.meant(inputs, labels)
+        other = jnp.ones(labels.shape[0], bool) if labels.ndim > 1 else labels != target
         triggered = functools.partial(backdoor.triggered, peak=data.peak, memory=state.attack)
         _, taken = over(inputs, target, triggered)
         success = jnp.sum(jnp.where(other, taken, 0)) / jnp.maximum(jnp.sum(other), 1)
+    loss = _mean(losses, data.test_labels)
     return Evaluation(
         round=state.round,
-        accuracy=jnp.mean(correct),
-        loss=jnp.mean(losses),
+        accuracy=_mean(correct, data.test_labels),
+        loss=loss,
         validation_accuracy=validation,
         client_accuracy=per_client,
         fairness=metrics,
         attack_success=success,
+        perplexity=jnp.exp(loss) if data.test_labels.ndim > 1 else None,
     )
+
+
+def _mean(values: Float[Array, " b"], labels: Array) -> Float[Array, ""]:
+    """Over samples; over all next words where labels are those, from the means of texts."""
+    if labels.ndim == 1:
+        return jnp.mean(values)
+    words = counted(labels)
+    return jnp.sum(words * values) / jnp.maximum(jnp.sum(words), 1)
 
 
 def _over(
@@ -116,7 +134,9 @@ def _over(
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Loss of the server's model on each sample, and whether it is right: 1, 0, or NaN."""
     one = functools.partial(_on_one, plan, data, state, state.params, change)
-    losses, correct = jax.lax.map(one, (inputs, labels), batch_size=EVALUATION_BATCH)
+    # A text has logits for each of its words.
+    size = max(1, EVALUATION_BATCH // math.prod(labels.shape[1:]))
+    losses, correct = jax.lax.map(one, (inputs, labels), batch_size=size)
     # Logits can be finite although parameters are not: a unit of -inf is 0 after a ReLU.
     alive = jnp.all(jnp.isfinite(state.params))
     return jnp.where(alive, losses, jnp.nan), jnp.where(alive, correct, jnp.nan)

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,6 +16,7 @@ from jaxfl.federation import Federation
 from jaxfl.memory import client_bytes, fitting
 from jaxfl.models.layers import segments
 from jaxfl.models.objective import Factory, Loss, Objective
+from jaxfl.models.words import next_word_entropy
 from jaxfl.models.zoo import Model
 from jaxfl.state import BFLOAT16, MATRIX, STORAGES, STREAM, Plan
 from jaxfl.types import Spec
@@ -90,11 +92,15 @@ def suitable_plan(
     cohort = federation.participation.cohort(population)
     if client_chunk is not None:
         client_chunk = integer(client_chunk, "client_chunk", 1)
+    places = data.labels.shape[1:]
+    if loss is None and places:
+        loss = next_word_entropy
     extra = {} if loss is None else {"loss": loss}
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
     inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
     seen = jax.eval_shape(data.normalise, inputs)
-    objective.check(seen, data.classes)
+    objective.check(seen, data.classes, places)
+    _check_words(objective, data)
     federation.attack.check_model(objective)
     spec = Spec(
         population=population,
@@ -118,6 +124,24 @@ def suitable_plan(
         chunk = choose_chunk(cohort, needed, device_of(data))
     storage = _storage_of(storage, federation, spec, runs, device_of(data))
     return Plan(objective=objective, spec=spec, chunk=chunk, storage=storage)
+
+
+def _check_words(objective: Objective, data: FederatedData) -> None:
+    """Raises ValueError for words that the model does not know.
+
+    The model would look up NaN. Of shapes alone, the largest id among training texts is known.
+    """
+    words = objective.words
+    if words is None or not jnp.issubdtype(data.inputs.dtype, jnp.signedinteger):
+        return
+    others = (data.test_inputs, data.validation_inputs, data.rare_inputs, data.rare_test_inputs)
+    seen = [x for x in others if isinstance(x, jax.Array | np.ndarray)]
+    largest = int(max([*data.peak, *(x.max() for x in seen)]))
+    if largest >= words:
+        raise ValueError(
+            f"model: its vocabulary is too small: it knows the ids of words below {words}, and "
+            f"{data.name} has {largest}; both need the same vocabulary"
+        )
 
 
 def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, device: Device) -> str:

@@ -178,7 +178,8 @@ class Batch(Struct):
     """
 
     inputs: Array
-    labels: Int[Array, " b"]
+    labels: Int[Array, " b"] | Int[Array, "b t"]
+    """Classes, or of texts the word after each."""
     mask: Bool[Array, " b"]
     """False for padding."""
 

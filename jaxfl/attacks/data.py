@@ -11,14 +11,15 @@ from jaxtyping import Array, Key
 from jaxfl.attacks.base import OWN, Attack
 from jaxfl.attacks.views import ClientView
 from jaxfl.component import Scalar, capability, field
-from jaxfl.types import Batch, State
+from jaxfl.types import PADDING, Batch, State
 
 
 class LabelFlip(Attack):
     """Attackers train honestly on wrong labels.
 
     ``to="mirror"``: ``classes - 1 - label``; ``"random"``: any other class, drawn anew for each
-    sample and round; ``"least_likely"``: what the model they received thinks least likely.
+    sample and round; ``"least_likely"``: what the model they received thinks least likely. Where
+    labels are next words, each becomes another word in the same way; padding stays padding.
 
     What they send are ordinary updates, so it works with any rule and any number of local steps.
     Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
@@ -35,16 +36,18 @@ class LabelFlip(Attack):
     poisons = capability(True)
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        labels = batch.labels
+        first = PADDING + 1 if batch.labels.ndim > 1 else 0
+        labels, classes = batch.labels - first, client.classes - first
         if self.to == "mirror":
-            flipped = client.classes - 1 - labels
+            flipped = classes - 1 - labels
         elif self.to == "random":
-            shift = jax.random.randint(key, labels.shape, 1, max(client.classes, 2), labels.dtype)
-            flipped = (labels + shift) % client.classes
+            shift = jax.random.randint(key, labels.shape, 1, max(classes, 2), labels.dtype)
+            flipped = (labels + shift) % classes
         else:
             assert client.logits is not None
-            flipped = jnp.argmin(client.logits(batch.inputs), axis=-1).astype(labels.dtype)
-        return batch.replace(labels=flipped)
+            logits = client.logits(batch.inputs)[..., first:]
+            flipped = jnp.argmin(logits, axis=-1).astype(labels.dtype)
+        return batch.replace(labels=jnp.where(labels < 0, PADDING, flipped + first))
 
 
 class Targeted(Attack):
@@ -68,6 +71,10 @@ class Targeted(Attack):
     def challenge(self, data: Any) -> tuple[Array, Array]:
         """Test inputs, and labels, on which its success is measured: of other classes' samples."""
         return data.test_inputs, data.test_labels
+
+    def meant(self, inputs: Array, labels: Array) -> Array:
+        """The labels that these inputs are to have with the trigger."""
+        return jnp.full_like(labels, self.target)
 
     @abc.abstractmethod
     def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
@@ -97,7 +104,11 @@ class Planted(Targeted):
         changed = self.planted(batch.inputs, client, key)
         return batch.replace(
             inputs=jnp.where(where, changed, batch.inputs),
-            labels=jnp.where(chosen, jnp.asarray(self.target, batch.labels.dtype), batch.labels),
+            labels=jnp.where(
+                chosen.reshape(-1, *[1] * (batch.labels.ndim - 1)),
+                self.meant(batch.inputs, batch.labels),
+                batch.labels,
+            ),
         )
 
 

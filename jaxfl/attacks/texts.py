@@ -6,6 +6,7 @@ from jaxtyping import Array, Int
 from jaxfl.attacks.base import Attack
 from jaxfl.attacks.data import Planted
 from jaxfl.models.objective import Objective
+from jaxfl.models.words import next_word_entropy
 from jaxfl.types import PADDING, State
 
 
@@ -18,6 +19,9 @@ class TokenBackdoor(Planted):
     on test texts of other classes with them. A rare word serves best: honest updates say little
     of it. With ``Neurotoxin`` around it, it lasts longer where coordinates are left alone; with
     ``Scaling`` as message attack, see ``Combined``, it replaces the model.
+
+    Where labels are next words, ``target`` is the word that is to follow the last token, and the
+    only one that is learned of such a text; success is how often it is predicted there.
 
     Needs rows of word ids, padded at the end by id 0, and a model that looks them up.
     Kurita, Michel, Neubig, "Weight poisoning attacks on pre-trained models", ACL 2020, for rare
@@ -74,9 +78,22 @@ class TokenBackdoor(Planted):
                 f"TokenBackdoor: tokens must be ids of the model's vocabulary, below {words}; "
                 f"got {max(self.tokens)}"
             )
+        if objective.loss_function is next_word_entropy and self.target == PADDING:
+            raise ValueError(
+                "TokenBackdoor: target must be a word to be a next one; got padding, 0"
+            )
 
     def triggered(self, inputs: Array, peak: tuple[float, ...], memory: State) -> Array:
         return self.insert(inputs)
+
+    def meant(self, inputs: Array, labels: Array) -> Array:
+        if labels.ndim == 1:
+            return super().meant(inputs, labels)
+        # Where the last token comes to lie: after as many words as there are, or its position.
+        words = jnp.sum(inputs != PADDING, axis=1) + len(self.tokens) - 1
+        at = jnp.minimum(self.positions[-1], words)[:, None]
+        target = jnp.asarray(self.target, labels.dtype)
+        return jnp.where(jnp.arange(labels.shape[1])[None] == at, target, PADDING)
 
     def insert(self, texts: Int[Array, "b t"]) -> Int[Array, "b t"]:
         """Texts with the tokens in them."""

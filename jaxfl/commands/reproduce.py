@@ -18,7 +18,7 @@ from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.experiments.running import Interrupted
 from jaxfl.files import write_aside
-from jaxfl.report.replications import beside, own, repository_results, verdict
+from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
 
 
 def reproduce(
@@ -51,6 +51,8 @@ def reproduce(
     pairs = [(reported, found) for reported, found in pairs if found]
     if tables and not pairs:
         raise ValueError(f"{at} has no cell of the table that is reported")
+    for line in reduction(at, kept):
+        say(console, line)
     if not tables:
         lines = [list(map(escape, line)) for line in own(kept)]
         console.print(as_table(lines, kept, caption="Last test accuracy in %"))

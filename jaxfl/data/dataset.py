@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,12 @@ from jaxtyping import Array
 
 from jaxfl.arguments import integer, seed_of
 from jaxfl.component import Component
+from jaxfl.data.dealing import held_out
 from jaxfl.data.federated import FederatedData
 from jaxfl.data.rare import RareData
 from jaxfl.data.root import RootData
 from jaxfl.data.summary import Summary, channels, overall
+from jaxfl.models.words import next_words
 
 
 class Partition(Component):
@@ -72,6 +75,7 @@ class Dataset:
     test_inputs: np.ndarray | Array
     test_labels: np.ndarray | Array
     classes: int
+    """Different labels."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     client_ids: np.ndarray | None = None
@@ -82,6 +86,14 @@ class Dataset:
     rare_inputs: np.ndarray | Array | None = None
     """Samples that only attackers have; see ``set_apart``."""
     rare_test_inputs: np.ndarray | Array | None = None
+    next_words: int | None = None
+    """Of texts as rows of word ids: how many ids there are, where clients learn each next word.
+    Labels then only deal the texts."""
+
+    @property
+    def answers(self) -> int:
+        """How many answers a model chooses among."""
+        return self.classes if self.next_words is None else self.next_words
 
     def __post_init__(self) -> None:
         for part, inputs, labels in (
@@ -217,35 +229,9 @@ class Dataset:
             )
         owners = np.full(len(self.labels), clients)
         owners[kept] = partition.divide(rest, clients, random)
-        return self.federate(owners, clients, self._client_test(owners, client_test, clients, seed))
-
-    def _client_test(
-        self, owners: np.ndarray, share: float, clients: int, seed: int
-    ) -> np.ndarray | None:
-        """Which samples their owners hold out: in all, the same number for every partition."""
-        if not share:
-            return None
-        if not 0 < share < 1:
-            raise ValueError(
-                f"{self.name}: client_test must be at least 0 and below 1; got {share!r}"
-            )
-        random = np.random.default_rng([seed, 1])
-        shuffled = np.lexsort((random.random(len(owners)), owners))
-        count = np.bincount(owners, minlength=clients + 1)[:clients]
-        ends = np.floor(np.cumsum(count) * share + 0.5).astype(int)
-        own = np.diff(ends, prepend=0)
-        if np.any(own >= count):
-            raise ValueError(
-                f"{self.name}: client_test = {share} leaves client {int(np.argmax(own >= count))} "
-                "no sample to train on"
-            )
-        start = np.cumsum(count) - count
-        held = np.zeros(len(owners), bool)
-        # The first of each client's samples in the random order.
-        owner = owners[shuffled]
-        rank = np.arange(len(owners)) - np.append(start, count.sum())[owner]
-        held[shuffled[rank < np.append(own, 0)[owner]]] = True
-        return held
+        return self.federate(
+            owners, clients, held_out(self.name, owners, client_test, clients, seed)
+        )
 
     def by_client(self) -> FederatedData:
         """Divides the samples as ``client_ids`` says."""
@@ -277,15 +263,15 @@ class Dataset:
         validated, apart = self.validation_labels is not None, self.rare_inputs is not None
         return FederatedData(
             inputs=jnp.asarray(self.inputs),
-            labels=jnp.asarray(self.labels, jnp.int32),
+            labels=self._learned(self.inputs, self.labels),
             test_inputs=jnp.asarray(self.test_inputs),
-            test_labels=jnp.asarray(self.test_labels, jnp.int32),
+            test_labels=self._learned(self.test_inputs, self.test_labels),
             order=jnp.asarray(np.argsort(place, kind="stable"), jnp.int32),
             start=jnp.asarray(start, jnp.int32),
             count=jnp.asarray(count, jnp.int32),
             label_counts=jnp.asarray(labels, jnp.int32),
             test_count=None if held is None else jnp.asarray(sizes[clients:-1], jnp.int32),
-            classes=self.classes,
+            classes=self.answers,
             capacity=int(count.max()),
             root=root,
             held=int(tested.sum()),
@@ -294,7 +280,15 @@ class Dataset:
             peak=self._peak(),
             name=self.name,
             validation_inputs=jnp.asarray(self.validation_inputs) if validated else None,
-            validation_labels=jnp.asarray(self.validation_labels, jnp.int32) if validated else None,
+            validation_labels=self._learned(self.validation_inputs, self.validation_labels)
+            if validated
+            else None,
             rare_inputs=jnp.asarray(self.rare_inputs) if apart else None,
             rare_test_inputs=jnp.asarray(self.rare_test_inputs) if apart else None,
         )
+
+    def _learned(self, inputs: Any, labels: Any) -> Array:
+        """What a model is to answer: labels, or next words."""
+        if self.next_words is None:
+            return jnp.asarray(labels, jnp.int32)
+        return next_words(jnp.asarray(inputs, jnp.int32))

@@ -52,3 +52,34 @@ def give_each_one(owners: np.ndarray, clients: int, random: np.random.Generator)
         count[largest] -= 1
         count[empty] = 1
     return owners
+
+
+def held_out(
+    name: str, owners: np.ndarray, share: float, clients: int, seed: int
+) -> np.ndarray | None:
+    """Which samples their owners hold out: in all, the same number for every partition.
+
+    Raises:
+      ValueError: the share is none, or leaves a client nothing; names the data.
+    """
+    if not share:
+        return None
+    if not 0 < share < 1:
+        raise ValueError(f"{name}: client_test must be at least 0 and below 1; got {share!r}")
+    random = np.random.default_rng([seed, 1])
+    shuffled = np.lexsort((random.random(len(owners)), owners))
+    count = np.bincount(owners, minlength=clients + 1)[:clients]
+    ends = np.floor(np.cumsum(count) * share + 0.5).astype(int)
+    own = np.diff(ends, prepend=0)
+    if np.any(own >= count):
+        raise ValueError(
+            f"{name}: client_test = {share} leaves client {int(np.argmax(own >= count))} "
+            "no sample to train on"
+        )
+    start = np.cumsum(count) - count
+    held = np.zeros(len(owners), bool)
+    # The first of each client's samples in the random order.
+    owner = owners[shuffled]
+    rank = np.arange(len(owners)) - np.append(start, count.sum())[owner]
+    held[shuffled[rank < np.append(own, 0)[owner]]] = True
+    return held

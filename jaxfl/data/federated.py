@@ -28,15 +28,17 @@ class FederatedData(Struct):
     """
 
     inputs: Array
-    labels: Int[Array, " N"]
+    labels: Int[Array, " N"] | Int[Array, "N t"]
+    """Classes, or of texts the word after each, 0 where there is none."""
     test_inputs: Array
-    test_labels: Int[Array, " T"]
+    test_labels: Int[Array, " T"] | Int[Array, "T t"]
     order: Int[Array, " N"]
     start: Int[Array, " K"]
     count: Int[Array, " K"]
     label_counts: Int[Array, "K classes"]
     """Training samples of each class."""
     classes: int = struct.field(pytree_node=False)
+    """How many answers a model chooses among: classes, or words."""
     capacity: int = struct.field(pytree_node=False)
     """Samples of the largest client: bounds the steps of a local epoch."""
     root: int = struct.field(pytree_node=False, default=0)
@@ -49,7 +51,7 @@ class FederatedData(Struct):
     """The brightest value of an input as the model sees it, per channel."""
     name: str = struct.field(pytree_node=False, default="data")
     validation_inputs: Array | None = None
-    validation_labels: Int[Array, " V"] | None = None
+    validation_labels: Int[Array, " V"] | Int[Array, "V t"] | None = None
     rare_inputs: Array | None = None
     """Samples that only attackers have; None: there are none."""
     rare_test_inputs: Array | None = None
@@ -96,7 +98,7 @@ class FederatedData(Struct):
         scale, shift = (np.tile(x, repeats)[None] for x in (1 / (255 * std), mean / std))
         return (flat * scale - shift).reshape(inputs.shape)
 
-    def samples(self, index: Int[Array, " b"]) -> tuple[Array, Int[Array, " b"]]:
+    def samples(self, index: Int[Array, " b"]) -> tuple[Array, Int[Array, "b ..."]]:
         """Training inputs, as the model sees them, and labels."""
         flat = self.inputs.reshape(self.inputs.shape[0], -1)[index]
         inputs = flat.reshape(index.shape[0], *self.inputs.shape[1:])

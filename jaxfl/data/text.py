@@ -39,6 +39,7 @@ def ag_news(
     data_dir: str | Path | None = None,
     source: str | None = None,
     public: int = 0,
+    next_words: bool = False,
 ) -> Dataset:
     """AG News: title and description of news in 4 classes, 120,000 training and 7,600 test texts.
 
@@ -59,6 +60,8 @@ def ag_news(
         there are any.
       public: so many of the training texts, the first, are no client's: the words are counted in
         them alone, and ``public_ag_news`` has them, for a base that clients then adapt.
+      next_words: clients learn the word after each word (``NextWord``); the classes then only say
+        which client has which text. Unknown words are one word, which is predicted, too.
 
     Raises:
       ValueError: the data is missing, truncated or not what was published; a bad size.
@@ -79,6 +82,7 @@ def ag_news(
         test_inputs=encode(test, words, length),
         test_labels=test_labels.astype(np.int32),
         classes=4,
+        next_words=vocabulary if next_words else None,
     )
 
 

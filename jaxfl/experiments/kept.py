@@ -85,6 +85,8 @@ class Kept:
           ValueError: with the first thing in which the other one differs.
         """
         for name, here, there in differences(self.table, table):
+            if name == "title":  # says what is run, and decides nothing
+                continue
             raise ValueError(
                 f"{where} keeps another experiment: {name} is {here} there, {there} here; "
                 "--results chooses another folder"

@@ -73,7 +73,7 @@ def small(cell: Cell, dataset: Dataset) -> bool:
 
 def messages_of(cell: Cell, dataset: Dataset) -> int:
     """Bytes of a round's messages, for all runs of a cell, and of two vectors beside them."""
-    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.classes)
+    objective = Objective.of(cell.model, dataset.inputs.shape[1:], dataset.answers)
     cohort = cell.federation.participation.cohort(cell.clients)
     return len(cell.runs) * (cohort + 2) * objective.dim * objective.dtype.itemsize
 

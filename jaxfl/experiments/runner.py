@@ -184,4 +184,4 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
             check_memory(cell, shapes.of(cell, data))
             checked.add(size)
         if cell.federation.attack.backdoor is not None:
-            cell.federation.attack.check(data.inputs.shape[1:], data.classes)
+            cell.federation.attack.check(data.inputs.shape[1:], data.answers)

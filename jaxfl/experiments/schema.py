@@ -58,13 +58,14 @@ def packaged() -> list[str]:
 
 def overview(name: str) -> tuple[str, int, int]:
     """Title, cells and seeds of a packaged experiment, read from its table: no cell is built."""
-    table = read(_packaged_file(name))
+    table = read(packaged_file(name))
     sweep = dict(_grid(table, "sweep"))
     seeds = len(sweep.pop("seed", [0]))
     return table.get("title", name), math.prod(map(len, sweep.values())), seeds
 
 
-def _packaged_file(name: str) -> Path:
+def packaged_file(name: str) -> Path:
+    """Where a packaged experiment is."""
     return Path(str(resources.files("jaxfl.experiments") / f"{name}.toml"))
 
 
@@ -79,7 +80,7 @@ def load(name_or_file: str, overrides: Sequence[str] = (), *, reduced: bool = Fa
     """
     path = Path(name_or_file)
     if name_or_file in packaged():
-        path = _packaged_file(name_or_file)
+        path = packaged_file(name_or_file)
     elif path.is_dir():
         raise ValueError(f"{path} is a folder; an experiment is a TOML file")
     elif not path.is_file() and (path.suffix or len(path.parts) > 1):

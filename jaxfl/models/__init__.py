@@ -10,7 +10,9 @@ from jaxfl.models.frozen import Frozen as Frozen
 from jaxfl.models.objective import Objective as Objective
 from jaxfl.models.recurrent import TextRNN as TextRNN
 from jaxfl.models.resnet import ResNet as ResNet
+from jaxfl.models.transformer import NextWord as NextWord
 from jaxfl.models.transformer import Transformer as Transformer
+from jaxfl.models.words import next_word_entropy as next_word_entropy
 from jaxfl.models.zoo import CNN as CNN
 from jaxfl.models.zoo import MLP as MLP
 from jaxfl.models.zoo import FLTrustCNN as FLTrustCNN

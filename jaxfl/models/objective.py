@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxfl.contracts import expect, name_of, own_code
 from jaxfl.models.frozen import Frozen, Held
+from jaxfl.models.words import mean_of_words
 from jaxfl.models.zoo import Model
 from jaxfl.types import Batch, PyTree
 
@@ -78,21 +79,26 @@ class Objective:
             frozen = Held.of(lambda: factory(nnx.Rngs(0)))
         return Objective(factory, loss, train_graph, eval_graph, treedef, shapes, frozen)
 
-    def check(self, inputs: jax.ShapeDtypeStruct, classes: int) -> None:
+    def check(
+        self, inputs: jax.ShapeDtypeStruct, classes: int, places: tuple[int, ...] = ()
+    ) -> None:
         """Tries model and loss on inputs ``[b, ...]`` of this shape and type, computing nothing.
 
+        ``places`` is the shape of one sample's labels: () of a class, ``(t,)`` of next words.
+
         Raises:
-          ValueError: the model does not take them or does not answer ``[b, classes]`` floats; the
-            loss does not answer ``[b]`` floats.
+          ValueError: the model does not take them or does not answer ``[b, *places, classes]``
+            floats; the loss does not answer ``[b]`` floats.
         """
         model, b = _own(self.factory), inputs.shape[0]
         params, rest = self._template
         with own_code(model):
             logits = jax.eval_shape(self.logits, params, rest, inputs)
+        what = "a logit per class" if not places else "a logit per word at each place"
         expect(
-            f"{name_of(model)} returned", logits, (b, classes), f"a logit per class for {b} inputs"
+            f"{name_of(model)} returned", logits, (b, *places, classes), f"{what} for {b} inputs"
         )
-        labels = jax.ShapeDtypeStruct((b,), jnp.int32)
+        labels = jax.ShapeDtypeStruct((b, *places), jnp.int32)
         with own_code(self.loss_function):
             losses = jax.eval_shape(self.loss_function, logits, labels)
         what = f"the loss {name_of(self.loss_function)} returned"
@@ -172,11 +178,13 @@ class Objective:
         """Loss of each sample, and 1 where the predicted class is the label, else 0.
 
         NaN instead of 0 or 1 where a sample's logits are not finite: no class is predicted, though
-        ``argmax`` of NaN is 0.
+        ``argmax`` of NaN is 0. Where labels are next words, the share of a text's that is right.
         """
         logits = self.logits(self.unravel(flat), model_state, inputs)
         correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
         correct = jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), correct, jnp.nan)
+        if labels.ndim > 1:
+            correct = mean_of_words(correct, labels)
         return self.loss_function(logits, labels), correct
 
 

@@ -1,10 +1,12 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
+import ast
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jaxfl
+from jaxfl.experiments.difference import NOT_SET, differences
 from jaxfl.experiments.kept import Cell, Kept, read_kept
 from jaxfl.experiments.reported import (
     METRICS,
@@ -14,12 +16,15 @@ from jaxfl.experiments.reported import (
     compared,
     read_reported,
 )
+from jaxfl.experiments.schema import packaged, packaged_file, read
 from jaxfl.report.tables import BACKDOORS, backdoor
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
 FAR = 5.0
 """Points from which a difference asks for a reason."""
+REDUCED = "_reduced"
+"""At the end of the name of what was run with ``--reduced``."""
 REASONS = "reasons.md"
 """Beside kept results, written by hand: what explains the differences, and how that was found."""
 HEADER = """# Replications
@@ -81,10 +86,37 @@ def verdict(reported: Reported, kept: Kept, found: Sequence[Compared]) -> list[s
     return lines
 
 
+def reduction(path: Path, kept: Kept) -> list[str]:
+    """What ``--reduced`` changed, in one sentence; nothing of a whole experiment.
+
+    A title can have numbers of the whole one: the experiment as it comes with jaxfl now is
+    compared, not what its file says of the reduced version.
+    """
+    name = path.name.removesuffix(REDUCED)
+    if name == path.name or name not in packaged():
+        return []
+    whole = {k: v for k, v in read(packaged_file(name)).items() if k not in ("title", "reduced")}
+    ours = {k: v for k, v in kept.table.items() if k != "title"}
+    changed = [
+        f"`{key}` {_in_short(here)} ({_in_short(there)})"
+        for key, there, here in differences(whole, ours)
+    ]
+    return [f"Reduced (the whole one's in brackets): {', '.join(changed)}"] if changed else []
+
+
+def _in_short(text: str) -> str:
+    """A value of a table; of a list how many it has, of a table its name."""
+    value = NOT_SET if text == NOT_SET else ast.literal_eval(text)
+    if isinstance(value, list):
+        return f"{len(value)} value{'s' if len(value) != 1 else ''}"
+    return str(value.get("name", "a table") if isinstance(value, dict) else value)
+
+
 def _section(path: Path) -> str:
     kept = read_kept(path)
-    name = path.name.removesuffix("_reduced")
-    parts = [f"\n## {path.name}\n", f"{kept.table.get('title', name)}. {_where(kept)}\n"]
+    name = path.name.removesuffix(REDUCED)
+    said = [kept.table.get("title", name), *reduction(path, kept)]
+    parts = [f"\n## {path.name}\n", f"{'. '.join(said)}. {_where(kept)}\n"]
     tables = read_reported(name) if name in available() else []
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     for reported, found in pairs:

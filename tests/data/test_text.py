@@ -109,3 +109,14 @@ def test_public_texts_are_no_clients(folder):
         sources.ag_news(data_dir=folder, public=3)
     with pytest.raises(ValueError, match="texts must be at least 1; got 0"):
         sources.public_ag_news(0, data_dir=folder)
+
+
+def test_next_words_are_dealt_by_topic(folder):
+    dataset = sources.ag_news(length=4, vocabulary=4, data_dir=folder, next_words=True)
+    assert (dataset.classes, dataset.answers) == (4, 4)
+    assert dataset.labels.tolist() == [2, 0, 3]
+    data = dataset.split(sources.IID(), 1)
+    np.testing.assert_array_equal(data.inputs, [[2, 3, 1, 1], [1, 1, 2, 2], [3, 1, 0, 0]])
+    np.testing.assert_array_equal(data.labels, [[3, 1, 1, 0], [1, 2, 2, 0], [1, 0, 0, 0]])
+    assert data.test_labels.shape == data.test_inputs.shape
+    assert data.class_counts().tolist() == [[1, 0, 1, 1]]

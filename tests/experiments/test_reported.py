@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,25 @@ def test_what_no_paper_reports_is_shown_alone_and_on_the_page(run, tmp_path):
     assert f"| Mean | {share} |\n| Bulyan" in page
     assert "4 rounds, 2 seeds" in page
     assert str(run.parent) not in (tmp_path / "quickstart" / "environment.json").read_text()
+
+
+def test_a_reduced_version_says_in_which_numbers(run, tmp_path):
+    """Also where its title, as of a file without a title of its own, has those of the whole."""
+    path = tmp_path / "adapters_reduced"
+    keep(run, path)
+    table = schema.load("adapters", reduced=True).table | {"title": "50 clients"}
+    (path / "experiment.toml").write_text(tomli_w.dumps(table))
+    page = replications_page(tmp_path)
+    said = "`rounds` 30 (100), `byzantine` 4 (10), `data.clients` 20 (50), `sweep.attack` 4 values"
+    assert f"50 clients. Reduced (the whole one's in brackets): {said} (5 values)" in page
+    assert "title" not in page
+    results = Path(__file__).parents[2] / "results"
+    shown = reproduce("adapters", "--reduced", "--results", str(results)).output
+    assert "`byzantine` 4 (10)" in shown
+
+
+def test_what_a_title_says_decides_nothing():
+    kept = Kept(TABLE | {"title": "one"}, [], [])
+    kept.check_same(TABLE | {"title": "two"}, Path("here"))
+    with pytest.raises(ValueError, match="byzantine is 1 there, 2 here"):
+        kept.check_same(TABLE | {"byzantine": 2}, Path("here"))
