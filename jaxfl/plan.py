@@ -1,14 +1,12 @@
 """Sizes and choices that shape the program, found before anything is traced."""
 
 import warnings
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from jaxfl.arguments import integer
-from jaxfl.component import depth_of
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
@@ -123,7 +121,7 @@ def suitable_plan(
 def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, device: Device) -> str:
     """The storage of the updates that was asked for, or the best one."""
     check_storage(asked)
-    reason = _not_streamed(federation)
+    reason = federation.why_held()
     bounded = federation.privacy.bounds
     if asked == STREAM and reason:
         raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
@@ -148,25 +146,6 @@ def check_storage(storage: str) -> None:
     known = (AUTOMATIC, *STORAGES)
     if storage not in known:
         raise ValueError(f"storage must be one of {', '.join(known)}; got {storage!r}")
-
-
-def _not_streamed(federation: Federation) -> str | None:
-    """Why the updates cannot be streamed, or None."""
-    parts: list[tuple[Any, tuple[str, ...]]] = [
-        (federation.aggregator, ("aggregate", "aggregate_mixed")),
-        (federation.privacy, ("bound",)),
-    ]
-    if federation.byzantine and federation.attack.crafts:
-        parts.append((federation.attack, ("craft",)))
-    for part, methods in parts:
-        kind = type(part)
-        # Who overrides what was declared to stream declares it anew.
-        anew = any(depth_of(kind, method) < depth_of(kind, "streams") for method in methods)
-        if not part.streams or anew:
-            return f"{kind.__name__} needs all updates at once"
-    if not federation.algorithm.post_processes:
-        return f"{type(federation.algorithm).__name__} reads the messages at the server too"
-    return None
 
 
 def _most_byzantine(federation: Federation, cohort: int) -> int:
