@@ -218,7 +218,12 @@ def compare(name: str, task: Task, flower_python: str, console: Console) -> list
     # malloc as the command `jaxfl` sets it, for all.
     fast = jaxfl_launch.improved(os.environ, glibc=jaxfl_launch.has_glibc()) or plain
     theirs = fast | {"PYTHONPATH": str(PEERS.parent)}
-    runs = []
+    runs: list[Run] = []
+
+    def add(run: Run) -> None:
+        runs.append(run)
+        console.print(f"{name}: {run.way}, {run.attack} {run.whole:.1f} s {run.failed}")
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         write(task, path)
@@ -226,16 +231,14 @@ def compare(name: str, task: Task, flower_python: str, console: Console) -> list
             attacked = dataclasses.replace(task, attack=attack)
             words = [sys.executable, "-m", "benchmarks.training", "--ours", name]
             words += ["--attack", attack, "--rounds", str(task.rounds)]
-            runs.append(timed(name, "jaxfl", words, attacked, fast))
+            add(timed(name, "jaxfl", words, attacked, fast))
             for way in task.rivals:
                 python = flower_python if way == "flower" else sys.executable
                 if (way == "flower" and not python) or (way != "flower" and not installed("torch")):
                     continue
                 given = attacked.for_rival(way)
                 words = [python, str(PEERS), way, json.dumps(dataclasses.asdict(given)), str(path)]
-                runs.append(timed(name, WAYS[way], words, given, theirs))
-        for run in runs:
-            console.print(f"{name}: {run.way}, {run.attack} {run.whole:.1f} s {run.failed}")
+                add(timed(name, WAYS[way], words, given, theirs))
     return runs
 
 
