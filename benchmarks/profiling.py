@@ -4,11 +4,13 @@ The phases found by ``jaxfl.profile`` are put beside two things that need no pro
 round cut at the borders of its phases: programs that do a part each, timed alone. Second, what a
 rule adds to the whole round, by the clock, against a round with Mean.
 
-``python -m benchmarks.profiling [--quick] [--out DIR]`` prints the tables and writes
-``profiling.md``. Timed in turn; the median counts. Peaks are measured once and kept.
+``python -m benchmarks.profiling [--quick] [--out DIR]`` prints the table and writes
+``profiling.md`` and ``profiling.json``. Timed in turn; the median counts. Peaks are measured once
+and kept.
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,19 +67,31 @@ def main() -> None:
     """Prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small case, few repeats")
-    parser.add_argument("--out", type=Path, help="folder for profiling.md")
+    parser.add_argument("--out", type=Path, help="folder for profiling.md and profiling.json")
     options = parser.parse_args()
     console = Console(width=160)
-    for fact, value in timing.describe_machine().items():
+    machine = timing.describe_machine()
+    for fact, value in machine.items():
         console.print(f"{fact}: {value}", highlight=False, markup=False)
     header = ("case", "round", "events: sum", "of round", "cut apart: sum", "of round")
     header += ("the rule's phases", "it adds to Mean's", "recording")
     report = Report("A round by its parts, ms", header)
+    measured = []
     for case, name in QUICK if options.quick else CASES:
         found, seconds, added = compared(case, name)
         # All that precedes the rule, and the rule: the server's step and the record are missing.
         apart = seconds["received"] + seconds["rule"]
         rule = found.phase("aggregation").seconds + found.phase("pre-aggregation").seconds
+        measured.append(
+            {
+                "model": case.model,
+                "clients": case.clients,
+                "rule": name,
+                "seconds of programs": seconds,
+                "seconds the rule adds to the round with Mean": added,
+                "profile": found.to_json(),
+            }
+        )
         report.rows.append(
             (
                 f"{case.model}, {case.clients}, {name}",
@@ -95,6 +109,8 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "profiling.md").write_text(report.markdown() + "\n")
+        record = {"machine": machine, "rounds": measured}
+        (options.out / "profiling.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Rounds of 100 to 100,000 clients: time, memory, and where the updates are held.
 
-``python -m benchmarks.scale [--quick] [--most N] [--out DIR]`` runs FedSGD on MNIST (the MLP
-784-128-10, 10 images a client and round; beyond 6,000 clients several have the same images) with
-the updates held in a matrix and streamed, each in a process of its own, so that its peak memory
-is its own. It fits time ~ n^a, and times a cohort of 1,000 in populations of 10,000 and 1,000,000.
+``python -m benchmarks.scale [--quick] [--most N] [--only WORDS] [--out DIR]`` runs FedSGD on MNIST
+(the MLP 784-128-10, up to 1,000 clients also the CNN; 10 images a client and round; beyond 6,000
+clients several have the same images) with the updates held in a matrix and streamed, each in a
+process of its own, so that its peak memory is its own. It fits time ~ n^a, and times a cohort of
+1,000 in populations of 10,000 and 1,000,000. What the plan of memory refuses is a row with its
+reason; rules that compare all with all are only planned at 100,000 clients, not run.
 """
 
 import argparse
@@ -21,23 +23,51 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes
-from jaxfl import NBS, FedSGD, FLTrust, Krum, Mean, Median, SignGuard, Simulation, Uniform
+from jaxfl import (
+    CGE,
+    NBS,
+    TNBS,
+    CenteredClipping,
+    FedSGD,
+    FLTrust,
+    Krum,
+    Mean,
+    Median,
+    NormClipping,
+    Oracle,
+    SignGuard,
+    SignMajority,
+    Simulation,
+    Uniform,
+)
 from jaxfl.aggregators import Aggregator
-from jaxfl.data import IID, Dataset, FederatedData, RootData, mnist, synthetic
+from jaxfl.data import IID, Dataset, FederatedData, RootData, from_arrays, mnist
 from jaxfl.federation import Federation
-from jaxfl.models import MLP
+from jaxfl.models import MLP, Model, SignGuardCNN
+from jaxfl.plan import make_plan
 
 IMAGES = 10
 DISTINCT = 6000
 """Clients that have images of their own."""
 RULES = {
     "Mean": lambda n: Mean(),
+    "Oracle": lambda n: Oracle(),
+    "SignMajority": lambda n: SignMajority(),
+    "NormClipping": lambda n: NormClipping(),
+    "CGE": lambda n: CGE(f=n // 10),
     "NBS": lambda n: NBS(f=n // 10),
+    "TNBS": lambda n: TNBS(f=n // 10),
     "FLTrust": lambda n: FLTrust(),
+    "CenteredClipping": lambda n: CenteredClipping(iterations=1),
     "SignGuard": lambda n: SignGuard(),
     "Median": lambda n: Median(),
     "Krum": lambda n: Krum(f=n // 10),
 }
+STREAMED = tuple(RULES)[: list(RULES).index("Median")]
+MODELS: dict[str, Model] = {"mlp": MLP(), "cnn": SignGuardCNN()}
+MANY = 100_000
+LONG = 60.0
+"""Seconds of a block that is timed once only, after the call that compiles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +78,9 @@ class Case:
     population: int
     cohort: int
     storage: str
+    model: str = "mlp"
+    planned: bool = False
+    """Whether it is asked for its plan only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +91,8 @@ class Cost:
     peak: float
     """Of the process, in bytes, data and compiler included."""
     compile: float
+    refused: str = ""
+    """Why there are no numbers."""
 
 
 def population(dataset: Dataset, clients: int) -> FederatedData:
@@ -76,19 +111,40 @@ def population(dataset: Dataset, clients: int) -> FederatedData:
 
 def measure(case: Case, quick: bool) -> Cost:
     """Time and memory of the case's round."""
-    return measure_on(synthetic(samples=IMAGES * DISTINCT // 100) if quick else mnist(), case)
+    return measure_on(noise() if quick else mnist(), case, enough=0.0 if quick else 10.0)
 
 
-def measure_on(dataset: Dataset, case: Case) -> Cost:
-    """The same on images of one's own."""
+def noise() -> Dataset:
+    """As many images as a quick run needs."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
+    labels = np.arange(1000, dtype=np.int32) % 10
+    return from_arrays(images, labels, images[:100], labels[:100])
+
+
+def measure_on(dataset: Dataset, case: Case, enough: float = 10.0) -> Cost:
+    """The same on images of one's own, blocks being timed for so many seconds."""
     participation: dict[str, Any] = {}
     if case.cohort < case.population:
         participation = {"participation": Uniform(fraction=case.cohort / case.population)}
     rule: Aggregator = RULES[case.rule](case.cohort)
     parts = Federation(aggregator=rule, algorithm=FedSGD(batch_size=IMAGES), **participation)
-    simulation = Simulation(
-        parts, population(dataset, case.population), MLP(), storage=case.storage, evaluate_every=1
-    )
+    data, model = population(dataset, case.population), MODELS[case.model]
+    try:
+        if case.planned:
+            make_plan(parts, data, model, storage=case.storage)
+            return Cost(math.nan, math.nan, math.nan, "fits; not run")
+        simulation = Simulation(parts, data, model, storage=case.storage, evaluate_every=1)
+    except ValueError as error:
+        if not str(error).startswith("memory: "):
+            raise
+        return Cost(math.nan, math.nan, math.nan, str(error))
+    return timed(simulation, case, enough)
+
+
+def timed(simulation: Simulation, case: Case, enough: float) -> Cost:
+    """Of blocks of rounds, one after the other; the best counts."""
+    least = 2 if enough else 1
     rounds = max(1, min(10, 20_000 // case.cohort))
     block = simulation.block(rounds)
 
@@ -100,7 +156,7 @@ def measure_on(dataset: Dataset, case: Case) -> Cost:
 
     first = run()
     times = []
-    while len(times) < 2 or (sum(times) < 10 and len(times) < 7):
+    while not times or (sum(times) < (LONG if len(times) < least else enough) and len(times) < 7):
         times.append(run())
     seconds = min(times) / rounds
     return Cost(seconds, peak_bytes(), first - min(times))
@@ -111,24 +167,49 @@ def cases(most: int) -> list[Case]:
     sizes = [10**k for k in range(2, int(math.log10(most)) + 1)]
     held = [Case(rule, n, n, "matrix") for rule in ("Mean", "Median", "Krum") for n in sizes]
     held = [c for c in held if c.cohort <= (1000 if c.rule == "Krum" else 10_000)]
-    streamed = [Case(r, n, n, "stream") for r in ("Mean", "NBS", "FLTrust") for n in sizes]
-    streamed += [Case("SignGuard", n, n, "stream") for n in sizes if n <= 10_000]
+    streamed = [Case(rule, n, n, "stream") for rule in STREAMED for n in sizes]
     cohort = min(1000, most // 10)
     few = [Case("Mean", p * cohort, cohort, "stream") for p in (10, 1000)]
-    return [*held, *streamed, *few]
-
-
-def exponent(found: dict[Case, Cost], rule: str, storage: str) -> float | None:
-    """A in time ~ n^a, by least squares on logarithms over full participation."""
-    points = [
-        (case.cohort, cost.seconds)
-        for case, cost in found.items()
-        if (case.rule, case.storage) == (rule, storage) and case.cohort == case.population
+    images = [
+        Case("Mean", n, n, storage, model="cnn")
+        for storage in ("matrix", "stream")
+        for n in (10, 100, 1000)
+        if n <= most
     ]
-    if len(points) < 2:
-        return None
-    clients, seconds = np.log(np.asarray(points)).T
-    return float(np.polyfit(clients, seconds, 1)[0])
+    planned = [
+        Case(rule, MANY, MANY, storage, planned=True)
+        for rule in ("Mean", "Median", "Krum")
+        for storage in ("matrix", "bfloat16")
+    ]
+    return [*held, *streamed, *few, *images, *planned]
+
+
+def exponents(found: dict[Case, Cost]) -> dict[str, float]:
+    """The a of time ~ n^a by model, rule and storage, where everybody takes part.
+
+    By least squares on logarithms.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    for case, cost in found.items():
+        if case.cohort == case.population and not cost.refused:
+            name = f"{case.rule}, {case.storage}" + (", cnn" if case.model == "cnn" else "")
+            points.setdefault(name, []).append((case.cohort, cost.seconds))
+    fitted = {}
+    for name, measured in sorted(points.items()):
+        if len(measured) > 1:
+            clients, seconds = np.log(np.asarray(measured)).T
+            fitted[name] = float(np.polyfit(clients, seconds, 1)[0])
+    return fitted
+
+
+def line(case: Case, cost: Cost) -> tuple[str, ...]:
+    """A row of the table."""
+    row = (case.rule, case.model, f"{case.cohort:,}", f"{case.population:,}", case.storage)
+    if cost.refused:
+        return (*row, cost.refused, "-", "-", "-")
+    client = f"{1e6 * cost.seconds / case.cohort:.0f} us"
+    memory = f"{cost.peak / 2**30:.2f} GiB"
+    return (*row, f"{cost.seconds:.4g} s", client, memory, f"{cost.compile:.1f} s")
 
 
 def main() -> None:
@@ -136,30 +217,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="synthetic data, up to 100 clients")
     parser.add_argument("--most", type=int, default=100_000, help="clients in the largest round")
+    parser.add_argument("--only", default="", help="rules, models or storages, by commas")
     parser.add_argument("--out", type=Path, help="folder for scale.md and scale.json")
     options = parser.parse_args()
     most = 100 if options.quick else options.most
-    console = Console()
+    words = set(filter(None, options.only.split(",")))
+    console = Console(width=160)
     console.print(describe_machine())
-    columns = ("rule", "clients", "of", "updates", "a round", "a client", "peak memory", "compile")
-    report = Report(f"FedSGD on the MLP, {IMAGES} images a client", columns)
+    columns = ("rule", "model", "clients", "of", "updates", "a round", "a client", "peak memory")
+    report = Report(f"FedSGD, {IMAGES} images a client", (*columns, "compile"))
     found: dict[Case, Cost] = {}
-    for case in track(cases(most), console=console):
-        found[case] = cost = in_fresh_process(measure, case, options.quick)
-        row = (case.rule, f"{case.cohort:,}", f"{case.population:,}", case.storage)
-        client = f"{1e6 * cost.seconds / case.cohort:.0f} us"
-        numbers = (f"{cost.seconds:.4g} s", client, f"{cost.peak / 2**30:.2f} GiB")
-        report.rows.append((*row, *numbers, f"{cost.compile:.1f} s"))
+    chosen = [c for c in cases(most) if not words or words & {c.rule, c.model, c.storage}]
+    for case in track(chosen, console=console):
+        found[case] = in_fresh_process(measure, case, options.quick)
+        report.rows.append(line(case, found[case]))
     report.show(console)
-    ways = {(case.rule, case.storage) for case in found}
-    exponents = {f"{r}, {s}": a for r, s in sorted(ways) if (a := exponent(found, r, s))}
-    console.print({name: round(a, 3) for name, a in exponents.items()})
+    fitted = exponents(found)
+    console.print({name: round(a, 3) for name, a in fitted.items()})
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "scale.md").write_text(report.markdown() + "\n")
-        lines = [dataclasses.asdict(c) | dataclasses.asdict(cost) for c, cost in found.items()]
-        whole = {"machine": describe_machine(), "rounds": lines, "exponents": exponents}
+        lines = [dataclasses.asdict(c) | known(cost) for c, cost in found.items()]
+        whole = {"machine": describe_machine(), "rounds": lines, "exponents": fitted}
         (options.out / "scale.json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def known(cost: Cost) -> dict[str, Any]:
+    """A cost as JSON has it, which knows no NaN."""
+    return {"refused": cost.refused} if cost.refused else dataclasses.asdict(cost)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 ``python -m benchmarks.training [--tasks fedavg-lr ...] [--flower-python PATH] [--out DIR]`` runs
 every way as a command of its own, one after the other, and compares the wall clock of the whole
 command (start, compilation and all), the steady state (median of the rounds after the first), and
-the test accuracy after as many rounds, which shows that the same work was done. Rivals are
-optional: PyTorch and ByzFL (extra ``peers``); Flower pins other packages, so it runs in an
-environment of its own (``pip install 'flwr[simulation]' torch`` there, and ``--flower-python``).
+the test accuracy after as many rounds, which shows that the same work was done: all start from the
+same weights. Rivals are optional: PyTorch and ByzFL (extra ``peers``); Flower pins other packages,
+so it runs in an environment of its own (``pip install 'flwr[simulation]' torch`` there, and
+``--flower-python``).
 
 Tasks: FedAvg on MNIST with 100 clients, an epoch of batches of 32 a round, by softmax regression
-and by an MLP; 100 clients of which 20 are Byzantine (ALIE, z 1.5; trimmed mean) on the MLP, one
-batch of 32 with client momentum a round; a CNN of 32, 64 and 128 channels on CIFAR-10, cohorts
+and by an MLP; 100 clients of which 20 are Byzantine (ALIE, z 1.5; Min-Max, which ByzFL lacks and is
+given; none, all being honest) under a trimmed mean on the MLP, one batch of 32 with client momentum
+a round; a CNN of 32, 64 and 128 channels on CIFAR-10, cohorts
 of 50 of 1,000 clients of 50 images, an epoch of batches of 10.
 """
 
@@ -25,13 +27,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 import jaxfl_launch
 from benchmarks.timing import Report, describe_machine, installed
-from jaxfl import ALIE, SGD, FedAvg, Federation, FedSGD, Mean, MinMax, Simulation, TrimmedMean
+from jaxfl import (
+    ALIE,
+    SGD,
+    FedAvg,
+    Federation,
+    FedSGD,
+    Mean,
+    MinMax,
+    NoAttack,
+    Simulation,
+    TrimmedMean,
+)
 from jaxfl.data import IID, Dataset, mnist
 from jaxfl.data.loaders import SOURCES
 from jaxfl.models import CNN, MLP, Model, Softmax
@@ -42,6 +56,7 @@ BLOCK = 5
 """Rounds of ours between two evaluations."""
 LIMIT = 1500
 """Seconds after which a run is given up."""
+ATTACKS = {"alie": "ALIE", "min_max": "Min-Max", "none": "no attack"}
 WAYS = {"loop": "PyTorch loop", "byzfl": "ByzFL", "flower": "Flower"}
 
 
@@ -59,6 +74,12 @@ class Task:
     byzantine: int = 0
     momentum: float = 0.0
     flower_rounds: int = 5
+    attack: str = "none"
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """What it is run under."""
+        return tuple(ATTACKS) if self.byzantine else ("none",)
 
     def for_rival(self, way: str) -> "Task":
         """With as many rounds as the rival is given."""
@@ -84,7 +105,7 @@ def load(task: Task) -> Dataset:
 
 
 def write(task: Task, path: Path) -> None:
-    """The data as the rivals read them: normalised, channels first, divided as ours."""
+    """The data as the rivals read them: normalised, channels first, divided as ours; our model."""
     dataset = load(task)
     data = dataset.split(IID(), task.clients)
 
@@ -93,6 +114,9 @@ def write(task: Task, path: Path) -> None:
         return np.ascontiguousarray(np.moveaxis(scaled, -1, 1))
 
     count = np.asarray(data.count)
+    simulation = Simulation(federation(task), data, MODELS[task.model], evaluate_every=BLOCK)
+    weights = in_their_order(simulation.plan.objective.unravel(simulation.state.params))
+    named: dict[str, Any] = {f"parameter_{i}": value for i, value in enumerate(weights)}
     np.savez(
         path,
         x=tensor(dataset.inputs),
@@ -101,17 +125,33 @@ def write(task: Task, path: Path) -> None:
         test_y=np.asarray(dataset.test_labels, np.int64),
         order=np.asarray(data.order)[: count.sum()],
         start=np.concatenate([[0], np.cumsum(count)]),
+        **named,
     )
 
 
-def federation(task: Task, attack: Any = None) -> Federation:
+def in_their_order(parameters: Any) -> list[np.ndarray]:
+    """Weight and bias of each layer as PyTorch has them, which flattens images channels first."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(parameters)]
+    found, channels = [], 1
+    for bias, kernel in zip(leaves[::2], leaves[1::2], strict=True):
+        if kernel.ndim == 4:
+            weight, channels = kernel.transpose(3, 2, 0, 1), kernel.shape[3]
+        else:
+            apart = kernel.reshape(-1, channels, kernel.shape[1])
+            weight, channels = apart.transpose(2, 1, 0).reshape(kernel.shape[::-1]), 1
+        found += [np.ascontiguousarray(weight), bias]
+    return found
+
+
+def federation(task: Task) -> Federation:
     optimizer = SGD(learning_rate=1.0)
     if task.byzantine:
+        attack = {"alie": ALIE(z=1.5, sign=1), "min_max": MinMax(), "none": NoAttack()}[task.attack]
         return Federation(
             algorithm=FedSGD(batch_size=task.batch, momentum=task.momentum),
             aggregator=TrimmedMean(f=task.byzantine),
-            attack=ALIE(z=1.5, sign=1) if attack is None else attack,
-            byzantine=task.byzantine,
+            attack=attack,
+            byzantine=0 if task.attack == "none" else task.byzantine,
             optimizer=SGD(learning_rate=task.rate),
         )
     whole = task.cohort == task.clients
@@ -123,13 +163,10 @@ def federation(task: Task, attack: Any = None) -> Federation:
     )
 
 
-def ours(task: Task, attack: str) -> None:
+def ours(task: Task) -> None:
     """Our run, as a command: prints what the rivals print."""
     data = load(task).split(IID(), task.clients)
-    chosen = MinMax() if attack == "min_max" else None
-    simulation = Simulation(
-        federation(task, chosen), data, MODELS[task.model], evaluate_every=BLOCK
-    )
+    simulation = Simulation(federation(task), data, MODELS[task.model], evaluate_every=BLOCK)
     seconds, accuracy = [], []
     for _ in range(task.rounds // BLOCK):
         begun = time.perf_counter()
@@ -145,6 +182,7 @@ class Run:
 
     task: str
     way: str
+    attack: str
     rounds: int
     whole: float
     """Seconds of the whole command."""
@@ -154,23 +192,24 @@ class Run:
     failed: str = ""
 
 
-def timed(name: str, way: str, words: list[str], rounds: int, env: dict[str, str]) -> Run:
+def timed(name: str, way: str, words: list[str], task: Task, env: dict[str, str]) -> Run:
     """A command, and what it printed."""
+    given = name, way, ATTACKS[task.attack], task.rounds
     begun = time.perf_counter()
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, env=env, timeout=LIMIT, check=False
         )
     except subprocess.TimeoutExpired:
-        return Run(name, way, rounds, LIMIT, LIMIT, [], f"no end within {LIMIT} s")
+        return Run(*given, LIMIT, LIMIT, [], f"no end within {LIMIT} s")
     whole = time.perf_counter() - begun
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     if done.returncode or not lines:
-        return Run(name, way, rounds, whole, 0.0, [], done.stderr.strip()[-300:])
+        return Run(*given, whole, 0.0, [], done.stderr.strip()[-300:])
     said = json.loads(lines[-1])
-    first = BLOCK if way.startswith("jaxfl") else 1
+    first = BLOCK if way == "jaxfl" else 1
     steady = statistics.median(said["seconds"][first:] or said["seconds"])
-    return Run(name, way, rounds, whole, steady, said["accuracy"])
+    return Run(*given, whole, steady, said["accuracy"])
 
 
 def compare(name: str, task: Task, flower_python: str, console: Console) -> list[Run]:
@@ -179,42 +218,50 @@ def compare(name: str, task: Task, flower_python: str, console: Console) -> list
     # malloc as the command `jaxfl` sets it, for all.
     fast = jaxfl_launch.improved(os.environ, glibc=jaxfl_launch.has_glibc()) or plain
     theirs = fast | {"PYTHONPATH": str(PEERS.parent)}
-    runs = []
+    runs: list[Run] = []
+
+    def add(run: Run) -> None:
+        runs.append(run)
+        console.print(f"{name}: {run.way}, {run.attack} {run.whole:.1f} s {run.failed}")
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         write(task, path)
-        for attack in ("", *(("min_max",) if task.byzantine else ())):
+        for attack in task.attacks:
+            attacked = dataclasses.replace(task, attack=attack)
             words = [sys.executable, "-m", "benchmarks.training", "--ours", name]
-            words += ["--attack", attack] if attack else []
-            said = "jaxfl, Min-Max" if attack else "jaxfl"
-            runs.append(timed(name, said, words, task.rounds, fast))
-            console.print(f"{name}: {said} {runs[-1].whole:.1f} s {runs[-1].failed}")
-        for way in task.rivals:
-            python = flower_python if way == "flower" else sys.executable
-            if (way == "flower" and not python) or (way != "flower" and not installed("torch")):
-                continue
-            given = task.for_rival(way)
-            words = [python, str(PEERS), way, json.dumps(dataclasses.asdict(given)), str(path)]
-            runs.append(timed(name, WAYS[way], words, given.rounds, theirs))
-            console.print(f"{name}: {WAYS[way]} {runs[-1].whole:.1f} s {runs[-1].failed}")
+            words += ["--attack", attack, "--rounds", str(task.rounds)]
+            add(timed(name, "jaxfl", words, attacked, fast))
+            for way in task.rivals:
+                python = flower_python if way == "flower" else sys.executable
+                if (way == "flower" and not python) or (way != "flower" and not installed("torch")):
+                    continue
+                given = attacked.for_rival(way)
+                words = [python, str(PEERS), way, json.dumps(dataclasses.asdict(given)), str(path)]
+                add(timed(name, WAYS[way], words, given, theirs))
     return runs
 
 
 def table(runs: list[Run]) -> Report:
     """A line per task and way."""
-    header = ("task", "way", "rounds", "command s", "round ms", "x ours", "accuracy", "ours then")
-    report = Report("Whole training runs", header)
+    header = ("task", "way", "attack", "rounds", "command s", "round ms", "attack adds", "x ours")
+    report = Report("Whole training runs", (*header, "accuracy", "ours then"))
+
+    def find(run: Run, **others: str) -> Run:
+        wanted = {"task": run.task, "way": run.way, "attack": run.attack} | others
+        return next(r for r in runs if wanted.items() <= dataclasses.asdict(r).items())
+
     for run in runs:
-        our = next(r for r in runs if r.task == run.task and r.way == "jaxfl")
+        our, clean = find(run, way="jaxfl"), find(run, attack=ATTACKS["none"])
+        named = (run.task, run.way, run.attack, str(run.rounds))
         if run.failed:
-            report.rows.append((run.task, run.way, str(run.rounds), *["-"] * 4, run.failed[-60:]))
+            report.rows.append((*named, *["-"] * 5, run.failed[-60:]))
             continue
         same = our.accuracy[run.rounds - 1] if our.accuracy else float("nan")
         times = "-" if our.failed else f"{run.steady / our.steady:.1f}"
-        numbers = (f"{run.whole:.1f}", f"{1e3 * run.steady:.1f}", times)
-        report.rows.append(
-            (run.task, run.way, str(run.rounds), *numbers, f"{run.accuracy[-1]:.4f}", f"{same:.4f}")
-        )
+        adds = "-" if clean is run or clean.failed else f"{run.steady / clean.steady - 1:.0%}"
+        numbers = (f"{run.whole:.1f}", f"{1e3 * run.steady:.1f}", adds, times)
+        report.rows.append((*named, *numbers, f"{run.accuracy[-1]:.4f}", f"{same:.4f}"))
     return report
 
 
@@ -224,7 +271,7 @@ def main() -> None:
     parser.add_argument("--flower-python", default="", help="an interpreter that has flwr")
     parser.add_argument("--rounds", type=int, help="of every task, a multiple of 5")
     parser.add_argument("--ours", choices=TASKS, help=argparse.SUPPRESS)
-    parser.add_argument("--attack", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--attack", default="none", choices=ATTACKS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     if options.rounds is not None and (options.rounds < BLOCK or options.rounds % BLOCK):
@@ -234,7 +281,7 @@ def main() -> None:
         for name, task in TASKS.items()
     }
     if options.ours:
-        ours(tasks[options.ours], options.attack)
+        ours(dataclasses.replace(tasks[options.ours], attack=options.attack))
         return
     console, runs = Console(width=140), []
     for name in options.tasks:

@@ -42,11 +42,20 @@ class Data:
             self.inputs, self.test_inputs = (torch.from_numpy(file[k]) for k in ("x", "test_x"))
             self.labels, self.test_labels = (torch.from_numpy(file[k]) for k in ("y", "test_y"))
             self.order, self.start = file["order"], file["start"]
+            count = sum(name.startswith("parameter_") for name in file.files)
+            self.parameters = [torch.from_numpy(file[f"parameter_{i}"]) for i in range(count)]
 
     def of(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A client's inputs and labels."""
         mine = torch.from_numpy(self.order[self.start[client] : self.start[client + 1]])
         return self.inputs[mine], self.labels[mine]
+
+    def begin(self, model: nn.Module) -> nn.Module:
+        """The model, with the weights that everybody starts from."""
+        with torch.no_grad():
+            for own, value in zip(model.parameters(), self.parameters, strict=True):
+                own.copy_(value)
+        return model
 
 
 @functools.lru_cache
@@ -102,7 +111,7 @@ class Log:
 def loop(task: dict[str, Any], data: Data) -> None:
     """FedAvg as a plain loop over clients, all data and models in memory."""
     random = np.random.default_rng(0)
-    server = network(task["model"])
+    server = data.begin(network(task["model"]))
     client = network(task["model"])
     clients = [data.of(i) for i in range(len(data.start) - 1)]
     log = Log()
@@ -131,7 +140,8 @@ def byzfl(task: dict[str, Any], data: Data) -> None:
         sys.modules.setdefault(name, MagicMock())  # for its data sets and plots
     from byzfl import ByzantineClient, Client, Server  # pyright: ignore
 
-    honest = task["cohort"] - task["byzantine"]
+    attackers = 0 if task["attack"] == "none" else task["byzantine"]
+    honest = task["cohort"] - attackers
 
     def loader(inputs: Any, labels: Any, batch: int, shuffle: bool) -> Any:
         dataset = torch.utils.data.TensorDataset(inputs, labels)
@@ -165,9 +175,12 @@ def byzfl(task: dict[str, Any], data: Data) -> None:
         }
         | decay
     )
+    data.begin(server.model)
     attacker = ByzantineClient(
-        {"name": "ALittleIsEnough", "f": task["byzantine"], "parameters": {"tau": 1.5}}
+        {"name": "ALittleIsEnough", "f": attackers, "parameters": {"tau": 1.5}}
     )
+    if task["attack"] == "min_max":
+        attacker.attack = min_max  # one that it lacks
     log = Log()
     for _ in range(task["rounds"]):
         model = server.get_dict_parameters()
@@ -178,6 +191,24 @@ def byzfl(task: dict[str, Any], data: Data) -> None:
         server.update_model_with_gradients(gradients + attacker.apply_attack(gradients))
         log.end(server.model, data)
     log.show()
+
+
+def min_max(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The mean minus gamma deviations, no farther from any gradient than two are from each other.
+
+    The largest gamma is found by halving steps, as the attack's authors describe it.
+    """
+    rows = torch.stack(gradients)
+    mean, deviation = rows.mean(dim=0), rows.std(dim=0)
+    reach = torch.cdist(rows, rows).max()
+    gamma, step = 0.0, 10.0
+    while step > 1e-3:
+        tried = mean - (gamma + step) * deviation
+        if (rows - tried).norm(dim=1).max() <= reach:
+            gamma += step
+        else:
+            step /= 2
+    return mean - gamma * deviation
 
 
 def flower(task: dict[str, Any], data_path: str) -> None:
@@ -224,7 +255,7 @@ def flower(task: dict[str, Any], data_path: str) -> None:
         strategy = FedAvg(
             fraction_train=task["cohort"] / (len(data.start) - 1), fraction_evaluate=0.0
         )
-        start = ArrayRecord(network(task["model"]).state_dict())
+        start = ArrayRecord(data.begin(network(task["model"])).state_dict())
         strategy.start(grid, start, num_rounds=task["rounds"], evaluate_fn=evaluate)
 
     run_simulation(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Int, Key
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks import Attack, NoAttack
 from jaxfl.clients import ClientAlgorithm, FedSGD
-from jaxfl.component import Component, field
+from jaxfl.component import Component, field, promises
 from jaxfl.fairness import Fairness
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full, Participation, Uniform
@@ -84,6 +84,21 @@ class Federation(Component):
                 f"{self.aggregator} cannot leave out absent clients, so it does not go with "
                 f"{type(self.participation).__name__} participation; use Full or Uniform"
             )
+
+    def why_held(self) -> str | None:
+        """Why a round must hold all updates at once, or None where it can stream them."""
+        parts: list[tuple[Component, tuple[str, ...]]] = [
+            (self.aggregator, ("aggregate", "aggregate_mixed")),
+            (self.privacy, ("bound",)),
+        ]
+        if self.byzantine and self.attack.crafts:
+            parts.append((self.attack, ("craft",)))
+        for part, methods in parts:
+            if not promises(part, "streams", *methods):
+                return f"{type(part).__name__} needs all updates at once"
+        if not promises(self.algorithm, "post_processes"):
+            return f"{type(self.algorithm).__name__} reads the messages at the server too"
+        return None
 
     @property
     def private(self) -> bool:

@@ -19,11 +19,14 @@ from jaxfl.federation import Federation
 from jaxfl.liveness import live_bytes
 from jaxfl.local_work import train
 from jaxfl.models.objective import Objective
-from jaxfl.state import STREAM, FederationState, Plan, init_state
+from jaxfl.state import BFLOAT16, STREAM, FederationState, Plan, init_state
 from jaxfl.types import Batch, PyTree, Spec
 
 COPIES = 8
 """No round of ours takes as much as so many matrices of updates and of pairs of clients."""
+
+LARGE = 4
+"""Updates that take at least this fraction of the peak are worth storing otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +197,7 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     least = "" if needed.work else "at least "
     fewer = ["fewer clients per round (participation)"]
     fewer += ["fewer seeds or candidates at once"] if runs > 1 else []
+    fewer += _other_storage(needed, federation, plan)
     fewer += ["a smaller client_chunk"] if plan.chunk > 1 else []
     fewer += ["an algorithm without memory of clients"] if needed.memories > available // 4 else []
     fewer += ["fewer samples"] if needed.data > available // 4 else []
@@ -202,6 +206,18 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
         f"more than the device's {amount(available)}; what helps: {', '.join(fewer)}, or a "
         "smaller model"
     )
+
+
+def _other_storage(needed: Estimate, federation: Federation, plan: Plan) -> list[str]:
+    """Settings under which a round that holds its updates would hold fewer bytes of them."""
+    if plan.storage == STREAM or needed.updates < needed.peak // LARGE:
+        return []
+    if federation.why_held() is None:
+        return [f'storage = "{STREAM}"']
+    wide = np.dtype(plan.message_type).itemsize > np.dtype(jnp.bfloat16).itemsize
+    if wide and not federation.privacy.bounds:
+        return [f'storage = "{BFLOAT16}" (half the bytes of updates)']
+    return []
 
 
 def client_bytes(

@@ -1,7 +1,6 @@
 """Sizes and choices that shape the program, found before anything is traced."""
 
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 from flax import nnx
 
 from jaxfl.arguments import integer
-from jaxfl.component import promises
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
@@ -147,7 +145,7 @@ def _check_words(objective: Objective, data: FederatedData) -> None:
 def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, device: Device) -> str:
     """The storage of the updates that was asked for, or the best one."""
     check_storage(asked)
-    reason = _not_streamed(federation)
+    reason = federation.why_held()
     bounded = federation.privacy.bounds
     if asked == STREAM and reason:
         raise ValueError(f'storage = "stream": {reason}; use storage = "matrix"')
@@ -172,22 +170,6 @@ def check_storage(storage: str) -> None:
     known = (AUTOMATIC, *STORAGES)
     if storage not in known:
         raise ValueError(f"storage must be one of {', '.join(known)}; got {storage!r}")
-
-
-def _not_streamed(federation: Federation) -> str | None:
-    """Why the updates cannot be streamed, or None."""
-    parts: list[tuple[Any, tuple[str, ...]]] = [
-        (federation.aggregator, ("aggregate", "aggregate_mixed")),
-        (federation.privacy, ("bound",)),
-    ]
-    if federation.byzantine and federation.attack.crafts:
-        parts.append((federation.attack, ("craft",)))
-    for part, methods in parts:
-        if not promises(part, "streams", *methods):
-            return f"{type(part).__name__} needs all updates at once"
-    if not federation.algorithm.post_processes:
-        return f"{type(federation.algorithm).__name__} reads the messages at the server too"
-    return None
 
 
 def _most_byzantine(federation: Federation, cohort: int) -> int:

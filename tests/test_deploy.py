@@ -124,3 +124,12 @@ def test_the_image_is_made_of_files_that_are_there():
     assert files == set(allowed)
     assert all((ROOT / name).exists() for name in files)
     assert "cuda13" in project()["optional-dependencies"]
+
+
+def test_every_extra_of_users_is_installed_alone_by_continuous_integration():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    tried = dict(re.findall(r"- \{ extra: (\w+), tests: (\S+).* \}", text))
+    # Those of contributors are what `make` installs; a GPU, no runner has.
+    others = {"all", "dev", "docs", "peers", "cuda13"}
+    assert set(tried) == set(project()["optional-dependencies"]) - others
+    assert all((ROOT / path).exists() for path in tried.values())

@@ -15,6 +15,7 @@ from jaxfl import (
     SCAFFOLD,
     SGD,
     CenteredClipping,
+    CentralPrivacy,
     Federation,
     FedSGD,
     FoolsGold,
@@ -36,6 +37,7 @@ from jaxfl.liveness import live_bytes
 from jaxfl.machine import PROGRAM_BYTES, process_memory
 from jaxfl.memory import estimate
 from jaxfl.models import MLP, SignGuardCNN, Softmax
+from jaxfl.plan import suitable_plan
 
 DENSE, CONVOLUTIONS = MLP(hidden=(128,)), SignGuardCNN()
 PIPELINE = Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10))
@@ -253,6 +255,47 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):
     with pytest.raises(ValueError, match=message):
         make_plan(parts, data(500), DENSE, runs=9)
     assert make_plan(parts, data(500), DENSE, runs=2).spec.cohort == 500
+
+
+CENTRAL = CentralPrivacy(clip=1.0, noise_multiplier=1.0)
+STREAMED, HALVED = 'storage = "stream"', 'storage = "bfloat16" (half the bytes of updates)'
+
+
+@pytest.mark.parametrize(
+    ("parts", "storage", "named"),
+    [
+        ({"aggregator": Mean()}, "matrix", STREAMED),
+        ({"aggregator": Mean()}, "bfloat16", STREAMED),
+        ({"aggregator": SignGuard(), "attack": ALIE(z=1.0)}, "matrix", STREAMED),
+        ({"aggregator": SignGuard(), "attack": MinMax()}, "matrix", HALVED),
+        ({"aggregator": Median()}, "auto", HALVED),
+        ({"aggregator": Median()}, "bfloat16", None),
+        # Its aggregate must not be rounded before the noise.
+        ({"aggregator": Median(), "privacy": CENTRAL}, "matrix", None),
+        ({"aggregator": Mean()}, "stream", None),
+    ],
+)
+def test_a_refusal_names_the_storage_that_would_hold_less(monkeypatch, parts, storage, named):
+    parts, clients = federation(byzantine=9, **parts), data(500)
+    memory_is(monkeypatch, 2**23)
+    with pytest.raises(ValueError, match="memory: 101,770 parameters need") as refused:
+        make_plan(parts, clients, DENSE, storage=storage)
+    assert [word for word in (STREAMED, HALVED) if word in str(refused.value)] == (
+        [named] if named else []
+    )
+    if named:  # and a plan takes it
+        kind = named.split('"')[1]
+        assert suitable_plan(parts, clients, DENSE, storage=kind).storage == kind
+
+
+def test_storage_is_not_named_where_updates_are_a_small_part(monkeypatch):
+    memory_is(monkeypatch, 2**20)
+    with pytest.raises(ValueError, match="need at least") as refused:
+        make_plan(federation(aggregator=Median()), data(3), DENSE)
+    assert HALVED in str(refused.value)
+    with pytest.raises(ValueError, match="data") as refused:
+        make_plan(federation(aggregator=Median()), data(3, 20_000), DENSE)
+    assert "storage" not in str(refused.value)
 
 
 def test_nothing_is_traced_where_there_is_plenty(monkeypatch):

@@ -63,14 +63,14 @@ def run(
 
     Ctrl-C stops after the block of rounds under way; --resume goes on from there.
     """
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"--launcher: {unknown(launcher, LAUNCHERS)}")
     if coordinator is not None:
         hosts.connect(coordinator, processes, process_id)
     elif (processes, process_id) != (1, 0):
         raise ValueError("--processes and --process-id need --coordinator HOST:PORT")
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    if launcher not in LAUNCHERS:
-        raise ValueError(f"--launcher: {unknown(launcher, LAUNCHERS)}")
     chosen = {"devices": devices, "way": way}
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)

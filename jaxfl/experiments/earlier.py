@@ -10,6 +10,8 @@ from jaxfl.experiments.schema import Experiment, read
 
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
 """What a run writes on its way, and the next one in the same folder replaces."""
+PLACES = ("devices", "way")
+"""What of an experiment says where it runs, and changes its numbers by rounding only."""
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
 REPORT = "report.html"
 RESULTS = (
@@ -25,8 +27,10 @@ def table_of(experiment: Experiment) -> bytes:
     return tomli_w.dumps(experiment.table).encode()
 
 
-def progress_of(path: Path, experiment: Experiment) -> Progress | None:
+def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress | None:
     """How far the run in the folder is; None where nothing is there to be lost.
+
+    A run that is resumed may go on on other devices than it was begun on.
 
     Raises:
       ValueError: the run is of another experiment, or parts of it are missing or damaged.
@@ -50,6 +54,8 @@ def progress_of(path: Path, experiment: Experiment) -> Progress | None:
     except (ValueError, OSError):
         raise ValueError(f"{file} is missing or damaged; {WAYS_OUT}") from None
     for where, theirs, mine in differences(there, experiment.table):
+        if resume and where in PLACES:
+            continue
         here = "" if NOT_SET in (theirs, mine) else f", {mine} here"
         set_there = "set" if mine == NOT_SET else theirs
         raise ValueError(

@@ -213,7 +213,9 @@ class RunFolder:
 
     def _open(self) -> None:
         """Refuses to lose or to mix runs; goes on where that is asked for."""
-        known = None if self._force else progress_of(self.path, self.experiment)
+        known = (
+            None if self._force else progress_of(self.path, self.experiment, resume=self._resume)
+        )
         if known is None:
             return
         finished = known.cell >= len(self.experiment.cells)

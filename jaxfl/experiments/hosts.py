@@ -32,8 +32,8 @@ from jaxfl.experiments.schema import Experiment
 from jaxfl.machine import agree_on, process_memory
 from jaxfl.types import PyTree
 
-PATIENCE = 50
-"""Seconds within which all processes must have come."""
+PATIENCE = 45
+"""Seconds within which all processes must have come: with the start, less than a minute."""
 LOST = "another process of the run is gone"
 PIECE = 2**26
 """Bytes that are sent at once."""

@@ -153,11 +153,88 @@ numpy.savez(sys.argv[1] + "/read.npz", **{part: getattr(data, part) for part in 
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+WITH_TFDS = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("tensorflow_datasets", "array_record", "tensorflow"))),
     reason="the extra tfds is not installed",
 )
+PREPARE = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Set(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    kind, inputs, splits = None, "", {}
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["no", "yes", "maybe"])
+        features = tfds.features.FeaturesDict({self.inputs: self.kind(), "target": label})
+        keys = self.inputs, "target"
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=keys)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(rows) for split, rows in self.splits.items()}
+
+    def _generate_examples(self, rows):
+        for i in rows:
+            yield i, {self.inputs: self.of(i), "target": i % 3}
+
+class Tiles(Set, skip_registration=True):
+    inputs, splits = "tile", {"train": range(12), "validation": range(12, 17)}
+    kind = staticmethod(lambda: tfds.features.Image(shape=(5, 4, 3)))
+    of = staticmethod(lambda i: np.full((5, 4, 3), 10 * i, np.uint8))
+
+class Words(Set, skip_registration=True):
+    inputs, splits = "sentence", {"train": range(9), "test": range(9, 12), "more": range(12, 14)}
+    kind = staticmethod(tfds.features.Text)
+    of = staticmethod(lambda i: "up " * (i % 3 + 1) + "\u00fcber")
+
+for kind in (Tiles, Words):
+    kind(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared_here(tmp_path_factory):
+    """A set of images and one of texts, none of the four that jaxfl names, by TFDS itself."""
+    root = tmp_path_factory.mktemp("prepared")
+    subprocess.run([sys.executable, "-c", PREPARE, str(root)], check=True, timeout=240)
+    return root
+
+
+@pytest.mark.slow
+@WITH_TFDS
+def test_any_image_set_that_tfds_prepares_is_read(prepared_here):
+    data = sources.from_tfds("tiles", prepared_here)
+    assert data.inputs.dtype == np.uint8
+    assert (data.inputs.shape, data.test_inputs.shape) == ((12, 5, 4, 3), (5, 5, 4, 3))
+    for inputs, labels, tenths in (
+        (data.inputs, data.labels, range(12)),
+        (data.test_inputs, data.test_labels, range(12, 17)),
+    ):
+        images = np.asarray(inputs) // 10
+        assert sorted(images[:, 0, 0, 0]) == list(tenths)
+        assert (images == images[:, :1, :1, :1]).all()
+        np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
+    assert data.classes == 3
+    np.testing.assert_allclose(data.mean, 3 * [np.mean(np.arange(12) * 10 / 255)], rtol=1e-6)
+
+
+@pytest.mark.slow
+@WITH_TFDS
+def test_any_text_set_that_tfds_prepares_is_read(prepared_here):
+    data = sources.from_tfds("words", prepared_here, length=4)
+    wanted = {0: (2, 3, 0, 0), 1: (2, 2, 3, 0), 2: (2, 2, 2, 3)}  # "up" is met more often
+    for inputs, labels, count in (
+        (data.inputs, data.labels, 9),
+        (data.test_inputs, data.test_labels, 3),
+    ):
+        assert [tuple(row) for row in inputs.tolist()] == [wanted[int(k)] for k in labels]
+        assert sorted(labels) == sorted(i % 3 for i in range(count))
+
+
+@pytest.mark.slow
+@WITH_TFDS
 @pytest.mark.skipif(
     not (Path(os.environ.get("JAXFL_DATA_DIR") or "/nowhere") / "mnist").is_dir(),
     reason="JAXFL_DATA_DIR does not name a folder that holds mnist",

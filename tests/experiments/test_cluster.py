@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ TABLE = {
         "seed": [0, 1],
     },
 }
+ROOT = Path(__file__).parent.parent.parent
 WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 
 
@@ -52,6 +54,52 @@ def test_a_grid_on_two_workers_writes_the_bytes_of_one_run_here(tmp_path):
     assert [r.status == "done" for r in read_results(tmp_path / "away")[1]] == [
         *(True, True, False, False, True, True)
     ]
+
+
+DIES = """
+import os, signal
+from pathlib import Path
+from jaxfl import Median
+
+class Dies(Median):
+    \"""A median that takes the first process with it that is not the test's.\"""
+
+    def check(self, clients):
+        begun = Path(os.environ["BEGUN"])
+        if os.environ["TEST"] != str(os.getpid()) and not begun.exists():
+            begun.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().check(clients)
+"""
+
+
+@FORKS
+@WITH_RAY
+@pytest.mark.slow
+def test_a_grid_whose_worker_is_killed_writes_the_same_bytes(tmp_path, monkeypatch):
+    (tmp_path / "dies_once.py").write_text(DIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")  # for the workers
+    monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
+    monkeypatch.setenv("TEST", str(os.getpid()))
+    rules = {"aggregator": ["mean", {"name": "dies_once:Dies"}], "seed": [0, 1]}
+    table = tmp_path / "grid.toml"
+    table.write_text(tomli_w.dumps(TABLE | {"sweep": rules}))
+    run_until(tmp_path / "here", schema.load(str(table)))
+    assert not (tmp_path / "begun").exists()
+    words = ["run", str(table), "--out", str(tmp_path / "away"), "--quiet", "--launcher", "ray"]
+    away = CliRunner().invoke(app, words)
+    assert away.exit_code == 0, away.output
+    assert (tmp_path / "begun").exists(), "no worker was killed"
+    one, other = (tmp_path / out / "rounds.jsonl" for out in ("here", "away"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("more", [[], ["--coordinator", "127.0.0.1:1", "--processes", "2"]])
+def test_one_line_for_an_unknown_launcher(more):
+    done = CliRunner().invoke(app, ["run", "quickstart", "--launcher", "slrum", *more])
+    assert isinstance(done.exception, ValueError)
+    assert re.fullmatch("--launcher: .*slrum.*local, ray.*", str(done.exception))
 
 
 def answer(job):

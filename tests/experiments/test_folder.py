@@ -237,6 +237,17 @@ def test_another_experiment_is_refused_by_name(stopped):
         run(stopped, resume=True, experiment=small(noise_order="attack_then_noise"))
 
 
+def test_a_run_goes_on_on_other_devices_than_its_own(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", stop_after=2)
+    elsewhere = small(devices=1, way="pmap")
+    with pytest.raises(ValueError, match="another experiment: devices is not set there"):
+        run(tmp_path / "run", experiment=elsewhere)
+    run(tmp_path / "run", experiment=elsewhere, resume=True)
+    logs = [folder / "rounds.jsonl" for folder in (tmp_path / "run", whole[0])]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
 def biggest(folder: Path) -> Path:
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
