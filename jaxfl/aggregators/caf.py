@@ -93,6 +93,7 @@ class CAF(WeightingRule):
 
     f: int = field(at_least=0)
     over: str = field(default="weighted", choices=("weighted", "all"))
+    """The rows of which the largest t is taken: those that still have weight, or all."""
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
