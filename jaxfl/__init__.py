@@ -18,6 +18,7 @@ from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
 from jaxfl.fairness import Fairness as Fairness
+from jaxfl.fairness import TailRisk as TailRisk
 from jaxfl.federation import Federation as Federation
 from jaxfl.history import History as History
 from jaxfl.one_call import simulate as simulate

@@ -99,7 +99,7 @@ NAMES = {
     "QuantileClip": {"quantile": "QuantileClip"},
     "BandedNoise": {"banded": "BandedNoise"},
     "CRFL": {"crfl": "CRFL"},
-    "Fairness": {"qffl": "QFFL", "afl": "AFL", "term": "TERM"},
+    "Fairness": {"qffl": "QFFL", "afl": "AFL", "term": "TERM", "tail_risk": "TailRisk"},
     "Base": {"public_texts": "PublicTexts"},
     "Model": {
         "softmax": "Softmax",
@@ -235,6 +235,7 @@ EXPORTED = {
     "TERM",
     "TNBS",
     "TNBSStealth",
+    "TailRisk",
     "TimeVarying",
     "TrimmedMean",
     "Uniform",

@@ -214,6 +214,21 @@ def test_mistakes(changes, message):
         schema.parse("x", changes)
 
 
+def test_a_training_objective_is_learned_of_the_law():
+    asked = of_law(LAW) | {"fairness": {"learned": "tail_risk", "alpha": 0.5}}
+    (cell,) = schema.parse("x", asked).cells
+    (federation,) = cell.federations
+    assert federation.fairness == robustness.tail_risk(cell.honesty.law, alpha=0.5)
+    assert federation.fairness.sets.shape[1] == cell.clients
+    for wrong, message in (
+        ({"learned": "expected_mean"}, "fairness.learned: unknown name 'expected_mean'"),
+        ({"learned": "tail_risk", "beta": 1}, "fairness.beta: unknown name"),
+        ({"learned": "tail_risk", "alpha": 1.0}, "alpha must be at least 0 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            schema.parse("x", of_law(LAW) | {"fairness": wrong})
+
+
 def test_nothing_is_learned_without_a_law():
     plain = table(sweep={}, aggregator={"learned": "barrier_clipping"})
     del plain["honesty"]
