@@ -72,7 +72,7 @@ def cost_per_seed(rule: Aggregator, n: int, d: int, repeats: int) -> Cost:
             one_round()
         return one_round
 
-    start = rule.init(Spec(population=n, cohort=n, dim=d, dtype=updates.dtype))
+    start = rule.init(Spec(n, n, d, dtype=updates.dtype, segments=one_layer(d)))
     starts = jax.tree.map(lambda x: jnp.stack([x] * SEEDS), start)
     # The state's memory is used again, as in a round.
     alone = jax.jit(aggregate, donate_argnums=1)

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 import jaxfl
+from benchmarks import headline
 from jaxfl import robustness
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.kept import keep
 from jaxfl.experiments.over_sets import Standing, pairs, standings, summary_of
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.report.over_sets import write_over_sets
@@ -212,6 +214,20 @@ UNIFORM = {"name": "uniform_sets", "byzantine": 1}
 def test_mistakes(changes, message):
     with pytest.raises(ValueError, match=message):
         schema.parse("x", changes)
+
+
+def test_what_is_kept_of_a_run_is_judged_as_the_run_is(ran, tmp_path):
+    """By ``benchmarks.headline``; accuracies are kept to six digits."""
+    path, _ = ran
+    keep(path, tmp_path / "kept")
+    _, whole, _ = headline.read(path)
+    _, kept, size = headline.read(tmp_path / "kept")
+    assert size == "2 of 2 cells kept"
+    assert whole.keys() == kept.keys()
+    for labels, found in whole.items():
+        for one, other in zip(found, kept[labels], strict=True):
+            assert (one.rule, one.attack, one.place) == (other.rule, other.attack, other.place)
+            np.testing.assert_allclose(one.accuracies, other.accuracies, atol=1e-6)
 
 
 def test_a_training_objective_is_learned_of_the_law():
