@@ -45,6 +45,7 @@ from jaxfl.simulation import Simulation as Simulation
 from jaxfl.smoothing import CRFL as CRFL
 from jaxfl.state import FederationState as FederationState
 from jaxfl.state import Plan as Plan
+from jaxfl.trajectory import gradient_dispersions as gradient_dispersions
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"

@@ -244,6 +244,7 @@ EXPORTED = {
     "Zero",
     "audit",
     "data",
+    "gradient_dispersions",
     "models",
     "run",
     "simulate",
