@@ -47,7 +47,7 @@ def prepared(rule: Aggregator, updates: jax.Array) -> Callable[[], Any]:
     context = Context.of(
         n, root_update=updates[0] + 1, params=jnp.zeros((d,)), segments=one_layer(d)
     )
-    state = rule.init(Spec(population=n, cohort=n, dim=d, dtype=updates.dtype))
+    state = rule.init(Spec(n, n, d, dtype=updates.dtype, segments=one_layer(d)))
     call = jax.jit(lambda rule, x, state, context: rule.aggregate(x, state, context).update)
     return lambda: call(rule, updates, state, context)
 

@@ -90,6 +90,8 @@ ATTACKS: dict[str, Attack] = {
     "none": jaxfl.NoAttack(),
 }
 REFERENCE = "NNM + trimmed mean, f safe"
+GIBBS = "Gibbs mean"
+"""Of laws whose sets can be listed."""
 
 
 class Counted(Aggregator):
@@ -131,8 +133,25 @@ def rules_of(law: Law) -> dict[str, Aggregator]:
         "BPC, robust prior": law_of.barrier_clipping(law, doubt=0.3),
     }
     if law.listable or isinstance(law, law_of.Clusters):
-        rules["Gibbs mean"] = law_of.gibbs_mean(law)
+        rules[GIBBS] = law_of.gibbs_mean(law)
     return rules
+
+
+def chosen(rules: dict[str, Aggregator], only: Sequence[str] | None) -> dict[str, Aggregator]:
+    """The reference and the rules of these names; a rule that the law does not have is left out.
+
+    Raises:
+      ValueError: a name that no law has.
+    """
+    if only is None:
+        return rules
+    for name in only:
+        if name not in rules and name != GIBBS:
+            raise ValueError(f"--rules: no rule {name!r}; there are {', '.join(rules)}, {GIBBS}")
+    named = {name: rules[name] for name in only if name in rules}
+    if GIBBS in only and GIBBS not in rules:
+        Console(stderr=True).print(f"no {GIBBS}: the sets of this law are too many to be listed")
+    return {REFERENCE: rules[REFERENCE]} | named
 
 
 def gradients_of(family: str, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -190,9 +209,7 @@ def measure(
     sets = np.asarray(law.sample(jax.random.fold_in(key, 0), count))
     gradients = gradients_of(family, count, np.random.default_rng(seed))
     worst, found, spread = {}, {}, np.zeros(0)
-    rules = rules_of(believed or law)
-    chosen = rules if only is None else {REFERENCE: rules[REFERENCE]} | {n: rules[n] for n in only}
-    for name, rule in chosen.items():
+    for name, rule in chosen(rules_of(believed or law), only).items():
         started = time.perf_counter()
         Console(stderr=True).print(f"{family}, {type(law).__name__}: {name}")
         place = None
@@ -244,6 +261,10 @@ def main() -> None:
     parser.add_argument("--wrong", action="store_true", help="also where the law is not believed")
     parser.add_argument("--out", type=Path, help="folder for expected.json and expected.md")
     options = parser.parse_args()
+    try:
+        chosen(rules_of(LAWS["clusters"]()), options.rules)  # before anything is measured
+    except ValueError as error:
+        parser.error(str(error))
     console, facts, texts = Console(width=160), {}, []
     parts = options.out / "parts" if options.out else None
     for i, family in enumerate(options.families):

@@ -130,7 +130,7 @@ def _matrix(n: int, dim: int) -> jax.Array:
 
 def time_rule(rule: Aggregator, n: int, dim: int, peaks: Callable[[], Peaks]) -> Numbers:
     """Milliseconds, and how often the matrix could have been read at the rate of copying."""
-    updates, state = _matrix(n, dim), rule.init(Spec(n, n, dim, n // 5))
+    updates, state = _matrix(n, dim), rule.init(Spec(n, n, dim, n // 5, segments=one_layer(dim)))
     program = jax.jit(rule_program(rule, n))
     seconds = timing.interleaved({"": lambda: program(updates, state)}, REPEATS)[""]
     reads = seconds.best * peaks().bytes / updates.nbytes

@@ -1,11 +1,12 @@
 """The headline goal of expected robustness, judged on finished runs of ``expected-mnist`` or alike.
 
-``python -m benchmarks.headline RUN [RUN ...] [--out FILE]``. For each law (and partition): the
-ranking by expected and by worst accuracy, and Kendall's tau between them. For each rule that is no
-baseline: in how many laws it has a higher expected accuracy than each baseline (a rule behind NNM
-or Bucketing), each under the attack that is worst for it, by paired 95 % intervals over the same
-honest sets, and in how many a significantly lower one. The goal: higher than all baselines in at
-least four of six laws, significantly lower than any in none. Writes JSON.
+``python -m benchmarks.headline RUN [RUN ...] [--out FILE]``. A run is its folder, or what is kept
+of it (``results/NAME``), also of a grid of which some cells are missing. For each law (and
+partition): the ranking by expected and by worst accuracy, and Kendall's tau between them. For each
+rule that is no baseline: in how many laws it has a higher expected accuracy than each baseline (a
+rule behind NNM or Bucketing), each under the attack that is worst for it, by paired 95 % intervals
+over the same honest sets, and in how many a significantly lower one. The goal: higher than all
+baselines in at least four of six laws, significantly lower than any in none. Writes JSON.
 """
 
 import argparse
@@ -15,11 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.timing import Report
 from jaxfl.experiments.finished import read_results
-from jaxfl.experiments.over_sets import Labels, Pair, Standing, concordance, pairs, standings
+from jaxfl.experiments.kept import is_kept, read_kept
+from jaxfl.experiments.over_sets import (
+    Labels,
+    Outcome,
+    Pair,
+    Standing,
+    concordance,
+    pairs,
+    standings,
+    standings_of,
+)
+from jaxfl.experiments.schema import Experiment, parse
 
 BASELINES = ("NNM", "Bucketing")
 """How labels of what is to be beaten begin."""
@@ -91,24 +104,36 @@ def verdicts(laws: dict[Labels, dict[str, Any]]) -> Report:
     return report
 
 
+def read(path: Path) -> tuple[Experiment, dict[Labels, list[Standing]], str]:
+    """The experiment, its standings, and how much of it there is, of a run or of what is kept."""
+    if not is_kept(path):
+        experiment, results = read_results(path)
+        return experiment, standings(results), f"{len(results)} cells"
+    kept = read_kept(path)
+    ran = [cell for cell in kept.cells if cell.last]
+    found = standings_of([Outcome(cell.labels, np.nan_to_num(cell.last)) for cell in ran])
+    return parse("kept", kept.table), found, f"{len(kept.cells)} of {kept.asked} cells kept"
+
+
 def main() -> None:
     """Prints the verdicts, and writes all numbers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or results/NAME")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()
     console, facts = Console(width=160), {}
     for path in options.runs:
-        experiment, results = read_results(path)
-        laws = {labels: of_law(found) for labels, found in standings(results).items()}
+        experiment, by_law, size = read(path)
+        laws = {labels: of_law(found) for labels, found in by_law.items()}
         apart = {tuple(p for p in labels if p[0] != "honesty.law") for labels in laws}
         for rest in sorted(apart):
             chosen = {k: v for k, v in laws.items() if set(rest) <= set(k)}
-            console.print(f"{path}: {', '.join(' '.join(pair) for pair in rest)}")
+            console.print(f"{path}, {size}: {', '.join(' '.join(pair) for pair in rest)}")
             verdicts(chosen).show(console)
         facts[str(path)] = {
             "experiment": experiment.title,
             "sets": len(experiment.cells[0].draws),
+            "size": size,
             "laws": [{"labels": dict(labels), **law} for labels, law in laws.items()],
         }
     if options.out:

@@ -1,14 +1,18 @@
 """The rules that are timed, and what they are called in ByzFL, PyTorch and NumPy.
 
 Zeno, LossRejection and DeepSight are not here: their cost is that of evaluating a model n times.
+Nor is ProductSpace, which without a model that has adapters is the rule in it, nor CRFL, which is
+no rule.
 """
 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from jaxfl import aggregators as rules
 from jaxfl.aggregators import Aggregator, Pipeline
-from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping
+from jaxfl.preaggregators import ARC, NNM, Bucketing, Clipping, WeightedNNM
 from jaxfl.types import Segment, Segments
 
 
@@ -32,6 +36,29 @@ def one_layer(dim: int) -> Segments:
 
 def _nnm(rule: Callable[[int], Aggregator]) -> Callable[[int], Aggregator]:
     return lambda f: Pipeline(pre=(NNM(f=f),), rule=rule(f))
+
+
+SETS, TRIM = 100, 0.2
+
+
+def _known(f: int) -> np.ndarray:
+    """Numbers for at least as many clients as any shape has, of which f are a fifth or a sixth."""
+    return np.linspace(0.6, 0.95, 6 * f)
+
+
+def _gibbs(f: int) -> Aggregator:
+    """Over some sets that leave out f clients."""
+    rng = np.random.default_rng(0)
+    places = rng.permuted(np.tile(np.arange(6 * f), (SETS, 1)), axis=1)
+    return rules.GibbsMean(f=f, sets=places >= f)
+
+
+def _trimming(f: int) -> Pipeline:
+    weights = _known(f)
+    return Pipeline(
+        pre=(WeightedNNM(trim=TRIM, weights=weights),),
+        rule=rules.WeightedTrimmedMean(trim=TRIM, weights=weights),
+    )
 
 
 ENTRIES = [
@@ -130,6 +157,21 @@ ENTRIES = [
     Entry("Huber", "other", lambda f: rules.Huber()),
     Entry("BayesianAggregation", "other", lambda f: rules.BayesianAggregation()),
     Entry("SequentialCenteredClipping", "other", lambda f: rules.SequentialCenteredClipping()),
+    Entry("PerLayer + Krum (1 layer)", "other", lambda f: rules.PerLayer(rule=rules.Krum(f=f))),
+    Entry("ExpectedMean", "prior", lambda f: rules.ExpectedMean(weights=_known(f))),
+    Entry("LogOddsMedian", "prior", lambda f: rules.LogOddsMedian(honesty=_known(f)), gram=True),
+    Entry(
+        "BarrierClipping", "prior", lambda f: rules.BarrierClipping(weights=_known(f)), gram=True
+    ),
+    Entry("ReputationClipping", "prior", lambda f: rules.ReputationClipping(), gram=True),
+    Entry(f"GibbsMean ({SETS} sets)", "prior", _gibbs, gram=True),
+    Entry(
+        "WeightedTrimmedMean",
+        "prior",
+        lambda f: rules.WeightedTrimmedMean(trim=TRIM, weights=_known(f)),
+    ),
+    Entry("WeightedNNM + WeightedTrimmedMean", "prior", _trimming, gram=True),
+    Entry("the same, Anchored", "prior", lambda f: rules.Anchored(rule=_trimming(f)), gram=True),
     Entry("SignGuard", "other", lambda f: rules.SignGuard()),
     Entry("SignGuardSim", "other", lambda f: rules.SignGuardSim()),
     Entry("SignGuardDist", "other", lambda f: rules.SignGuardDist()),

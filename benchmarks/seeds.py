@@ -8,9 +8,10 @@ and a memory of its own, and the three together. The ratio is of the last two. T
 chooses between, and read the same memory; the updates of one seed alone stay in the processor's
 last cache, as they do in no run, whose gradients go through it every round.
 
-It runs with the malloc of the command ``jaxfl``. Writes ``seeds.md`` and ``seeds.json``. It ends
-with exit code 1 where a seed costs more than ``MOST`` times as much together as one by one, but
-for the rules of which that is known.
+It runs with the malloc of the command ``jaxfl``. Writes ``seeds.md`` and ``seeds.json``, and names
+the rules of which a seed costs more than ``MOST`` times as much together as one by one. It does not
+fail there: two runs of it differ by up to 0.3 for rules of a millisecond, so a time is no test. The
+test counts the bytes that programs move (``tests/test_seeds.py``).
 """
 
 import argparse
@@ -40,10 +41,8 @@ from jaxfl.types import Context, Spec
 SEEDS = 3
 SHAPE, QUICK = (50, 10, 60_000), (12, 2, 4000)
 ROUND, BLOCK = "the whole round (MLP, 50 clients, Mean)", 10
-MOST, NOISE = 1.15, 0.05
-"""The goal, and by how much a measurement may be off."""
-DEARER = {"CenteredClipping (1 step)", "Clipping + Mean"}
-"""Rules that miss the goal: why is in docs/performance.md."""
+MOST = 1.15
+"""The goal."""
 
 
 WAYS = ("again", "one by one", "together")
@@ -73,7 +72,7 @@ def cost_per_seed(rule: Aggregator, n: int, d: int, repeats: int) -> Cost:
             one_round()
         return one_round
 
-    start = rule.init(Spec(population=n, cohort=n, dim=d, dtype=updates.dtype))
+    start = rule.init(Spec(n, n, d, dtype=updates.dtype, segments=one_layer(d)))
     starts = jax.tree.map(lambda x: jnp.stack([x] * SEEDS), start)
     # The state's memory is used again, as in a round.
     alone = jax.jit(aggregate, donate_argnums=1)
@@ -152,9 +151,9 @@ def main() -> None:
         (options.out / "seeds.md").write_text(report.markdown() + "\n")
         record = {"machine": timing.describe_machine(), "seconds a seed": found}
         (options.out / "seeds.json").write_text(json.dumps(record, indent=1))
-    dear = {name for name, cost in found.items() if ratio(cost) > MOST + NOISE} - DEARER
-    if dear and not options.quick:
-        raise SystemExit(f"dearer together than one by one: {', '.join(sorted(dear))}")
+    dear = sorted(name for name, cost in found.items() if ratio(cost) > MOST)
+    if dear:
+        console.print(f"above {MOST}: {len(dear)} of {len(found)}: {', '.join(dear)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jaxfl.fairness import AFL as AFL
 from jaxfl.fairness import QFFL as QFFL
 from jaxfl.fairness import TERM as TERM
 from jaxfl.fairness import Fairness as Fairness
+from jaxfl.fairness import TailRisk as TailRisk
 from jaxfl.federation import Federation as Federation
 from jaxfl.history import History as History
 from jaxfl.one_call import simulate as simulate
@@ -44,6 +45,7 @@ from jaxfl.simulation import Simulation as Simulation
 from jaxfl.smoothing import CRFL as CRFL
 from jaxfl.state import FederationState as FederationState
 from jaxfl.state import Plan as Plan
+from jaxfl.trajectory import gradient_dispersions as gradient_dispersions
 from jaxfl.types import Context as Context
 
 __version__ = "0.1.0"

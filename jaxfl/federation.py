@@ -122,6 +122,8 @@ class Federation(Component):
             )
         if self.fairness is not None and algorithm.width > 1:
             raise ValueError(f"{name} sends more than an update, which fairness cannot weigh")
+        if self.fairness is not None:
+            self.fairness.check(population)
         self.check_privacy(population)
 
     def _check_fixed(self, population: int) -> None:

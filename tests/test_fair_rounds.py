@@ -27,6 +27,7 @@ from jaxfl import (
     SignFlip,
     SignMajority,
     Simulation,
+    TailRisk,
 )
 from jaxfl.data import Dirichlet, Minority, RootData, synthetic
 from jaxfl.models import Softmax
@@ -158,6 +159,25 @@ def test_afl_and_term_move_weight_to_the_worst_and_remember(fairness):
         weights = np.asarray(run.state.fairness)
         assert weights.sum() == pytest.approx(1, rel=1e-5)
         assert np.argmax(weights) == np.argmax(loss)
+
+
+@pytest.mark.parametrize("sets", [None, [[1, 1, 1, 0, 0], [1, 1, 0, 1, 1], [0, 0, 1, 1, 1]]])
+def test_a_round_steps_on_the_tail_of_the_losses(sets):
+    """The mean gradient of the two worst clients of five, or of the worst set's clients."""
+    method = TailRisk(alpha=0.6 if sets is None else 0.9, sets=sets and np.array(sets))
+    run = simulation(PLAIN.replace(fairness=method))
+    start = np.asarray(run.state.params, np.float64)
+    g, loss = gradients_and_losses(run, start)
+    worst = loss >= np.sort(loss)[-2]
+    if sets is not None:
+        worst = np.array(max(sets, key=lambda s: loss[np.array(s) > 0].mean())) > 0
+    after = np.asarray(run.run(1).state.params)
+    np.testing.assert_allclose(after, start - 0.2 * g[worst].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_sets_of_another_population_are_refused():
+    with pytest.raises(ValueError, match=r"TailRisk: sets must be masks \[k, 5\]"):
+        simulation(PLAIN.replace(fairness=TailRisk(alpha=0.5, sets=np.ones((2, 4)))))
 
 
 def test_a_poisoned_clients_loss_does_not_spoil_the_step():

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfl.fairness import AFL, QFFL, TERM, Fairness
+from jaxfl.fairness import AFL, QFFL, TERM, Fairness, TailRisk
 from jaxfl.metrics import fairness_metrics, minority
+from jaxfl.robustness import IndependentHonesty, tail_objective, tail_risk, worst_objective
 from jaxfl.types import Context, Spec
 
 SPREAD = np.array([1e-8, 1e-4, 0.1, 1.0, 2.5, 30.0, 1e4])
 measured_fairness = jax.jit(fairness_metrics)
 farthest = jax.jit(minority, static_argnames="share")
+HALVES = np.array([[str(c) in s for c in range(9)] for s in ("0123678", "02345", "45678")], float)
 METRICS = ("mean", "variance", "worst_tenth", "best_tenth", "entropy", "gini", "jain")
 
 
@@ -145,7 +147,9 @@ def test_a_lie_about_h_moves_a_capped_step_little():
     assert float(weigh(QFFL(q=1, lipschitz=1), losses, lie).scale) < 1e-10
 
 
-@pytest.mark.parametrize("method", [QFFL(q=0, lipschitz=3), TERM(tilt=0), AFL(rate=0)])
+@pytest.mark.parametrize(
+    "method", [QFFL(q=0, lipschitz=3), TERM(tilt=0), AFL(rate=0), TailRisk(alpha=0)]
+)
 @pytest.mark.parametrize("n", [1, 7, 49, 100])
 def test_what_reduces_to_the_plain_algorithm_is_exactly_one(method, n):
     rng = np.random.default_rng(n)
@@ -161,7 +165,17 @@ def test_what_reduces_to_the_plain_algorithm_is_exactly_one(method, n):
         losses[-1], norms[n // 2] = np.nan, np.inf
 
 
-@pytest.mark.parametrize("method", [QFFL(q=2, lipschitz=3, cap=2), TERM(tilt=-1.5), AFL(rate=0.1)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        QFFL(q=2, lipschitz=3, cap=2),
+        TERM(tilt=-1.5),
+        AFL(rate=0.1),
+        TailRisk(alpha=0.6),
+        TailRisk(alpha=0.6, sets=HALVES),
+    ],
+    ids=repr,
+)
 def test_absent_slots_do_not_matter(method):
     rng = np.random.default_rng(3)
     losses, norms = rng.gamma(1, 2, 9), rng.gamma(1, 2, 9)
@@ -187,7 +201,9 @@ def test_absent_slots_do_not_matter(method):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nobody))
 
 
-@pytest.mark.parametrize("method", [QFFL(q=2, lipschitz=3), TERM(tilt=0.7), AFL(rate=0.1)])
+@pytest.mark.parametrize(
+    "method", [QFFL(q=2, lipschitz=3), TERM(tilt=0.7), AFL(rate=0.1), TailRisk(alpha=0.7)]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("what", ["loss", "norm", "both"])
 def test_a_client_that_is_not_finite_counts_as_the_worst(method, bad, what):
@@ -211,7 +227,9 @@ def test_a_client_that_is_not_finite_counts_as_the_worst(method, bad, what):
     np.testing.assert_allclose(got.scale, scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [QFFL(q=2, lipschitz=3, cap=3), TERM(tilt=0.7), AFL(rate=0.1)])
+@pytest.mark.parametrize(
+    "method", [QFFL(q=2, lipschitz=3, cap=3), TERM(tilt=0.7), AFL(rate=0.1), TailRisk(alpha=0.5)]
+)
 def test_nobody_finite_is_the_plain_round(method):
     got = weigh(method, [np.nan, np.inf, -np.inf], [np.inf, 1, 2])
     assert np.all(got.factors == 1)
@@ -235,6 +253,68 @@ def test_term_s_factors_are_the_gradient_of_its_objective():
     losses, tilt = jnp.asarray([0.3, 1.2, 0.8, 2.0]), 1.7
     gradient = jax.grad(lambda f: jax.nn.logsumexp(tilt * f) / tilt)(losses)
     np.testing.assert_allclose(weigh(TERM(tilt=tilt), losses).factors / 4, gradient, rtol=1e-5)
+
+
+def tail_factors(losses, sets, masses, alpha):
+    """n times the slope of ``min_t t + E (L_S - t)_+ / (1 - alpha)``: the least t is one of L_S."""
+    means = np.array([losses[s > 0].mean() for s in sets])
+    masses = masses / masses.sum()
+    t = min(means, key=lambda t: t + masses @ np.maximum(means - t, 0) / (1 - alpha))
+    q = np.where(means > t, masses, 0) / (1 - alpha)
+    q[np.argmax(means == t)] = 1 - q.sum()
+    return len(losses) * q @ (sets / sets.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 0.9, 0.999])
+def test_tail_risk_has_the_slope_of_the_conditional_value_at_risk(alpha):
+    rng = np.random.default_rng(8)
+    for n, k in ((4, 3), (9, 40), (6, 1)):
+        losses, masses = rng.gamma(1, 2, n), rng.gamma(1, 1, k)
+        sets = rng.random((k, n)) < 0.6
+        sets[:, 0] |= ~sets.any(axis=1)
+        sets = sets.astype(float)
+        method = TailRisk(alpha=alpha, sets=sets, probabilities=masses)
+        with jax.enable_x64(True):
+            got = weigh(method, losses, dtype=np.float64)
+            slope = jax.grad(tail_objective)(
+                jnp.asarray(losses),
+                jnp.asarray(sets > 0),
+                jnp.asarray(masses / masses.sum()),
+                alpha,
+            )
+        np.testing.assert_allclose(got.factors, tail_factors(losses, sets, masses, alpha), 1e-9)
+        np.testing.assert_allclose(got.factors / n, slope, rtol=1e-9, atol=1e-12)
+        assert got.factors.max() <= n / sets.sum(axis=1).min() + 1e-9
+        assert got.scale == 1
+
+
+@pytest.mark.parametrize("f", [0, 1, 3, 6])
+def test_tail_risk_without_sets_goes_from_the_mean_to_the_worst_case(f):
+    losses = np.random.default_rng(9).gamma(1, 2, 8)
+    got = weigh(TailRisk(alpha=f / 8), losses).factors
+    largest = losses >= np.sort(losses)[f]
+    np.testing.assert_allclose(got, np.where(largest, 8 / (8 - f), 0), rtol=1e-6)
+    slope = jax.grad(worst_objective)(jnp.asarray(losses, jnp.float32), f)
+    np.testing.assert_allclose(got / 8, slope, rtol=1e-6)
+
+
+def test_tail_risk_of_a_law_goes_from_its_expectation_to_its_worst_set():
+    law = IndependentHonesty(probabilities=np.linspace(0.55, 0.95, 8))
+    losses = np.random.default_rng(10).gamma(1, 2, 8)
+    expected = 8 * law.moments().weights
+    np.testing.assert_allclose(
+        weigh(tail_risk(law, alpha=0.0), losses).factors, expected, rtol=1e-5
+    )
+    sets, _ = law.support()
+    worst = max(sets, key=lambda s: losses[s].mean())
+    got = weigh(tail_risk(law, alpha=0.999999), losses).factors
+    np.testing.assert_allclose(got, 8 * worst / worst.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_tail_risk_counts_equal_losses_alike():
+    losses = np.array([2.0, 1, 2, 3, 2])
+    got = weigh(TailRisk(alpha=0.5), losses).factors
+    np.testing.assert_allclose(got, [1, 0, 1, 2, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("tilt", [-1e3, -1, 0, 1, 1e3, 1e30])
@@ -302,7 +382,8 @@ def test_afl_s_cohort_without_weight_is_averaged():
 def test_types_survive_a_scan(dtype):
     """scan itself refuses a state whose type changes."""
     with jax.enable_x64(True):
-        for method in (QFFL(q=1, lipschitz=1, cap=3), AFL(rate=0.1), TERM(tilt=1)):
+        methods = QFFL(q=1, lipschitz=1, cap=3), AFL(rate=0.1), TERM(tilt=1), TailRisk(alpha=0.5)
+        for method in methods:
 
             def body(state, losses, method=method):
                 weighed = method.weigh(losses, losses, False, state, Context.of(4))
@@ -344,6 +425,20 @@ def test_numbers_are_swept_by_vmap():
         (lambda: QFFL(q=1, lipschitz=1, cap=0), "QFFL: cap must be at least 1"),
         (lambda: AFL(rate=-1), "AFL: rate must be at least 0"),
         (lambda: TERM(tilt=np.nan), "TERM: tilt must be finite"),
+        (lambda: TailRisk(alpha=1), "TailRisk: alpha must be at least 0 and below 1"),
+        (lambda: TailRisk(alpha=0, sets=2 * HALVES), "sets must be at least 0 and at most 1"),
+        (lambda: TailRisk(alpha=0, sets=HALVES).check(8), r"masks \[k, 8\] of the population"),
+        (lambda: TailRisk(alpha=0, sets=0 * HALVES).check(9), "none of them empty"),
+        (lambda: TailRisk(alpha=0, sets=HALVES[0]).check(9), r"masks \[k, 9\]"),
+        (
+            lambda: TailRisk(alpha=0, sets=HALVES, probabilities=np.ones(2)).check(9),
+            r"3 numbers, one per set and not all 0; got shape \(2,\)",
+        ),
+        (
+            lambda: TailRisk(alpha=0, sets=HALVES, probabilities=np.zeros(3)).check(9),
+            "one per set and not all 0",
+        ),
+        (lambda: TailRisk(alpha=0, probabilities=np.ones(3)).check(9), "and there are none"),
     ],
 )
 def test_bad_numbers_are_refused(make, message):

@@ -17,7 +17,7 @@ import pytest
 from benchmarks import gpu, kernels
 from benchmarks.cases import MODELS, RULES, Case, federated, federation
 from benchmarks.catalogue import Size, distance, programs
-from benchmarks.rules import ENTRIES
+from benchmarks.rules import ENTRIES, one_layer
 from jaxfl.blocks import run_rounds
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.data import synthetic
@@ -187,7 +187,8 @@ def test_rules_at_full_size_lower_for_other_platforms(n, dim):
     used = {platform: set() for platform in KNOWN}
     for entry in ENTRIES:
         rule = entry.make(n // 5)
-        state = jax.eval_shape(lambda rule=rule: rule.init(Spec(n, n, dim, n // 5)))
+        spec = Spec(n, n, dim, n // 5, segments=one_layer(dim))
+        state = jax.eval_shape(lambda rule=rule, spec=spec: rule.init(spec))
         found = custom_calls(gpu.rule_program(rule, n), matrix(n, dim), state)
         used = {platform: used[platform] | found[platform] for platform in KNOWN}
     assert used == {p: KNOWN[p] | (LARGE[p] if n > 256 else set()) for p in KNOWN}

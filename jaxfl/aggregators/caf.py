@@ -13,9 +13,16 @@ from jaxfl.numerics.gram import tame_gram, weighted_gram
 from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Context, Info, State, present_mask
 
+MOST_STEPS = 1000
+"""Of the filter that divides by the largest of all projections, which nothing else ends."""
+
 
 def filter_weights(
-    gram: Float[Array, "n n"], usable: Bool[Array, " n"], least: Int[Array, ""] | int, steps: int
+    gram: Float[Array, "n n"],
+    usable: Bool[Array, " n"],
+    least: Int[Array, ""] | int,
+    steps: int,
+    over: str = "weighted",
 ) -> Float[Array, " n"]:
     """Weights c of the rows, not normalised, whose covariance had the smallest top eigenvalue.
 
@@ -26,7 +33,9 @@ def filter_weights(
       gram: inner products about any centre.
       usable: rows that may have weight.
       least: what the weights sum to at the end, at most.
-      steps: most steps; each leaves at least one row without weight.
+      steps: most steps.
+      over: the rows of which the largest t is taken: ``weighted``, those that still have weight,
+        so that each step leaves one more without; or ``all``.
     """
     gram, usable = tame_gram(gram, usable)
     ones = usable.astype(gram.dtype)
@@ -44,7 +53,7 @@ def filter_weights(
         better = value < smallest
         best, smallest = jnp.where(better, c, best), jnp.where(better, value, smallest)
         projections = jnp.matmul(centred, root * vector, precision="highest")
-        projections = jnp.abs(jnp.where(c > 0, projections, 0))
+        projections = jnp.abs(jnp.where((c > 0) if over == "weighted" else usable, projections, 0))
         farthest = jnp.max(projections)
         kept = 1 - jnp.square(safe_ratio(projections, farthest))
         # Equal rows differ by rounding; one left with so little would be the farthest again.
@@ -66,9 +75,14 @@ class CAF(WeightingRule):
     eigenvalue. The eigenvectors are exact, found in n-space. The gradient takes the weights as
     constants.
 
+    ``over``: ``"all"`` takes the largest t among all rows, as ByzFL's documentation writes it. A
+    row that is out then holds the weights of the others up: one update at a distance of D makes
+    about D^2 steps, of which at most 1,000 are taken, and a second attacker nearer than the first
+    keeps its weight.
+
     Needs n > 2f; f = 0 is the mean. Cost: three reads of the matrix, n^2 d multiply-adds, and up
-    to 2f eigenvectors of an n x n matrix. Fails: one heterogeneous client that dominates the
-    covariance is removed though honest.
+    to 2f eigenvectors of an n x n matrix (``"all"``: up to 1,000). Fails: one heterogeneous client
+    that dominates the covariance is removed though honest.
     Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted
     participants", ICML 2025.
 
@@ -78,6 +92,8 @@ class CAF(WeightingRule):
     """
 
     f: int = field(at_least=0)
+    over: str = field(default="weighted", choices=("weighted", "all"))
+    """The rows of which the largest t is taken: those that still have weight, or all."""
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
@@ -93,6 +109,7 @@ class CAF(WeightingRule):
         m = statistics.usable.shape[0]
         gram = jax.lax.stop_gradient(statistics.gram)
         least = jnp.sum(present_mask(context, m), dtype=jnp.int32) - 2 * self.f
-        c = filter_weights(gram, statistics.usable, least, 2 * self.f)
+        steps = 2 * self.f if self.over == "weighted" else MOST_STEPS
+        c = filter_weights(gram, statistics.usable, least, steps, self.over)
         weights = safe_ratio(c, jnp.sum(c))
         return weights, Info(selected=weights > 0, weights=weights)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.commit import ELSEWHERE, read_progress
 from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.log import read_log
 from jaxfl.experiments.results import Result
+from jaxfl.experiments.runner import not_applicable
 from jaxfl.experiments.schema import Experiment, importable, parse, read
 
 
@@ -36,11 +38,22 @@ def read_done(path: Path) -> tuple[Experiment, dict[int, Result]]:
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = read_progress(path / "progress.json")
     lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
-    left_out = dict.fromkeys(progress.elsewhere, ELSEWHERE)
-    return experiment, {
-        i: result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
-        if i in lines
-        else not_run(cell, left_out.get(i, "not applicable"))
-        for i, cell in enumerate(experiment.cells)
-        if i in progress.done
-    }
+    results = {}
+    for i, cell in enumerate(experiment.cells):
+        if i not in progress.done:
+            continue
+        if i in lines:
+            results[i] = result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
+        elif i in progress.elsewhere:
+            results[i] = not_run(cell, ELSEWHERE)
+        elif _applies(cell):
+            raise ValueError(f"{path} is damaged: cell {i + 1} is done, but not logged")
+        else:
+            results[i] = not_run(cell, "not applicable")
+    return experiment, results
+
+
+def _applies(cell: Cell) -> bool:
+    """Whether a cell must have run; where noise was to be found for it, only the data could say."""
+    calibrated = all(federation.privacy.calibrated for federation in cell.federations)
+    return calibrated and not_applicable(cell) is None

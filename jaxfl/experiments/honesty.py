@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfl.aggregators import Aggregator
 from jaxfl.arguments import integer
-from jaxfl.component import convert
+from jaxfl.component import Component, convert
 from jaxfl.registry import build, check_keys, unknown
 from jaxfl.robustness import (
     Law,
@@ -28,6 +27,7 @@ from jaxfl.robustness import (
     log_odds_median,
     mass_quantile,
     ring,
+    tail_risk,
     weighted_trimming,
 )
 
@@ -38,11 +38,12 @@ BY_CLIENT = ("probabilities", "groups", "external")
 """Fields of laws with one number for each client."""
 COUNTS = ("byzantine", "budget")
 """Fields of laws with a number of clients."""
-RULES = {
-    make.__name__: make
-    for make in (expected_mean, log_odds_median, barrier_clipping, weighted_trimming, gibbs_mean)
+_RULES = (expected_mean, log_odds_median, barrier_clipping, weighted_trimming, gibbs_mean)
+LEARNED = {
+    "aggregator": {make.__name__: make for make in _RULES},
+    "fairness": {tail_risk.__name__: tail_risk},
 }
-"""What ``aggregator.learned`` may name: functions of ``jaxfl.robustness``."""
+"""What ``aggregator.learned`` and ``fairness.learned`` may name: of ``jaxfl.robustness``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +93,32 @@ def read_honesty(table: Any, clients: int) -> Honesty:
     return Honesty(law, integer(table["sets"], "honesty.sets", 1), float(level))
 
 
-def learned_rule(table: dict[str, Any], honesty: Honesty | None) -> Aggregator:
-    """The rule that a table such as ``{ learned = "barrier_clipping" }`` makes for the law.
+def is_learned(value: Any) -> bool:
+    """Whether a part is to be made for the law."""
+    return isinstance(value, dict) and "learned" in value
+
+
+def learned_part(key: str, table: dict[str, Any], honesty: Honesty | None) -> Component:
+    """What a table such as ``{ learned = "barrier_clipping" }`` under this key makes for the law.
 
     Raises:
       ValueError: there is no law, or an unknown name or key, or a wrong value.
     """
     name, rest = table["learned"], {k: v for k, v in table.items() if k not in ("learned", "label")}
     if honesty is None:
-        raise ValueError(f"aggregator.learned = {name!r} needs honesty.law, to be learned from")
-    if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"aggregator.learned: {unknown(name, RULES)}")
-    parameters = dict(inspect.signature(RULES[name]).parameters)
+        raise ValueError(f"{key}.learned = {name!r} needs honesty.law, to be learned from")
+    if not isinstance(name, str) or name not in LEARNED[key]:
+        raise ValueError(f"{key}.learned: {unknown(name, LEARNED[key])}")
+    parameters = dict(inspect.signature(LEARNED[key][name]).parameters)
     del parameters["law"]
-    check_keys(rest, parameters, "aggregator.")
-    given = {k: convert("aggregator", k, parameters[k].annotation, v) for k, v in rest.items()}
-    return _learned(name, honesty.law, tuple(given.items()))
+    check_keys(rest, parameters, f"{key}.")
+    given = {k: convert(key, k, parameters[k].annotation, v) for k, v in rest.items()}
+    return _learned(key, name, honesty.law, tuple(given.items()))
 
 
 @functools.lru_cache(maxsize=256)
-def _learned(name: str, law: Law, given: tuple[tuple[str, Any], ...]) -> Aggregator:
-    return RULES[name](law, **dict(given))
+def _learned(key: str, name: str, law: Law, given: tuple[tuple[str, Any], ...]) -> Component:
+    return LEARNED[key][name](law, **dict(given))
 
 
 @functools.lru_cache(maxsize=256)

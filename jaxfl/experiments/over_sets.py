@@ -53,6 +53,15 @@ def _turned(estimate: Estimate) -> Estimate:
     return Estimate(-estimate.value, estimate.error, -estimate.high, -estimate.low)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a cell that ran is compared by."""
+
+    labels: dict[str, str]
+    accuracies: np.ndarray
+    """After the last round of every run, 0 where it had diverged, [r]."""
+
+
 def accuracies(result: Result) -> np.ndarray:
     """Test accuracy after the last round of every run, [r]."""
     return np.nan_to_num(result.finals, nan=0.0)
@@ -85,29 +94,34 @@ def standings(results: Sequence[Result]) -> dict[Labels, list[Standing]]:
 
     Only defences that ran against every attack: others are not comparable.
     """
-    groups: dict[Labels, dict[str, list[Result]]] = {}
-    for result in results:
-        labels = dict(result.cell.labels)
+    ran = [result for result in results if result.reason is None]
+    return standings_of([Outcome(result.cell.labels, accuracies(result)) for result in ran])
+
+
+def standings_of(outcomes: Sequence[Outcome]) -> dict[Labels, list[Standing]]:
+    """The same of outcomes, wherever they come from."""
+    groups: dict[Labels, dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        labels = dict(outcome.labels)
         labels.pop("attack", "")
         rule = labels.pop("aggregator", "")
-        if result.reason is None:
-            groups.setdefault(tuple(labels.items()), {}).setdefault(rule, []).append(result)
+        groups.setdefault(tuple(labels.items()), {}).setdefault(rule, []).append(outcome)
     return {labels: _standings(rules) for labels, rules in groups.items()}
 
 
-def _standings(rules: dict[str, list[Result]]) -> list[Standing]:
+def _standings(rules: dict[str, list[Outcome]]) -> list[Standing]:
     most = max(map(len, rules.values()))
     whole = {rule: found for rule, found in rules.items() if len(found) == most}
-    hardest = {rule: min(r, key=lambda x: accuracies(x).mean()) for rule, r in whole.items()}
-    least = {rule: min(accuracies(x).min() for x in r) for rule, r in whole.items()}
-    order = sorted(whole, key=lambda rule: -accuracies(hardest[rule]).mean())
+    hardest = {rule: min(r, key=lambda x: x.accuracies.mean()) for rule, r in whole.items()}
+    least = {rule: min(x.accuracies.min() for x in r) for rule, r in whole.items()}
+    order = sorted(whole, key=lambda rule: -hardest[rule].accuracies.mean())
     by_worst = sorted(whole, key=lambda rule: -least[rule])
     return [
         Standing(
             rule=rule,
-            attack=hardest[rule].cell.labels.get("attack", ""),
-            accuracies=accuracies(hardest[rule]),
-            summary=summary_of(accuracies(hardest[rule]), high_is_bad=False),
+            attack=hardest[rule].labels.get("attack", ""),
+            accuracies=hardest[rule].accuracies,
+            summary=summary_of(hardest[rule].accuracies, high_is_bad=False),
             place=place,
             worst_place=by_worst.index(rule) + 1,
             worst=float(least[rule]),

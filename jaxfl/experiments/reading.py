@@ -11,7 +11,7 @@ from jaxfl.component import Component, convert
 from jaxfl.data import SOURCES, Partition, RareData, RootData
 from jaxfl.devices import WAYS
 from jaxfl.experiments.cells import Cell
-from jaxfl.experiments.honesty import Honesty, learned_rule, read_honesty
+from jaxfl.experiments.honesty import LEARNED, Honesty, is_learned, learned_part, read_honesty
 from jaxfl.fairness import Fairness
 from jaxfl.federation import Federation
 from jaxfl.models import Model
@@ -150,9 +150,12 @@ def _federation(table: dict[str, Any], clients: int, honesty: Honesty | None) ->
     # What the attack and the rule know of f follows from who takes part: they are built last.
     last = ("attack", "aggregator")
     parts: dict[str, Any] = {
+        key: learned_part(key, table[key], honesty) for key in LEARNED if is_learned(table.get(key))
+    }
+    parts |= {
         key: build(kind, table[key], key)
         for key, kind in PARTS.items()
-        if key in table and key not in last
+        if key in table and key not in (*last, *parts)
     }
     participation = parts.get("participation", Federation().participation)
     participation.check(clients)
@@ -163,9 +166,6 @@ def _federation(table: dict[str, Any], clients: int, honesty: Honesty | None) ->
         if table["byzantine_per_round"] != "expected":
             f = integer(table["byzantine_per_round"], "byzantine_per_round", 0)
         parts["byzantine_per_round"] = f
-    rule = table.get("aggregator")
-    if isinstance(rule, dict) and "learned" in rule:
-        parts["aggregator"] = learned_rule(rule, honesty)
     given = [key for key in last if key in table and key not in parts]
     parts |= {key: build(PARTS[key], table[key], key, f=f) for key in given}
     byzantine = byzantine if honesty is None else honesty.law.most_byzantine

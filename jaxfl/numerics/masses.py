@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.numerics import network
+from jaxfl.numerics.rows import safe_ratio
 
 ROUNDINGS = 4
 """A part of so many roundings a row is none: an infinite value must not count for a rounding."""
@@ -50,6 +51,29 @@ def mass_of_smallest(
     order = jnp.argsort(jax.lax.stop_gradient(values))
     inside = mass_between(masses[order], jnp.zeros((), masses.dtype), high)
     return jnp.zeros_like(masses).at[order].set(inside)
+
+
+def mass_of_largest(
+    values: Float[Array, " n"], masses: Float[Array, " n"], part: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """What each value has of the largest ones, those that hold a part of the whole mass.
+
+    Values that are equal give the same share of their masses. Where the part is less than a
+    rounding of the masses, all of it is the largest value's. The sum is 0 only without any mass.
+
+    No gradient: a selection is a constant.
+    """
+    masses = safe_ratio(masses, jnp.sum(masses))
+    taken = mass_of_smallest(-values, masses, part)
+    here = jnp.any(taken > 0)
+    counted = jnp.where(here, taken > 0, masses > 0)
+    end = jnp.where(here, 1, -1)
+    # The least of what is taken, or the largest of all.
+    edge = end * jnp.min(jnp.where(counted, end * values, jnp.inf))
+    last = jnp.where(values == edge, masses, 0)
+    above = jnp.where(values > edge, masses, 0)
+    share = safe_ratio(jnp.sum(jnp.where(last > 0, taken, 0)), jnp.sum(last))
+    return above + jnp.where(jnp.any(above > 0), share, 1) * last
 
 
 def stacked(

@@ -50,7 +50,8 @@ several equal parts of the clients, `byzantine` and `budget` may be shares below
 `"ring"`, and `label` is what tables call the law. `aggregator = { learned = "barrier_clipping" }`
 is the rule that the function of that name in `jaxfl.robustness` makes for the law, with that
 function's arguments; so are `expected_mean`, `log_odds_median`, `weighted_trimming` and
-`gibbs_mean`.
+`gibbs_mean`. `fairness = { learned = "tail_risk", alpha = 0.9 }` trains on the mean loss of the
+worst of the law's sets.
 """.strip()
 TYPES = {int: "integer", float: "number", bool: "true or false", str: "string"}
 COLUMNS = ("key", "type", "default", "range", "meaning")

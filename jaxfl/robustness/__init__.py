@@ -51,6 +51,7 @@ from jaxfl.robustness.rules import log_odds_median as log_odds_median
 from jaxfl.robustness.rules import mass_quantile as mass_quantile
 from jaxfl.robustness.rules import portfolio as portfolio
 from jaxfl.robustness.rules import scenarios as scenarios
+from jaxfl.robustness.rules import tail_risk as tail_risk
 from jaxfl.robustness.rules import weighted_trimming as weighted_trimming
 from jaxfl.robustness.uniform import UniformSets as UniformSets
 

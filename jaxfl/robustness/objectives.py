@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.numerics.masses import mass_of_smallest
+from jaxfl.numerics.masses import mass_of_largest, mass_of_smallest
 
 
 def worst_objective(losses: Float[Array, " n"], f: int) -> Float[Array, ""]:
@@ -72,5 +72,5 @@ def tail_mean(values: Float[Array, " k"], masses: Float[Array, " k"], alpha: flo
     Array(3.5, dtype=float32)
     """
     masses = masses.astype(values.dtype)
-    taken = mass_of_smallest(-values, masses, jnp.asarray(1 - alpha, values.dtype))
+    taken = mass_of_largest(values, masses, jnp.asarray(1 - alpha, values.dtype))
     return jnp.dot(taken, values, precision="highest") / jnp.sum(taken)

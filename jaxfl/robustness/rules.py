@@ -15,6 +15,7 @@ from jaxfl.aggregators import (
     WeightedTrimmedMean,
 )
 from jaxfl.aggregators.reputation import DOUBTED_SHARE
+from jaxfl.fairness import TailRisk
 from jaxfl.preaggregators import WeightedNNM
 from jaxfl.robustness.allocation import barrier_portfolio
 from jaxfl.robustness.law import Law, Moments
@@ -167,6 +168,24 @@ def gibbs_mean(law: Law, *, temperature: float = 0.1) -> GibbsMean:
     return GibbsMean(
         f=int((~sets).sum(axis=1).max()), sets=sets, probabilities=masses, temperature=temperature
     )
+
+
+def tail_risk(law: Law, *, alpha: float = 0.9, seed: int = 0) -> TailRisk:
+    """``TailRisk`` over the sets of a law: all where they are few, else drawn ones.
+
+    Args:
+      law: of honest sets.
+      alpha: from 0, the expected objective, to below 1, the worst set.
+      seed: of sets that are drawn.
+
+    Raises:
+      ValueError: alpha is out of its range.
+
+    >>> tail_risk(UniformSets(n=4, byzantine=1), alpha=0.5).sets.shape
+    (4, 4)
+    """
+    sets, masses = scenarios(law, seed=seed)
+    return TailRisk(alpha=alpha, sets=sets, probabilities=masses)
 
 
 def mass_quantile(law: Law, omega: np.ndarray, quantile: float, seed: int = 0) -> float:

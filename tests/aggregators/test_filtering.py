@@ -20,18 +20,19 @@ from jaxfl.preaggregators import Bucketing
 from jaxfl.types import Context
 
 
-def caf(x, f):
+def caf(x, f, over="weighted", steps=1000):
     """From the definition, with the d x d covariance."""
     n, best = len(x), np.inf
     c = np.ones(n)
     answer = x.mean(0)
-    while c.sum() > n - 2 * f:
+    while c.sum() > n - 2 * f and steps > 0:
+        steps -= 1
         mean = c @ x / c.sum()
         covariance = ((x - mean) * c[:, None]).T @ (x - mean) / c.sum()
         values, vectors = np.linalg.eigh(covariance)
         if values[-1] < best:
             best, answer = values[-1], mean
-        t = np.where(c > 0, np.square((x - mean) @ vectors[:, -1]), 0)
+        t = np.square((x - mean) @ vectors[:, -1]) * (1 if over == "all" else c > 0)
         if t.max() <= 1e-28 * np.square(x).max():
             break
         c = c * (1 - t / t.max())
@@ -65,6 +66,28 @@ def test_caf_takes_outliers_out_wholly():
     result = inspect(CAF(f=2), x, False)
     np.testing.assert_array_equal(result.info.weights[:2], 0)
     close(np.sum(result.info.weights), 1, False)
+
+
+@both_types
+def test_caf_that_divides_by_the_largest_of_all_projections(double):
+    x = draw(random)
+    x[:2] += [[3], [5]]
+    for f in (0, 1, 2, 5):
+        expected = caf(x, f, "all")
+        close(inspect(CAF(f=f, over="all"), x, double).update, expected, double)
+    assert np.abs(expected - caf(x, 5)).max() > 1e-3
+
+
+def test_a_row_that_is_out_keeps_the_others_weights_up_in_that_reading():
+    """Two outliers, far and very far: CAF takes out both, the other reading the farther alone."""
+    x = draw(random)
+    x[:2] = [[1e3], [1e6]]
+    x[10] = np.nan  # as good as not there
+    both, far = (inspect(CAF(f=2, over=over), x, False) for over in ("weighted", "all"))
+    np.testing.assert_array_equal(np.asarray(both.info.weights[:2]) > 0, [False, False])
+    np.testing.assert_array_equal(np.asarray(far.info.weights[:2]) > 0, [True, False])
+    assert np.abs(both.update).max() < 3
+    assert np.abs(far.update).min() > 50
 
 
 @both_types

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 import jaxfl
+from benchmarks import headline
 from jaxfl import robustness
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
+from jaxfl.experiments.kept import keep
 from jaxfl.experiments.over_sets import Standing, pairs, standings, summary_of
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.report.over_sets import write_over_sets
@@ -212,6 +214,35 @@ UNIFORM = {"name": "uniform_sets", "byzantine": 1}
 def test_mistakes(changes, message):
     with pytest.raises(ValueError, match=message):
         schema.parse("x", changes)
+
+
+def test_what_is_kept_of_a_run_is_judged_as_the_run_is(ran, tmp_path):
+    """By ``benchmarks.headline``; accuracies are kept to six digits."""
+    path, _ = ran
+    keep(path, tmp_path / "kept")
+    _, whole, _ = headline.read(path)
+    _, kept, size = headline.read(tmp_path / "kept")
+    assert size == "2 of 2 cells kept"
+    assert whole.keys() == kept.keys()
+    for labels, found in whole.items():
+        for one, other in zip(found, kept[labels], strict=True):
+            assert (one.rule, one.attack, one.place) == (other.rule, other.attack, other.place)
+            np.testing.assert_allclose(one.accuracies, other.accuracies, atol=1e-6)
+
+
+def test_a_training_objective_is_learned_of_the_law():
+    asked = of_law(LAW) | {"fairness": {"learned": "tail_risk", "alpha": 0.5}}
+    (cell,) = schema.parse("x", asked).cells
+    (federation,) = cell.federations
+    assert federation.fairness == robustness.tail_risk(cell.honesty.law, alpha=0.5)
+    assert federation.fairness.sets.shape[1] == cell.clients
+    for wrong, message in (
+        ({"learned": "expected_mean"}, "fairness.learned: unknown name 'expected_mean'"),
+        ({"learned": "tail_risk", "beta": 1}, "fairness.beta: unknown name"),
+        ({"learned": "tail_risk", "alpha": 1.0}, "alpha must be at least 0 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            schema.parse("x", of_law(LAW) | {"fairness": wrong})
 
 
 def test_nothing_is_learned_without_a_law():

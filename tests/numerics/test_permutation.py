@@ -62,6 +62,28 @@ def test_pairs_of_images_are_uniform(n):
         assert stats.chisquare(observed).pvalue > 1e-4
 
 
+@pytest.mark.parametrize(
+    "n", [65, 200, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 257))]
+)
+def test_many_pairs_of_a_permutation_are_uniform(n):
+    """Eight pairs of each permutation, 400,000 in all: 6 or more draws of each that can be.
+
+    So many cells still hide what fewer of them show: pairs by their difference, by their sum, and
+    by the bits in which two images differ, as a network of two halves might treat them.
+    """
+    keys = jax.random.split(jax.random.key(4), 50_000)
+    drawn = jax.jit(jax.vmap(lambda key: permute(jnp.arange(16), n, key)))(keys)
+    first, second = np.asarray(drawn).reshape(-1, 2).T
+    counts = np.bincount(first * n + second, minlength=n * n)
+    one, other = np.nonzero(~np.eye(n, dtype=bool))
+    observed = counts[one * n + other]
+    assert observed.sum() == len(first)
+    for cells in (np.arange(len(one)), (one - other) % n, (one + other) % n, one ^ other):
+        seen, size = np.bincount(cells, weights=observed), np.bincount(cells)
+        expected = len(first) * size[size > 0] / len(one)
+        assert stats.chisquare(seen[size > 0], expected).pvalue > 1e-4
+
+
 @pytest.mark.parametrize("n", [5, 8, 20, 64])
 def test_a_batch_takes_every_sample_as_often(n):
     """Batches of half a client's samples: inclusion of one, and of two together."""

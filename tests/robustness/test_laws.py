@@ -162,6 +162,16 @@ def test_two_hundred_thousand_samples_are_within_two_percent(law):
         assert int((~drawn).sum(axis=1).max()) <= law.most_byzantine
 
 
+@pytest.mark.slow
+def test_a_million_draws_of_the_copula_keep_its_budget():
+    law = GaussianCopula(graph=ring(10), probabilities=np.linspace(0.5, 0.95, 10), budget=3)
+    largest = 0
+    for seed in range(5):
+        drawn = law.sample(jax.random.key(200 + seed), 200_000)
+        largest = max(largest, int((~drawn).sum(axis=1).max()))
+    assert largest == 3
+
+
 def test_the_copula_has_the_marginals_asked_for():
     law = GaussianCopula(graph=ring(6), probabilities=np.linspace(0.5, 0.9, 6), budget=2)
     laplacian = 2 * np.eye(6) - ring(6)

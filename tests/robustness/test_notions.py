@@ -62,6 +62,25 @@ def test_damages_are_those_of_one_set_after_the_other(drawn):
     np.testing.assert_array_equal(found.worst, np.max(found.each, axis=1))
 
 
+TIMES = []
+
+
+class Traced(Median):
+    """A median that writes down when it is traced, once in every program."""
+
+    def aggregate(self, updates, state, context):
+        TIMES.append(updates.shape)
+        return super().aggregate(updates, state, context)
+
+
+def test_all_sets_under_all_attacks_are_one_compilation(drawn):
+    sets, x = drawn
+    damages(Traced(), ATTACKS, sets, x, KEY)
+    assert len(TIMES) == len(ATTACKS)  # once for all 12 sets
+    damages(Traced(), ATTACKS, np.roll(sets, 1, axis=1), 2 * x, jax.random.key(1))
+    assert len(TIMES) == len(ATTACKS)
+
+
 def test_what_is_no_round_of_messages_is_refused(drawn):
     sets, x = drawn
     bad = [
@@ -165,6 +184,8 @@ def test_objectives_from_the_worst_to_the_expected():
     assert expected == pytest.approx(masses @ by_set, rel=1e-5)
     assert float(tail_objective(x, *given, 0.0)) == pytest.approx(expected, rel=1e-5)
     assert float(tail_objective(x, *given, 0.9999)) == pytest.approx(by_set.max(), rel=1e-4)
+    # Also where the share is less than a rounding of the masses.
+    assert float(tail_objective(x, *given, 0.9999999)) == pytest.approx(by_set.max(), rel=1e-5)
     risks = [float(tail_objective(x, *given, a)) for a in (0.0, 0.5, 0.9, 0.99)]
     assert risks == sorted(risks)
     # As training objectives: the gradient of the worst case is the mean over its set.
