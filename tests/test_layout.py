@@ -33,7 +33,7 @@ ORDER = (
     ("seeds",),
     ("simulation",),
     ("one_call",),
-    ("auditing", "certificate", "inversion", "profiling"),
+    ("auditing", "certificate", "inversion", "profiling", "trajectory"),
     ("__init__", "registry"),
     ("integrations",),
     ("torch",),

@@ -76,7 +76,9 @@ def test_the_portfolio_is_that_of_a_general_solver(cap):
 def test_the_portfolio_at_its_ends():
     np.testing.assert_allclose(barrier_portfolio(SETS, MASSES, W, penalty=0.0), W, atol=1e-9)
     np.testing.assert_array_equal(portfolio(UniformSets(n=9, byzantine=3)), np.full(9, 1 / 9))
-    np.testing.assert_array_equal(portfolio(Ising(graph=ring(6), external=0.3)), np.full(6, 1 / 6))
+    # The marginals of a ring are sums over all sets: equal up to how a processor adds.
+    on_a_ring = portfolio(Ising(graph=ring(6), external=0.3))
+    np.testing.assert_allclose(on_a_ring, np.full(6, 1 / 6), rtol=1e-14)
     never = IndependentHonesty(probabilities=[0.9] * 6 + [0.0])
     assert portfolio(never)[-1] == 0
     assert (portfolio(never)[:-1] > 0.1).all()
