@@ -138,3 +138,15 @@ def loss_rejection(x, f, *impacts):
     for impact in impacts:
         kept[np.argsort(-impact, kind="stable")[:f]] = False
     return x[kept].mean(0), kept
+
+
+def layer_normal(x, own):
+    """Layer normalisation with flax's parameters."""
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return x * own["scale"] + own["bias"]
+
+
+def dense(x, own):
+    """A dense layer with flax's parameters."""
+    return x @ own["kernel"] + own["bias"]

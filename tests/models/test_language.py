@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import dense, layer_normal
 
 import jaxfl
 from jaxfl import PublicTexts, pretraining
@@ -39,28 +40,22 @@ def drawn(model):
 def by_hand(p, texts):
     """The logits, text by text, from what words there are."""
 
-    def normal(x, own):
-        x = x - x.mean(axis=-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6)
-        return x * own["scale"] + own["bias"]
-
-    def dense(x, own):
-        return x @ own["kernel"] + own["bias"]
-
     answers = []
     for text in texts:
         words = text[text > 0]
         x = p["embedding"]["embedding"][words] + p["positions"][: len(words)]
         for block in p["blocks"].values():
-            q, k, v = np.split(dense(normal(x, block["attention_norm"]), block["qkv"]), 3, axis=1)
+            q, k, v = np.split(
+                dense(layer_normal(x, block["attention_norm"]), block["qkv"]), 3, axis=1
+            )
             heads = []
             for i in (slice(0, 2), slice(2, 4)):
                 shares = np.exp(q[:, i] @ k[:, i].T / np.sqrt(2))
                 heads.append(shares / shares.sum(axis=1, keepdims=True) @ v[:, i])
             x = x + dense(np.concatenate(heads, axis=1), block["out"])
-            up = np.maximum(dense(normal(x, block["dense_norm"]), block["up"]), 0)
+            up = np.maximum(dense(layer_normal(x, block["dense_norm"]), block["up"]), 0)
             x = x + dense(up, block["down"])
-        mean = normal(x, p["norm"]).mean(axis=0) if len(words) else np.zeros(4)
+        mean = layer_normal(x, p["norm"]).mean(axis=0) if len(words) else np.zeros(4)
         answers.append(dense(mean, p["head"]["layers"][0]))
     return np.array(answers)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import dense, layer_normal
 
 import jaxfl
 from jaxfl import Federation, FedSGD, Simulation, pretraining
@@ -43,17 +44,9 @@ def answers(texts, model=SMALL):
 def by_hand(p, words):
     """The logits of each word from the words up to it, word by word."""
 
-    def normal(x, own):
-        x = x - x.mean(axis=-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6)
-        return x * own["scale"] + own["bias"]
-
-    def dense(x, own):
-        return x @ own["kernel"] + own["bias"]
-
     x = p["embedding"]["embedding"][words] + p["positions"][: len(words)]
     for block in p["blocks"].values():
-        q, k, v = np.split(dense(normal(x, block["attention_norm"]), block["qkv"]), 3, axis=1)
+        q, k, v = np.split(dense(layer_normal(x, block["attention_norm"]), block["qkv"]), 3, axis=1)
         seen = []
         for t in range(len(words)):
             heads = []
@@ -62,9 +55,9 @@ def by_hand(p, words):
                 heads.append(shares / shares.sum() @ v[: t + 1, i])
             seen.append(np.concatenate(heads))
         x = x + dense(np.array(seen), block["out"])
-        up = np.maximum(dense(normal(x, block["dense_norm"]), block["up"]), 0)
+        up = np.maximum(dense(layer_normal(x, block["dense_norm"]), block["up"]), 0)
         x = x + dense(up, block["down"])
-    return normal(x, p["norm"]) @ p["embedding"]["embedding"].T
+    return layer_normal(x, p["norm"]) @ p["embedding"]["embedding"].T
 
 
 def entropies(logits, labels):
