@@ -78,7 +78,7 @@ class CAF(WeightingRule):
     ``over``: ``"all"`` takes the largest t among all rows, as ByzFL's documentation writes it. A
     row that is out then holds the weights of the others up: one update at a distance of D makes
     about D^2 steps, of which at most 1,000 are taken, and a second attacker nearer than the first
-    keeps its weight.
+    keeps its weight. After many steps the answer depends on rounding.
 
     Needs n > 2f; f = 0 is the mean. Cost: three reads of the matrix, n^2 d multiply-adds, and up
     to 2f eigenvectors of an n x n matrix (``"all"``: up to 1,000). Fails: one heterogeneous client

@@ -72,10 +72,12 @@ def test_caf_takes_outliers_out_wholly():
 def test_caf_that_divides_by_the_largest_of_all_projections(double):
     x = draw(random)
     x[:2] += [[3], [5]]
-    for f in (0, 1, 2, 5):
+    # With f = 5 there are so many steps that the reference, too, moves by 0.04 where the rows are
+    # changed by as much as float32 rounds.
+    for f in (0, 1, 2, 5) if double else (0, 1, 2):
         expected = caf(x, f, "all")
         close(inspect(CAF(f=f, over="all"), x, double).update, expected, double)
-    assert np.abs(expected - caf(x, 5)).max() > 1e-3
+    assert np.abs(caf(x, 5, "all") - caf(x, 5)).max() > 1e-3
 
 
 def test_a_row_that_is_out_keeps_the_others_weights_up_in_that_reading():
