@@ -14,8 +14,6 @@ images, the gauge of adapters and a backdoor in texts.
 """
 
 import argparse
-import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -121,10 +119,7 @@ def main() -> None:
     machine = timing.describe_machine()
     report = measure(console, arguments.quick)
     report.show(console)
-    content = {"machine": machine, "tables": [dataclasses.asdict(report)]}
-    (arguments.out / "adapters.json").write_text(json.dumps(content, indent=2) + "\n")
-    facts = "\n".join(f"- {name}: {fact}" for name, fact in machine.items())
-    (arguments.out / "adapters.md").write_text(f"{report.markdown()}\n\n{facts}\n")
+    timing.write(arguments.out, "adapters", machine, [report])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ honest message; every attack is cut to the ball that this spans, so all have the
 """
 
 import argparse
-import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,11 +278,7 @@ def main() -> None:
     reports = [part(console, arguments.quick) for part in (cost, on_data, damage)]
     for report in reports:
         report.show(console)
-    content = {"machine": machine, "tables": [dataclasses.asdict(r) for r in reports]}
-    (arguments.out / "attacks.json").write_text(json.dumps(content, indent=2) + "\n")
-    facts = "\n".join(f"- {name}: {fact}" for name, fact in machine.items())
-    text = "\n\n".join([*(r.markdown() for r in reports), facts])
-    (arguments.out / "attacks.md").write_text(text + "\n")
+    timing.write(arguments.out, "attacks", machine, reports)
 
 
 if __name__ == "__main__":

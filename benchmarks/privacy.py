@@ -21,9 +21,7 @@ tables and writes ``privacy.json`` and ``privacy.md``. PyTorch and Opacus are op
 """
 
 import argparse
-import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -273,23 +271,17 @@ def main() -> None:
         report, row = times(case, theirs)
         goals.rows.append(row)
         reports.append(report)
-        write(arguments.out, machine, reports)  # what is measured stays, whatever follows
+        timing.write(
+            arguments.out, "privacy", machine, reports
+        )  # what is measured stays, whatever follows
         console.print(f"{model}: memory ...")
         reports.append(memory(model))
         if not quick:
             reports.append(peaks(case, theirs))
-        write(arguments.out, machine, reports)
+        timing.write(arguments.out, "privacy", machine, reports)
     for report in reports:
         report.show(console)
     console.print("\n".join(f"{name}: {fact}" for name, fact in machine.items()))
-
-
-def write(folder: Path, machine: dict[str, str], reports: list[Report]) -> None:
-    content = {"machine": machine, "tables": [dataclasses.asdict(r) for r in reports]}
-    (folder / "privacy.json").write_text(json.dumps(content, indent=2) + "\n")
-    facts = "\n".join(f"- {name}: {fact}" for name, fact in machine.items())
-    text = "\n\n".join([*(r.markdown() for r in reports), facts])
-    (folder / "privacy.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

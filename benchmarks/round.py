@@ -12,9 +12,7 @@ matrix product in the same run, over the operations of a forward and backward pa
 """
 
 import argparse
-import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,11 +216,7 @@ def main() -> None:
     for report in reports:
         report.show(console)
     console.print("\n".join(f"{name}: {fact}" for name, fact in machine.items()))
-    content = {"machine": machine, "tables": [dataclasses.asdict(r) for r in reports]}
-    (arguments.out / "round.json").write_text(json.dumps(content, indent=2) + "\n")
-    facts = "\n".join(f"- {name}: {fact}" for name, fact in machine.items())
-    text = "\n\n".join([*(r.markdown() for r in reports), facts])
-    (arguments.out / "round.md").write_text(text + "\n")
+    timing.write(arguments.out, "round", machine, reports)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -118,6 +119,15 @@ class Report:
         for row in self.rows:
             table.add_row(*row)
         console.print(table)
+
+
+def write(folder: Path, name: str, machine: dict[str, str], reports: Sequence[Report]) -> None:
+    """The tables and the machine as ``name.json`` and ``name.md``."""
+    content = {"machine": machine, "tables": [dataclasses.asdict(report) for report in reports]}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    facts = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
+    text = "\n\n".join([*(report.markdown() for report in reports), facts])
+    (folder / f"{name}.md").write_text(text + "\n")
 
 
 def describe_machine() -> dict[str, str]:

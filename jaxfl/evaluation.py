@@ -12,7 +12,7 @@ from jaxfl.clients import ClientAlgorithm
 from jaxfl.contracts import expect
 from jaxfl.data.federated import FederatedData
 from jaxfl.metrics import FairnessMetrics, fairness_metrics
-from jaxfl.models.words import counted
+from jaxfl.models.words import mean_over_words
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import Struct
 
@@ -117,11 +117,8 @@ def evaluate(
 
 
 def _mean(values: Float[Array, " b"], labels: Array) -> Float[Array, ""]:
-    """Over samples; over all next words where labels are those, from the means of texts."""
-    if labels.ndim == 1:
-        return jnp.mean(values)
-    words = counted(labels)
-    return jnp.sum(words * values) / jnp.maximum(jnp.sum(words), 1)
+    """Over samples; over all next words where labels are those."""
+    return jnp.mean(values) if labels.ndim == 1 else mean_over_words(values, labels)
 
 
 def _over(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxfl.arguments import integer
-from jaxfl.component import Component, capability, changed_since, field, promises
+from jaxfl.component import Component, capability, changed_since, field
 from jaxfl.contracts import asked, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
@@ -47,10 +47,11 @@ class Participation(Component):
             counted = asked(self, method, population)
             integer(counted, f"what {name_of(self)}.{method} returns", 1)
         integer(asked(self, "separation"), f"{name_of(self)}.separation", 1)
-        if self.separation > 1 and not promises(self, "separation"):
+        changed = changed_since(type(self), "separation")
+        if self.separation > 1 and changed:
             raise ValueError(
-                f"{name_of(self)} changes {' and '.join(changed_since(type(self), 'separation'))} "
-                "and does not declare its separation: define separation in the same class"
+                f"{name_of(self)} changes {' and '.join(changed)} and does not declare its "
+                "separation: define separation in the same class"
             )
 
     def leaves_slots(self, population: int) -> bool:

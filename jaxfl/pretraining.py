@@ -21,7 +21,7 @@ from jaxfl.data.text import public_ag_news
 from jaxfl.files import user_cache, write_aside
 from jaxfl.models.adapters import Base
 from jaxfl.models.transformer import Encoder, NextWord, Transformer
-from jaxfl.models.words import counted, next_word_entropy, next_words
+from jaxfl.models.words import mean_over_words, next_word_entropy, next_words
 from jaxfl.models.zoo import Model
 from jaxfl.types import PADDING, PyTree
 
@@ -132,7 +132,8 @@ def train(
     def loss(params: PyTree, batch: Array, key: Array) -> Float[Array, ""]:
         reader: Any = nnx.merge(graph, params)
         if isinstance(model, NextWord):
-            return _of_words(reader(batch), next_words(batch))
+            following = next_words(batch)
+            return mean_over_words(next_word_entropy(reader(batch), following), following)
         return _loss(reader, batch, base.temperature, key)
 
     @jax.jit
@@ -147,12 +148,6 @@ def train(
             params, memory = step(params, memory, jnp.asarray(words[batch]), next(keys))
     named = {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(params)}
     return {k: np.asarray(v) for k, v in named.items() if not k.startswith("head.")}
-
-
-def _of_words(logits: Float[Array, "b t v"], labels: Int[Array, "b t"]) -> Float[Array, ""]:
-    """Mean cross-entropy over all next words of a batch."""
-    words = counted(labels)
-    return jnp.sum(words * next_word_entropy(logits, labels)) / jnp.maximum(jnp.sum(words), 1)
 
 
 def _loss(

@@ -27,6 +27,12 @@ def mean_of_words(values: Float[Array, "b t"], labels: Int[Array, "b t"]) -> Flo
     return total / jnp.maximum(counted(labels), 1)
 
 
+def mean_over_words(values: Float[Array, " b"], labels: Int[Array, "b t"]) -> Float[Array, ""]:
+    """The mean over all next words of all texts, from the means of the texts."""
+    words = counted(labels)
+    return jnp.sum(words * values) / jnp.maximum(jnp.sum(words), 1)
+
+
 def next_word_entropy(
     logits: Float[Array, "b t v"], labels: Int[Array, "b t"]
 ) -> Float[Array, " b"]:
