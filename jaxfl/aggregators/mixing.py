@@ -13,7 +13,7 @@ from jaxfl.aggregators import statistics as measured
 from jaxfl.aggregators.statistics import FLAT, Space, Statistics
 from jaxfl.component import Component, capability
 from jaxfl.contracts import expect, name_of, own_code
-from jaxfl.numerics.rows import Rows, mix_rows
+from jaxfl.numerics.rows import Mixing, Rows, mix_rows
 from jaxfl.types import Context, Info, PyTree
 
 C = TypeVar("C", bound=Component)
@@ -98,17 +98,13 @@ class PreAggregator(Component):
         return _mixed(self, jnp.asarray(matrix), Context.of(n) if context is None else context)
 
     @abc.abstractmethod
-    def mix(
-        self, statistics: Statistics, context: Context
-    ) -> Float[Array, "m_out m"] | Float[Array, " m"]:
+    def mix(self, statistics: Statistics, context: Context) -> Mixing:
         """The matrix, of which a row of zeros marks the mixed row as not usable.
 
         Where the class is ``diagonal``, the factors on its diagonal alone.
         """
 
-    def checked(
-        self, statistics: Statistics, context: Context
-    ) -> Float[Array, "m_out m"] | Float[Array, " m"]:
+    def checked(self, statistics: Statistics, context: Context) -> Mixing:
         """``mix``, whose answer is looked at as it is traced.
 
         Raises:
@@ -132,7 +128,7 @@ def measure_mixed(
     columns: Int[Array, " s"] | None = None,
     gram_wanted: Bool[Array, ""] | None = None,
     space: Space = FLAT,
-) -> tuple[Statistics, Float[Array, "m n"] | Float[Array, " n"] | None]:
+) -> tuple[Statistics, Mixing | None]:
     """The statistics of the rows that come out of the pre-aggregators, without forming those rows.
 
     The updates are measured once. Each stage then turns the statistics of its n rows into those of
@@ -215,9 +211,7 @@ def by_client(name: str, updates: PyTree) -> PyTree:
 
 
 @jax.named_scope("pre-aggregation")
-def mix_block(
-    block: Float[Array, "n c"], mixing: Float[Array, "m n"] | Float[Array, " n"]
-) -> Float[Array, "m c"]:
+def mix_block(block: Float[Array, "n c"], mixing: Mixing) -> Float[Array, "m c"]:
     """``mixing @ block``; a row that nothing is taken of may be NaN, and does not spread."""
     block = jnp.where(taken(mixing)[:, None], block, 0)
     return mix_rows(mixing.astype(block.dtype), block)
@@ -233,16 +227,14 @@ def compose(
     return later * (earlier if later.ndim == 1 else earlier[None])
 
 
-def weights_before(
-    weights: Float[Array, " m"], mixing: Float[Array, "m n"] | Float[Array, " n"]
-) -> Float[Array, " n"]:
+def weights_before(weights: Float[Array, " m"], mixing: Mixing) -> Float[Array, " n"]:
     """Of the rows that were mixed, from the weights of the rows that came out."""
     if mixing.ndim == 1:
         return weights * mixing
     return jnp.matmul(weights, mixing, precision="highest")
 
 
-def taken(mixing: Float[Array, "m n"] | Float[Array, " n"]) -> Bool[Array, " n"]:
+def taken(mixing: Mixing) -> Bool[Array, " n"]:
     """The rows of which anything is handed on."""
     return mixing != 0 if mixing.ndim == 1 else jnp.any(mixing != 0, axis=0)
 
@@ -263,7 +255,7 @@ def context_of(m: int, context: Context) -> Context:
     )
 
 
-def to_clients(info: Info, mixing: Float[Array, "m n"] | Float[Array, " n"]) -> Info:
+def to_clients(info: Info, mixing: Mixing) -> Info:
     """Carries ``info`` about mixed rows back to the clients that the rows were mixed from.
 
     A client's weight is the sum over mixed rows of the row's weight times the client's share in

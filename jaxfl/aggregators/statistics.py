@@ -148,7 +148,7 @@ FLAT = Space()
 
 def mix(
     statistics: Statistics,
-    mixing: Float[Array, "m_out m"] | Float[Array, " m"],
+    mixing: rows.Mixing,
     *,
     origin: bool,
 ) -> Statistics:

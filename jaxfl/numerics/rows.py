@@ -17,6 +17,9 @@ from jaxfl.numerics.stream import NeedsMatrix, Stream, Watch
 Rows = Float[Array, "n d"] | Stream
 """A matrix, or rows that are computed whenever they are read."""
 
+Mixing = Float[Array, "m n"] | Float[Array, " n"]
+"""How m rows are made of n: a matrix on their left, or a factor for each of as many rows."""
+
 WIDTH = 8192
 """Columns per block of combinations of rows, and of other passes that form a row or a few."""
 
@@ -216,9 +219,7 @@ def _wide(rows: Float[Array, "n d"]) -> int:
     return rows.shape[1] if rows.dtype == accumulator(rows.dtype) else WIDTH
 
 
-def mix_rows(
-    mixing: Float[Array, "m n"] | Float[Array, " n"], rows: Float[Array, "n c"]
-) -> Float[Array, "m c"]:
+def mix_rows(mixing: Mixing, rows: Float[Array, "n c"]) -> Float[Array, "m c"]:
     """``mixing @ rows``; or each row times its factor, where ``mixing`` is a vector."""
     if mixing.ndim == 1:
         return mixing[:, None] * rows

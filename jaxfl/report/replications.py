@@ -1,12 +1,12 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
-import ast
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jaxfl
-from jaxfl.experiments.difference import NOT_SET, differences
+from jaxfl.experiments.difference import changes
 from jaxfl.experiments.kept import Cell, Kept, read_kept
 from jaxfl.experiments.reported import (
     METRICS,
@@ -99,14 +99,13 @@ def reduction(path: Path, kept: Kept) -> list[str]:
     ours = {k: v for k, v in kept.table.items() if k != "title"}
     changed = [
         f"`{key}` {_in_short(here)} ({_in_short(there)})"
-        for key, there, here in differences(whole, ours)
+        for key, there, here in changes(whole, ours)
     ]
     return [f"Reduced (the whole one's in brackets): {', '.join(changed)}"] if changed else []
 
 
-def _in_short(text: str) -> str:
+def _in_short(value: Any) -> str:
     """A value of a table; of a list how many it has, of a table its name."""
-    value = NOT_SET if text == NOT_SET else ast.literal_eval(text)
     if isinstance(value, list):
         return f"{len(value)} value{'s' if len(value) != 1 else ''}"
     return str(value.get("name", "a table") if isinstance(value, dict) else value)
