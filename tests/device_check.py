@@ -58,6 +58,9 @@ SETS = np.stack(
 TABLE = every_rule(f=BYZANTINE) | {"gibbs_mean": GibbsMean(f=BYZANTINE, sets=SETS)}
 TOGETHER = 8
 """Rules in a program: all in one would take more mappings than Linux allows."""
+SPREAD = ("shard_map",)
+"""The way that lays out rules and attacks anew. By the other each device computes them whole, as
+one device does, which some of them show for all."""
 LEAVES_OUT = Every(
     rules=(
         CenteredClipping(),
@@ -119,7 +122,7 @@ def check(name: str, federation, ways=WAYS, **settings) -> None:
 
 
 def first_rules() -> None:
-    rules(list(TABLE)[:TOGETHER])
+    rules(list(TABLE)[:TOGETHER], ways=WAYS)
 
 
 def other_rules() -> None:
@@ -131,7 +134,7 @@ def new_rules() -> None:
     rules([name for name in list(TABLE)[TOGETHER:] if name in NEW], TOGETHER // 2)
 
 
-def rules(names: list[str], together: int = TOGETHER) -> None:
+def rules(names: list[str], together: int = TOGETHER, ways=SPREAD) -> None:
     """Some side by side on the same matrices, with client momentum."""
     for first in range(0, len(names), together):
         some = names[first : first + together]
@@ -139,7 +142,7 @@ def rules(names: list[str], together: int = TOGETHER) -> None:
             aggregator=Every(rules=tuple(TABLE[name] for name in some)),
             algorithm=FedSGD(batch_size=4, momentum=0.9),
         )
-        check(", ".join(some), federation)
+        check(", ".join(some), federation, ways)
         jax.clear_caches()
 
 
@@ -150,7 +153,7 @@ def noise() -> None:
         participation=Poisson(rate=0.7),
         privacy=MessagePrivacy(clip=1.0, noise_multiplier=0.05),
     )
-    check("noise_then_attack", private, ways=WAYS[:1])
+    check("noise_then_attack", private, SPREAD)
     two = [DATASET.split(Dirichlet(alpha=0.5), CLIENTS, seed=s) for s in (1, 2)]
     late = private.replace(noise_order="attack_then_noise")
     check("attack_then_noise, two seeds", late, data=two, seeds=(1, 2))
@@ -182,7 +185,7 @@ def attacks() -> None:
     alone = {name: attack for name, attack in examples.items() if attack.learns}
     for name, attack in {f"{byzantine} attacks": Mixed(attacks=every), **alone}.items():
         federation = BASE.replace(attack=attack, byzantine=byzantine, aggregator=Watched())
-        check(name, federation, data=data)
+        check(name, federation, SPREAD, data=data)
 
 
 def mechanisms() -> None:

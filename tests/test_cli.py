@@ -200,6 +200,7 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(small, tmp_path, arguments, m
         (["run", "folder"], "folder is a folder; an experiment is a TOML file"),
         (["run", "small.toml", "--out", "small.toml"], "small.toml is a file, not a folder"),
         (["run", "small.toml", "--set", "model={name="], "--set model: {name= is not valid TOML"),
+        (["run", "empty.toml"], "empty.toml is empty; jaxfl show quickstart prints"),
         (["run", "title.toml"], "title must be one line without control characters; got 'a\\x00b'"),
         (["data", "digits", "--partition", "{name="], "--partition: {name= is not valid TOML"),
         (["data", "digits", "--partition", "iid", "--out", "small.toml/x"], "small.toml"),
@@ -211,6 +212,7 @@ def test_a_mistake_is_told_by_the_command_itself(
     small, tmp_path, monkeypatch, capsys, arguments, message
 ):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.toml").write_text("# nothing but words\n")
     (tmp_path / "title.toml").write_text('title = "a\\u0000b"\n' + SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["jaxfl", *arguments])

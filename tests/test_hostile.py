@@ -190,7 +190,7 @@ FILES = [
     ("progress.json", b'{"cell": 1, "checkpoint": "../../.."}', "progress.json is damaged"),
     ("progress.json", b"[" * 100_000, "progress.json is damaged"),
     ("progress.json", None, "holds|damaged|directory"),
-    ("experiment.toml", b"", "another experiment"),
+    ("experiment.toml", b"", "missing or damaged"),
     ("experiment.toml", b"\xff", "missing or damaged"),
     ("experiment.toml", None, "missing or damaged"),
     ("progress.json", b'{"cell": 1}', "cell 1 is done, but not logged"),
@@ -208,7 +208,7 @@ FILES = [
 
 COMPARED = {
     ("progress.json", None): "out holds no run",
-    ("experiment.toml", b""): "data is missing",
+    ("experiment.toml", b""): "experiment.toml is empty",
     ("experiment.toml", b"\xff"): "experiment.toml is not valid TOML",
     ("experiment.toml", None): "experiment.toml: Is a directory",
     # Which it does not read, or not write.

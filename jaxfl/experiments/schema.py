@@ -132,13 +132,16 @@ def read(path: Path) -> dict[str, Any]:
     """The table in a TOML file.
 
     Raises:
-      ValueError: it is not TOML.
+      ValueError: it is not TOML, or empty.
       OSError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: also numbers, dates and encodings
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+    if not table:
+        raise ValueError(f"{path} is empty; jaxfl show quickstart prints an experiment")
+    return table
 
 
 def parse(name: str, table: dict[str, Any]) -> Experiment:
