@@ -9,6 +9,10 @@ READY_ALL := $(VENV)/.ready-all
 CONTRACTS := $(addprefix tests/, aggregators/test_contract.py attacks/test_every_attack.py \
   preaggregators privacy data test_federation.py test_clients.py test_algorithms.py)
 
+# Bytecode is kept even where the environment forbids it: the tests start hundreds of processes,
+# each of which would compile jaxfl anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run test test-all lint format bench docs clean
 .DELETE_ON_ERROR:
 

@@ -258,10 +258,11 @@ def test_an_aggregate_is_not_rounded_before_its_noise():
 
 
 @pytest.mark.slow
-def test_every_rule_takes_half_the_memory():
-    rule = Every(rules=tuple(every_rule(f=BYZANTINE).values()))
+def test_rules_take_half_the_memory():
+    """Every fourth; each one alone is asked for it in its contract."""
+    rule = Every(rules=tuple(every_rule(f=BYZANTINE).values())[::4])
     federation = Federation(aggregator=rule, attack=jaxfl.FreeRider(), byzantine=BYZANTINE)
-    # All rules in one program, twice: optimised, that takes minutes and says no more.
+    # Many rules in one program, twice: optimised, that takes minutes and says no more.
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         ends = [simulation(federation, w).run(ROUNDS).state.params for w in ("matrix", "bfloat16")]

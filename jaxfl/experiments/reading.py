@@ -1,6 +1,8 @@
 """From a TOML table to the parts of a cell."""
 
 import inspect
+import json
+from collections.abc import Callable
 from typing import Any
 
 from jaxfl.aggregators import Aggregator
@@ -77,12 +79,30 @@ DATA_DEFAULTS: dict[str, Any] = {"clients": 10, "partition": "iid", "client_test
 """The same of the keys of ``data``."""
 
 
-def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
+Build = Callable[..., Any]
+"""``build``, or what answers as it does."""
+
+
+def build_once() -> Build:
+    """``build`` that answers equal tables once: cells of a grid share most of their parts."""
+    built: dict[tuple[Any, ...], Any] = {}
+
+    def once(kind: type[Component], table: Any, where: str, *, f: int = 0) -> Any:
+        key = kind, json.dumps(table, default=repr), where, f
+        if key not in built:
+            built[key] = build(kind, table, where, f=f)
+        return built[key]
+
+    return once
+
+
+def read_cell(table: dict[str, Any], seeds: tuple[int, ...], build: Build = build) -> Cell:
     """The cell that a table without ``sweep`` and ``tune`` describes.
 
     Args:
       table: keys are those of ``KNOWN``.
       seeds: the seeds that the cell is run with.
+      build: what makes components of tables.
 
     Raises:
       ValueError: a key is missing or unknown, or a value has the wrong type or range.
@@ -95,7 +115,7 @@ def read_cell(table: dict[str, Any], seeds: tuple[int, ...]) -> Cell:
     table, data = DEFAULTS | table, DATA_DEFAULTS | data
     clients = integer(data["clients"], "data.clients", 1)
     honesty = read_honesty(table["honesty"], clients) if "honesty" in table else None
-    federation = _federation(table, clients, honesty)
+    federation = _federation(table, clients, honesty, build)
     chunk = table.get("client_chunk")
     return Cell(
         labels={},
@@ -141,7 +161,9 @@ def _source(value: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
     return data, source, arguments
 
 
-def _federation(table: dict[str, Any], clients: int, honesty: Honesty | None) -> Federation:
+def _federation(
+    table: dict[str, Any], clients: int, honesty: Honesty | None, build: Build
+) -> Federation:
     byzantine = integer(table["byzantine"], "byzantine", 0)
     if honesty is not None and byzantine:
         raise ValueError("byzantine follows from honesty.law: leave it out")

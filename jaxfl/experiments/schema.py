@@ -19,7 +19,7 @@ from jaxfl.arguments import seed_of
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid
-from jaxfl.experiments.reading import DEFAULTS, KNOWN, read_cell
+from jaxfl.experiments.reading import DEFAULTS, KNOWN, build_once, read_cell
 from jaxfl.registry import check_keys, unknown
 
 DESCRIBED = ("attack", "aggregator", "algorithm", "privacy", "fairness", "smoothing")
@@ -161,8 +161,9 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
         raise ValueError("tune chooses on held-out samples: set validation to a share, such as 0.1")
     candidates = [_assigned(table, tune, choice) for choice in itertools.product(*tune.values())]
     choices = list(itertools.product(*sweep.values()))
+    build = build_once()
     cells = [
-        _tuned([read_cell(_assigned(c, sweep, choice), seeds) for c in candidates], tune)
+        _tuned([read_cell(_assigned(c, sweep, choice), seeds, build) for c in candidates], tune)
         for choice in choices
     ]
     cells = _labelled(cells, tuple(sweep), choices)
