@@ -1,9 +1,11 @@
 """What commands share: the experiment and its changes as arguments, lines printed as they are."""
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import track
 
 Name = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
@@ -15,6 +17,14 @@ Settings = Annotated[
 Reduced = Annotated[
     bool, typer.Option("--reduced", help="The smaller version that the file describes.")
 ]
+
+Item = TypeVar("Item")
+
+
+def watched(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items; on a terminal under a bar, which goes when they are done."""
+    errors = Console(stderr=True)
+    return track(items, what, console=errors, transient=True, disable=not errors.is_terminal)
 
 
 def say(console: Console, text: str) -> None:

@@ -7,7 +7,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.commands.common import Name, Reduced, Settings, say, watched
 from jaxfl.data import FederatedData
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments import schema
@@ -33,7 +33,7 @@ def plan(
     available = memory_of_device(jax.local_devices()[0])
     table = Table("program", *COLUMNS, title=experiment.title, title_justify="left")
     refused = []
-    for cells, federation, found, data in programs(experiment):
+    for cells, federation, found, data in watched(programs(experiment), "programs"):
         needed, found, reason = answer(cells[0], federation, found, data)
         table.add_row(label(cells), *row(needed, found, fits=reason is None))
         refused += [f"{label(cells)}: {reason}"] if reason else []
@@ -49,7 +49,7 @@ def programs(
 ) -> list[tuple[list[Cell], Federation, Plan, FederatedData]]:
     """The cells of each distinct program, its parts, its plan and the shapes of its data."""
     datasets, shapes, found = Datasets(), Shapes(), {}
-    for cell in experiment.cells:
+    for cell in watched(experiment.cells, "cells"):
         if not_applicable(cell) is not None:
             continue
         check_data(cell)

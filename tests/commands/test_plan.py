@@ -58,6 +58,14 @@ def test_the_command_prints_a_line_for_each_program(ask):
     assert "Memory that this process may take: " in done.stdout
 
 
+def test_bars_are_for_terminals_alone(ask, monkeypatch):
+    assert ask().stderr == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to Rich a terminal
+    shown = ask().stderr
+    assert "cells" in shown
+    assert "programs" in shown
+
+
 def test_the_command_says_what_does_not_fit_and_what_would_help(ask, monkeypatch):
     for where in ("jaxfl.memory", "jaxfl.commands.plan"):
         monkeypatch.setattr(f"{where}.memory_of_device", lambda _: 2**30)
