@@ -45,6 +45,7 @@ def test_the_projection_is_the_nearest_point():
 def rounds(rule, updates, present):
     """The rule's answers and memories over rounds; absent clients are left out."""
     state = rule.init(Spec(population=N, cohort=N, dim=D, dtype=jnp.dtype("float32")))
+    step = jax.jit(rule.checked)
     for number, (now, here) in enumerate(zip(updates, present, strict=True)):
         context = Context(
             key=jax.random.key(number),
@@ -53,7 +54,7 @@ def rounds(rule, updates, present):
             client_ids=jnp.where(here, jnp.arange(N), N),
             present=jnp.asarray(here),
         )
-        answer = rule.checked(jnp.asarray(now), state, context)
+        answer = step(jnp.asarray(now), state, context)
         state = answer.state
         yield answer, state
 

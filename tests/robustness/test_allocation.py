@@ -11,6 +11,7 @@ from jaxfl.robustness import (
     IndependentHonesty,
     Ising,
     UniformSets,
+    allocation,
     barrier,
     barrier_clipping,
     barrier_portfolio,
@@ -23,6 +24,7 @@ from jaxfl.robustness import (
     scenarios,
     weighted_trimming,
 )
+from jaxfl.robustness.allocation import barrier_slope, on_simplex
 
 LAW = IndependentHonesty(probabilities=[0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 SETS, MASSES = LAW.support()
@@ -71,6 +73,30 @@ def test_the_portfolio_is_that_of_a_general_solver(cap):
     assert np.abs(slopes[inside] - level).max() < 1e-5
     assert (slopes[got <= 1e-6] >= level - 1e-5).all()
     assert (slopes[got >= (cap or 1) - 1e-6] <= level + 1e-5).all()
+
+
+@pytest.mark.parametrize("penalty", [0.05, 5.0, 500.0])
+@pytest.mark.parametrize("cap", [None, 1.25 / 8])
+def test_the_portfolio_is_found_in_few_steps(monkeypatch, penalty, cap):
+    """Near the least value differences of values are all rounding: steps must not hang on them."""
+    count = 0
+
+    def projected(point, top):
+        nonlocal count
+        count += 1
+        return on_simplex(point, top)
+
+    monkeypatch.setattr(allocation, "on_simplex", projected)
+    random = np.random.default_rng(0)
+    sets = random.random((400, 8)) < random.uniform(0.3, 0.99, 8)
+    sets = sets[2 * sets.sum(axis=1) > 8]
+    masses = random.dirichlet(np.ones(len(sets)))
+    weights = masses @ (sets / sets.sum(axis=1, keepdims=True))
+    omega = barrier_portfolio(sets, masses, weights, penalty=penalty, cap=cap)
+    assert count < 2_000
+    slopes = penalty * masses * barrier_slope(~sets @ omega) @ ~sets + 2 * (omega - weights)
+    inside = (omega > 1e-9) & (omega < (cap or 1) - 1e-9)
+    assert np.ptp(slopes[inside]) < 1e-7 * (1 + np.abs(slopes).max())
 
 
 def test_the_portfolio_at_its_ends():
