@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl import metrics
-from jaxfl.aggregators import Mean
 from jaxfl.clients import Message, Samples
+from jaxfl.component import promises
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import replicate
 from jaxfl.fairness import Weighed
@@ -231,7 +231,7 @@ def _release(
         present=present_mask(received.context, received.sent.shape[0]).astype(jnp.float32),
         expected=federation.participation.expected(population),
         separation=federation.participation.separation,
-        mean=isinstance(federation.aggregator, Mean),
+        mean=promises(federation.aggregator, "averages"),
     )
     # No client has the number of the population: its noise is the server's.
     key = jax.random.fold_in(received.keys.noise, population)

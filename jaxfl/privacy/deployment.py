@@ -81,4 +81,4 @@ class Turn(Struct):
     separation: int = struct.field(pytree_node=False)
     """After how many rounds a client is back at the earliest."""
     mean: bool = struct.field(pytree_node=False)
-    """Whether the aggregate is a mean over the clients present."""
+    """Whether the rule promises that the aggregate is a mean over the clients present."""

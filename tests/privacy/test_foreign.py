@@ -261,6 +261,26 @@ def test_a_rule_that_inherits_from_the_mean_has_not_its_sensitivity():
     )
 
 
+class Plain(jaxfl.Aggregator):
+    """The mean of all who are present, by a class of its own."""
+
+    accepts_absent = capability(True)
+    averages = capability(True)
+
+    def aggregate(self, updates, state, context):
+        return Mean(weighted=False).aggregate(updates, state, context)
+
+
+def test_a_rule_of_ones_own_that_averages_is_released_as_the_mean_is():
+    """Over the expected cohort: over those who came, one client would count for more at times."""
+    data, found = ragged(sizes=(5,) * 12), []
+    for rule in (Mean(weighted=False), Plain()):
+        federation = central(aggregator=rule, participation=jaxfl.Poisson(rate=0.4))
+        assert guarantee(federation, EQUAL, 3).holds
+        found.append(Simulation(federation, data, Softmax()).run(3).state.params)
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("own", [Chosen(rate=0.1), First(fraction=0.1)], ids=repr)
 def test_a_cohort_drawn_in_ones_own_way_adds_no_privacy(own):
     parts = type(own).__mro__[1](**{name: getattr(own, name) for name in own._hints})
