@@ -23,6 +23,7 @@ from jaxfl.numerics.noise import normal
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full
 from jaxfl.simulation import Simulation
+from jaxfl.smoothing import CRFL
 
 TINY, MOST = 1e-8, 1e30
 
@@ -224,6 +225,7 @@ def _check_covered(federation: Federation, objective: Objective) -> None:
         (_plain(federation.optimizer), "SGD of a constant rate alone", federation.optimizer),
         (type(rule) is Mean, "Mean", rule),
         (type(federation.participation) is Full, "Full()", federation.participation),
+        (type(federation.smoothing) is CRFL, "CRFL", federation.smoothing),
         (federation.fairness is None, "no fairness", federation.fairness),
         (not federation.private, "no privacy", federation.privacy),
     )

@@ -275,7 +275,7 @@ def _show(value: Any) -> str:
 
 
 def changed_since(cls: type[Component], declaration: str) -> list[str]:
-    """What classes below the one that defines ``declaration`` change of what it had, sorted.
+    """What classes below or beside the one that defines ``declaration`` change of what it had.
 
     Words that it left empty may be filled in; fields, an example or a name change nothing.
 
@@ -285,9 +285,10 @@ def changed_since(cls: type[Component], declaration: str) -> list[str]:
     >>> changed_since(Whispered, "releases")
     ['message']
     """
-    depth = next(i for i, base in enumerate(cls.__mro__) if declaration in vars(base))
-    declaring = cls.__mro__[depth]
-    changed = {name for base in cls.__mro__[:depth] for name in vars(base)}
+    declaring = next(base for base in cls.__mro__ if declaration in vars(base))
+    # Beside it counts as below: of several bases, a later one may change what it rests on.
+    others = set(cls.__mro__).difference(declaring.__mro__)
+    changed = {name for base in others for name in vars(base)}
     had = {name for base in declaring.__mro__ for name in vars(base)}
     return sorted(
         name

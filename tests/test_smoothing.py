@@ -192,12 +192,20 @@ def test_the_radius_falls_with_what_the_attack_may():
 SMOOTH = PLAIN.replace(smoothing=CLIP)
 
 
+class Silent(CRFL):
+    """Sends the clipped model as it is."""
+
+    def sent(self, params, rounds, key):
+        return self.clipped(params, rounds)
+
+
 @pytest.mark.parametrize(
     ("federation", "model", "given", "error"),
     [
         (PLAIN, None, {}, r"needs a federation with smoothing=CRFL\(\)"),
         (SMOOTH, MLP(hidden=(3,)), {}, r"the theorem is of the model Softmax\(\); got MLP"),
         (SMOOTH.replace(aggregator=jaxfl.Median()), None, {}, "the theorem is of Mean; got Median"),
+        (SMOOTH.replace(smoothing=Silent()), None, {}, "the theorem is of CRFL; got Silent"),
         (
             SMOOTH.replace(algorithm=FedProx(optimizer=SGD(learning_rate=0.1))),
             None,

@@ -245,6 +245,8 @@ def attack_rows(
         return updates, state
     n = updates.shape[0]
     usable = present_mask(context, n) & jnp.isfinite(rows.squared_norms(updates))
+    # Who of the others takes part is not among what attackers know who know their own rows.
+    others = usable if attack.knows not in (NOTHING, OWN) else jnp.ones(n, bool)
     attackers = jnp.nonzero(byzantine, size=max_byzantine, fill_value=n)[0].astype(jnp.int32)
     if ranks is None:
         ranks = jnp.cumsum(byzantine, dtype=jnp.int32) - 1
@@ -255,7 +257,7 @@ def attack_rows(
         round=context.round,
         params=context.params,
         weights=context.weights,
-        honest=~byzantine & usable,
+        honest=~byzantine & others,
         own=byzantine & usable,
         attackers=attackers,
         ranks=ranks.at[attackers].get(mode="clip"),

@@ -137,7 +137,9 @@ class AttackView(Struct):
     params: Float[Array, " d"] | None
     weights: Float[Array, " n"]
     honest: Bool[Array, " n"]
-    """Rows of honest clients, present and finite: one honest NaN must not disarm the attack."""
+    """Rows of honest clients, present and finite: one honest NaN must not disarm the attack. To
+    attackers who know no more than their own rows, all rows but theirs, whoever takes part: what
+    they send then tells nobody how many did, on which central privacy rests."""
     own: Bool[Array, " n"]
     """Rows of attackers, present and finite."""
     attackers: Int[Array, " a"]

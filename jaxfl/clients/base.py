@@ -124,9 +124,9 @@ class ClientAlgorithm(Component):
     """How many vectors of the model's size a message holds, concatenated. Attacks, clipping and
     aggregation treat them as one long vector."""
     private = capability(False)
-    """Whether a client reads its samples only through ``objective.value_and_grad``. Privacy of
-    examples replaces that function, so it then covers all that the client sends. Such an algorithm
-    also overrides ``uses``."""
+    """Whether what a client sends depends on its samples through the gradients of
+    ``objective.value_and_grad`` alone. Privacy of examples noises these, and so covers it; the
+    loss beside them is left as it is, for the record. Such an algorithm also overrides ``uses``."""
     personalises = capability(False)
     """Whether clients use, and are evaluated by, models of their own; see ``personal``."""
     post_processes = capability(False)

@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt32
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -22,7 +23,7 @@ PARITY = 0x1BD11BDA
 LOWEST = np.nextafter(np.float32(-1), np.float32(0))
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent standard normals, ``jax.random.normal``'s to the bit."""
     if not _written_out(key, shape, dtype):
         return jax.random.normal(key, shape, dtype)
@@ -30,7 +31,7 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Flo
     return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def laplace(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def laplace(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent Laplacians of scale 1, ``jax.random.laplace``'s to the bit."""
     if not _written_out(key, shape, dtype):
         return jax.random.laplace(key, shape, dtype)
@@ -38,7 +39,7 @@ def laplace(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Fl
     return jnp.sign(uniform) * jnp.log1p(-jnp.abs(uniform))
 
 
-def _written_out(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
+def _written_out(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> bool:
     """Whether the draw is one that this module makes; any other is JAX's own."""
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     counted = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]

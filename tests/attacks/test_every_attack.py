@@ -282,7 +282,10 @@ def test_the_threat_model_is_stated(name):
         assert knows.startswith(f"{ALL}, or {OWN}" if partial is not None else "")
 
 
-@pytest.mark.parametrize("name", sorted(n for n, a in NAMED.items() if hasattr(a, "knowledge")))
+PARTIAL = sorted(n for n, a in NAMED.items() if hasattr(a, "knowledge"))
+
+
+@pytest.mark.parametrize("name", PARTIAL)
 def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
     attack = with_partial_knowledge(NAMED[name])
     x, byzantine = draw(), mask(1, 4, 6)
@@ -294,6 +297,20 @@ def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     full = np.asarray(attacked(NAMED[name], x, byzantine)[0])[byzantine]
     assert not np.allclose(one, full, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*PARTIAL, "alie, z of the cohort"])
+def test_partial_knowledge_does_not_tell_how_many_take_part(name):
+    """Central privacy hides that, and counts on attackers who know no more than their own."""
+    attack = ALIE() if name not in NAMED else NAMED[name]
+    attack, x, byzantine = with_partial_knowledge(attack), draw(), mask(1, 4, 6)
+    ends = []
+    for absent in (False, True):
+        present = np.ones(N, bool)
+        present[[0, 3, 7]] = not absent
+        found = attacked(attack, np.where(present[:, None], x, 0), byzantine, present=present)
+        ends.append(np.asarray(found[0])[byzantine])
+    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
 
 
 @jax.jit

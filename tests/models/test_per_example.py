@@ -430,6 +430,40 @@ def test_which_way_without_a_sample():
         uses_ghost_norms(Objective.of(Repeated, (5,), 3))
 
 
+class Counted(nnx.Variable):
+    """Of a kind that nobody here knows."""
+
+
+class Remembers(nnx.Module):
+    """Writes the mean of what it saw into a variable that is not trained."""
+
+    def __init__(self, rngs, dtype=jnp.float32):
+        self.layer = nnx.Linear(5, 3, rngs=rngs, param_dtype=dtype)
+        self.seen = Counted(jnp.zeros(()))
+
+    def __call__(self, x):
+        self.seen[...] = x.mean()
+        return self.layer(x)
+
+
+def test_what_travels_beside_the_parameters_is_refused():
+    def make(rngs):
+        return Remembers(rngs)
+
+    with pytest.raises(ValueError, match=r"not trained \(Counted\) cannot be private"):
+        check_per_example(Objective.of(make, (5,), 3))
+
+
+def test_parameters_of_half_precision_are_refused():
+    """The sum of clipped gradients would be rounded before its noise."""
+
+    def make(rngs):
+        return nnx.Linear(5, 3, rngs=rngs, param_dtype=jnp.bfloat16)
+
+    with pytest.raises(ValueError, match="parameters in bfloat16 cannot be private"):
+        check_per_example(Objective.of(make, (5,), 3))
+
+
 def test_batch_normalisation_is_refused():
     with pytest.raises(ValueError, match=r"use nnx\.GroupNorm"):
         check_per_example(Objective.of(BatchNormalised, (5,), 3))

@@ -261,6 +261,19 @@ def test_a_rule_that_inherits_from_the_mean_has_not_its_sensitivity():
     )
 
 
+def test_a_promise_covers_no_class_beside_it():
+    """Of two bases the first promises the mean anew, the second changes how it weighs."""
+
+    class Again(Mean):
+        averages = capability(True)
+
+    class Both(Again, Half):
+        pass
+
+    assert guarantee(central(aggregator=Again(weighted=False)), EQUAL, 10).holds
+    assert not guarantee(central(aggregator=Both(weighted=False)), EQUAL, 10).holds
+
+
 class Plain(jaxfl.Aggregator):
     """The mean of all who are present, by a class of its own."""
 
