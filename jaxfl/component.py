@@ -275,7 +275,7 @@ def _show(value: Any) -> str:
 
 
 def changed_since(cls: type[Component], declaration: str) -> list[str]:
-    """What classes below or beside the one that defines ``declaration`` change of what it had.
+    """What classes below or beside the one that has ``declaration`` change of what it had, sorted.
 
     Words that it left empty may be filled in; fields, an example or a name change nothing.
 

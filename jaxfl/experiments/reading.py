@@ -96,13 +96,13 @@ def build_once() -> Build:
     return once
 
 
-def read_cell(table: dict[str, Any], seeds: tuple[int, ...], build: Build = build) -> Cell:
+def read_cell(table: dict[str, Any], seeds: tuple[int, ...], build: Build) -> Cell:
     """The cell that a table without ``sweep`` and ``tune`` describes.
 
     Args:
       table: keys are those of ``KNOWN``.
       seeds: the seeds that the cell is run with.
-      build: what makes components of tables.
+      build: what makes components of tables, see ``build_once``.
 
     Raises:
       ValueError: a key is missing or unknown, or a value has the wrong type or range.

@@ -114,8 +114,8 @@ def check_per_example(objective: Objective) -> None:
             "a model with batch normalisation cannot be private: its model_state mix the examples "
             "of a batch, and travel as they are; use nnx.GroupNorm instead"
         )
-    others = nnx.filter_state(rest, nnx.Not(nnx.RngState))
-    if kept := sorted({type(v).__name__ for v in jax.tree.leaves(others, is_leaf=_is_variable)}):
+    others = nnx.to_flat_state(nnx.filter_state(rest, nnx.Not(nnx.RngState)))
+    if kept := sorted({type(variable).__name__ for _, variable in others}):
         raise ValueError(
             f"a model with variables that are not trained ({', '.join(kept)}) cannot be private: "
             "what it writes in them of the examples travels as it is; what never changes is "
@@ -126,10 +126,6 @@ def check_per_example(objective: Objective) -> None:
             f"a model with parameters in {objective.dtype} cannot be private: sums rounded before "
             "their noise move by more than the clip of what one client or example adds; use float32"
         )
-
-
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, nnx.Variable)
 
 
 class _Gradients(NamedTuple):

@@ -105,8 +105,8 @@ def _minimise(gradient, project, start: np.ndarray) -> np.ndarray:
         slope = gradient(ahead)
         while True:
             new = project(ahead - step * slope)
-            moved = new - ahead
-            if (gradient(new) - slope) @ moved <= moved @ moved / (2 * step):
+            moved, slope_there = new - ahead, gradient(new)
+            if (slope_there - slope) @ moved <= moved @ moved / (2 * step):
                 break
             step /= 2
         following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
@@ -115,7 +115,7 @@ def _minimise(gradient, project, start: np.ndarray) -> np.ndarray:
         else:
             ahead, momentum = new + (momentum - 1) / following * (new - point), following
         point = new
-        if np.abs(point - project(point - gradient(point))).max() < PRECISION:
+        if np.abs(point - project(point - slope_there)).max() < PRECISION:
             break
         step *= 1.1
     return point

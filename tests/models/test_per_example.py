@@ -437,8 +437,8 @@ class Counted(nnx.Variable):
 class Remembers(nnx.Module):
     """Writes the mean of what it saw into a variable that is not trained."""
 
-    def __init__(self, rngs, dtype=jnp.float32):
-        self.layer = nnx.Linear(5, 3, rngs=rngs, param_dtype=dtype)
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(5, 3, rngs=rngs)
         self.seen = Counted(jnp.zeros(()))
 
     def __call__(self, x):
@@ -447,11 +447,8 @@ class Remembers(nnx.Module):
 
 
 def test_what_travels_beside_the_parameters_is_refused():
-    def make(rngs):
-        return Remembers(rngs)
-
     with pytest.raises(ValueError, match=r"not trained \(Counted\) cannot be private"):
-        check_per_example(Objective.of(make, (5,), 3))
+        check_per_example(Objective.of(Remembers, (5,), 3))
 
 
 def test_parameters_of_half_precision_are_refused():
