@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=450, help="begin nothing after so long")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
-    words = options.only.split(",")
+    words = [word for word in options.only.split(",") if word] or [""]
     chosen = [
         task
         for task in tasks(QUICK if options.quick else FULL)

@@ -115,7 +115,8 @@ COMMANDS = [
     (["data", "digits", "--partition", "iid", "--out", "good.toml/x"], "good.toml"),
 ]
 TEXTS = [
-    ("", "data is missing"),
+    ("", "hostile.toml is empty; jaxfl show quickstart"),
+    ("# nothing but this", "hostile.toml is empty"),
     ("\ufeffrounds = 2", "not valid TOML"),
     ("rounds = 2\nrounds = 3", "not valid TOML"),
     ("rounds = " + "9" * 5000, "not valid TOML"),
