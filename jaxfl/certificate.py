@@ -276,7 +276,7 @@ def _votes(
     params: Float[Array, " d"],
     model_state: ModelState,
     data: FederatedData,
-    noise: float,
+    noise: Float[Array, ""],
     key: Key[Array, ""],
     draws: int,
 ) -> Int[Array, "N c"]:

@@ -277,7 +277,8 @@ def _show(value: Any) -> str:
 def changed_since(cls: type[Component], declaration: str) -> list[str]:
     """What classes below or beside the one that has ``declaration`` change of what it had, sorted.
 
-    Words that it left empty may be filled in; fields, an example or a name change nothing.
+    Words that it left empty and methods that it left abstract may be filled in; fields, an example
+    or a name change nothing.
 
     >>> class Whispered(jaxfl.MessagePrivacy):
     ...     def message(self, message, key, crafted=False):
@@ -295,6 +296,7 @@ def changed_since(cls: type[Component], declaration: str) -> list[str]:
         for name in (changed & had) - _HARMLESS - set(declaring._hints)
         if not (name.startswith("__") and name != "__post_init__")
         and getattr(declaring, name, None) != ""
+        and not getattr(getattr(declaring, name, None), "__isabstractmethod__", False)
     )
 
 

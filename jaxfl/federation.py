@@ -110,6 +110,13 @@ class Federation(Component):
         expected = self.participation.expected(population)
         self.privacy.check_declared()  # by itself: a class may have a ``check`` of its own
         self.privacy.check(self.algorithm, self.noise_order, expected)
+        covered = self.privacy.noises_aggregate or self.privacy.hides_cohort
+        if self.private and covered and not promises(self.algorithm, "post_processes"):
+            raise ValueError(
+                f"{type(self.algorithm).__name__}: its server's half may know clients otherwise "
+                f"than by the aggregate, which is all that {type(self.privacy).__name__} covers; "
+                "where it does not, the class declares post_processes = capability(True)"
+            )
 
     def _check_messages(self, population: int) -> None:
         algorithm, name = self.algorithm, type(self.algorithm).__name__

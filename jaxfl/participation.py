@@ -10,11 +10,14 @@ from jaxtyping import Array, Bool, Int, Key
 
 from jaxfl.arguments import integer
 from jaxfl.component import Component, capability, changed_since, field
-from jaxfl.contracts import asked, name_of, own_code, sketch
+from jaxfl.contracts import asked, has_own_code, name_of, own_code, sketch
 from jaxfl.numerics.permutation import permute
 
 SORTED = 10_000
 """Up to so many clients are put in random order by sorting; more cost the cohort only."""
+LOOKED_AT = 8
+"""Rounds whose cohort is drawn beforehand where the class that draws it is not jaxfl's, at least;
+at most its square."""
 
 
 class Participation(Component):
@@ -58,7 +61,8 @@ class Participation(Component):
         """Whether slots of a round can be empty.
 
         Raises:
-          ValueError: a class of one's own answers something else than it should.
+          ValueError: a class of one's own answers something else than it should, as clients
+            that are not there, or one twice (looked at in some rounds only).
         """
         self.check(population)
         name, slots = name_of(self), self.cohort(population)
@@ -68,7 +72,32 @@ class Participation(Component):
         wanted = [f"(int32[{slots}], {present})" for present in ("None", f"bool[{slots}]")]
         if got not in wanted:
             raise ValueError(f"{name}.sample returned {got}; needs {' or '.join(wanted)}")
+        if has_own_code(self):
+            self._check_drawn(population)
         return got == wanted[1]
+
+    def _check_drawn(self, population: int) -> None:
+        """Raises ValueError where the first rounds show that clients are drawn wrongly."""
+        name, last = f"{name_of(self)}.sample", np.full(population, -self.separation)
+        for turn in range(max(LOOKED_AT, min(self.separation + 1, LOOKED_AT**2))):
+            with own_code(self, ".sample"):
+                ids, present = self.sample(population, jax.random.key(turn), jnp.int32(turn))
+            ids = np.asarray(ids)
+            there = np.ones(ids.shape, bool) if present is None else np.asarray(present)
+            drawn, empty = ids[there], ids[~there]
+            right = (drawn >= 0) & (drawn < population)
+            if not right.all() or len(np.unique(drawn)) < len(drawn) or (empty != population).any():
+                raise ValueError(
+                    f"{name} drew {ids.tolist()} in round {turn}; needs different clients from 0 "
+                    f"to {population - 1}, and {population} in empty slots"
+                )
+            early = drawn[turn - last[drawn] < self.separation]
+            if early.size:
+                raise ValueError(
+                    f"{name} drew client {early[0]} in rounds {last[early[0]]} and {turn}; its "
+                    f"separation says {self.separation} rounds at least"
+                )
+            last[drawn] = turn
 
     @abc.abstractmethod
     def sample(
@@ -77,8 +106,8 @@ class Participation(Component):
         """The clients of round ``turn``.
 
         Returns:
-          The clients' numbers (``population`` in an empty slot), and which slots hold a client;
-          None in place of the latter where all do in every round.
+          The clients' numbers, each once (``population`` in an empty slot), and which slots hold a
+          client; None in place of the latter where all do in every round.
         """
 
 

@@ -24,7 +24,7 @@ from jaxfl.fairness import Weighed
 from jaxfl.federation import Federation
 from jaxfl.local_work import Told, broadcast, learned, told_with, work_locally
 from jaxfl.models.objective import ModelState
-from jaxfl.numerics.rows import Rows, matrix_of
+from jaxfl.numerics.rows import Rows, each, matrix_of
 from jaxfl.privacy.deployment import Turn
 from jaxfl.record import RoundRecord, record_of
 from jaxfl.sending import send
@@ -117,7 +117,7 @@ def answer(
     with jax.named_scope("aggregation"):
         result = federation.aggregator.checked(received.sent, state.aggregator, context)
     told = told_with(received.sent, received.known)
-    messages = Message(received.own, told.loss, told.model_state, told.steps)  # pyright: ignore
+    messages = _messages(federation, received, told)
     result = result.replace(update=result.update.astype(state.params.dtype))
     update, privacy = _release(federation, plan, state, received, result.update)
     update = update if weighed is None else update * weighed.scale.astype(update.dtype)
@@ -252,6 +252,19 @@ def _step(
     if federation.smoothing is not None:
         params = federation.smoothing.clipped(params, state.round + 1)
     return replicate(params), memory
+
+
+def _messages(federation: Federation, received: Received, told: Told) -> Message:
+    """What the server's half of the algorithm may read of the clients."""
+    sent, loss, steps, present = received.sent, told.loss, told.steps, received.context.present
+    if present is not None:
+        sent = each(lambda row, there: jnp.where(there, row, 0), sent, present)
+    if federation.private:
+        loss = jnp.full_like(loss, jnp.nan)
+        # Of one that is private, they are a number of its samples.
+        if not promises(federation.algorithm, "private"):
+            steps = jnp.full_like(steps, jnp.nan)
+    return Message(sent, loss, told.model_state, steps)  # pyright: ignore
 
 
 def _share(federation: Federation, plan: Plan, context: Context) -> Float[Array, ""]:

@@ -530,7 +530,7 @@ def test_central_privacy_tells_no_memory_how_many_took_part():
     [
         (
             Federation(algorithm=FedNova(), privacy=CentralPrivacy(clip=1.0)),
-            "FedNova multiplies the aggregate",
+            "FedNova: its server's half may know clients otherwise than by the aggregate",
         ),
         (
             Federation(algorithm=MimeLite(), fairness=QFFL(q=1.0, lipschitz=1.0)),

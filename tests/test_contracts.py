@@ -2,6 +2,7 @@
 
 import traceback
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import optax
@@ -27,6 +28,7 @@ from jaxfl import (
 from jaxfl.accounting import guarantee
 from jaxfl.aggregators import PreAggregator
 from jaxfl.attacks import OptimizedIPM
+from jaxfl.attacks.base import ALL
 from jaxfl.component import capability
 from jaxfl.contracts import has_own_code
 from jaxfl.experiments.schema import parse
@@ -45,6 +47,7 @@ class Crafted(Attack):
 
     kind: str = ""
     crafts = capability(True)
+    knows = capability(ALL)
 
     def craft(self, view, state):
         row = view.updates[0]
@@ -193,6 +196,8 @@ class Drawn(Participation):
             "present": lambda: (ids, jnp.ones(population)),
             "ids alone": lambda: ids,
             "branch": lambda: (ids if turn % 2 else ids[::-1], None),
+            "twice": lambda: (jax.random.randint(key, ids.shape, 0, population), None),
+            "nobody": lambda: (ids + turn, None),
         }.get(self.kind, lambda: (ids, None))()
 
 
@@ -285,6 +290,8 @@ COHORTS = {
     "present": r"Drawn.sample returned \(int32\[7\], float32\[7\]\); needs .* or \(int32\[7\], ",
     "ids alone": r"Drawn.sample returned int32\[7\]; needs \(int32\[7\], None\)",
     "branch": "Drawn.sample raised TracerBoolConversionError",
+    "twice": r"Drawn.sample drew \[.*\] in round 0; needs different clients from 0 to 6",
+    "nobody": r"Drawn.sample drew \[1, .*, 7\] in round 1; needs different clients from 0 to 6",
 }
 STEPS = {
     "none": "Stepped.rule returned NoneType; needs an optax.GradientTransformation",

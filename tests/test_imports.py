@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxfl.clients.base import _slots
+from jaxfl.clients.base import slots
 from jaxfl.experiments import schema
 from jaxfl.experiments.results import half_interval
 
@@ -51,8 +51,8 @@ def test_special_functions_give_the_bits_of_the_distributions():
         half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
         assert half_interval(values) == half
     for size, overflow in ((1, 1e-3), (16, 1e-6), (500, 1e-9)):
-        slots = _slots(size, 10**6, overflow)
-        assert stats.poisson.sf(slots, size) <= overflow < stats.poisson.sf(slots - 1, size)
+        enough = slots(size, overflow)
+        assert stats.poisson.sf(enough, size) <= overflow < stats.poisson.sf(enough - 1, size)
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ from jaxfl import (
     Poisson,
     Simulation,
 )
+from jaxfl.attacks.base import ALL
 from jaxfl.blocks import run_block
+from jaxfl.component import capability
 from jaxfl.models import MLP, Softmax
 
 EVERYTHING = Federation(
@@ -85,6 +87,8 @@ def test_the_walk_and_the_patterns_find_a_callback():
 
 class Counting(ALIE):
     """Counts how often it is traced."""
+
+    knows = capability(ALL)
 
     def craft(self, view, state):
         traces.append(1)

@@ -10,6 +10,7 @@ from helpers import ragged
 
 import jaxfl
 from jaxfl import ALIE, SGD, CenteredClipping, Federation, History, Simulation
+from jaxfl.experiments.lines import lines_of
 from jaxfl.models import Softmax
 
 DATA = ragged()
@@ -114,3 +115,8 @@ def test_names_are_those_of_the_log(history):
     assert history.test_accuracy is not None
     np.testing.assert_array_equal(history.test_loss, history.evaluations.loss)
     assert jaxfl.History is History
+    runs = [(0, seed, None) for seed in history.simulation.seeds]
+    cell = types.SimpleNamespace(runs=runs, labels={}, honesty=None)
+    last = jax.tree.map(lambda x: np.asarray(x)[..., -1], history.evaluations)
+    line = lines_of(0, cell, 0, history.records, last)[-1]  # pyright: ignore[reportArgumentType]
+    assert set(line) == set(history.table()) | {"cell", "candidate"}

@@ -64,12 +64,32 @@ def branches(jaxpr) -> int:
 
 
 def chosen_matrices(jaxpr, rows: int) -> int:
-    """How many ``select`` choose between matrices of all rows with all rows."""
-    chosen = [e for e in equations(jaxpr) if e.primitive.name == "select_n"]
-    # One answer for a run's whole matrix: a branch that became a choice.
+    """How many ``select`` take a run's matrix of all rows with all rows by one answer a run."""
+    found = list(equations(jaxpr))
+    # JAX repeats an answer for each number that it chooses.
+    repeated = {
+        e.outvars[0]
+        for e in found
+        if e.primitive.name == "broadcast_in_dim" and e.invars[0].aval.ndim < 2
+    }
     return sum(
-        e.outvars[0].aval.shape[1:] == (rows, rows) and e.invars[0].aval.ndim < 2 for e in chosen
+        e.outvars[0].aval.shape[1:] == (rows, rows)
+        and (e.invars[0] in repeated or e.invars[0].aval.ndim < 2)
+        for e in found
+        if e.primitive.name == "select_n"
     )
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [lambda p, x: jax.lax.cond(p, jnp.sin, jnp.cos, x), lambda p, x: jnp.where(p, x, 1)],
+    ids=["cond", "where"],
+)
+def test_a_branch_that_became_a_choice_is_found(choose):
+    matrices = jnp.zeros((3, 7, 7))
+    jaxpr = jax.make_jaxpr(jax.vmap(lambda x: choose(jnp.sum(x) > 0, x)))(matrices)
+    assert chosen_matrices(jaxpr.jaxpr, 7) > 0
+    assert chosen_matrices(jaxpr.jaxpr, 8) == 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
+from jaxfl.attacks.base import ALL
 from jaxfl.attacks.informed import mean_of_known
 from jaxfl.blocks import run
 from jaxfl.component import capability
@@ -165,6 +166,7 @@ class Search(Attack):
 
     scales: tuple[float, ...] = (-3.0, 0.0, 3.0)
     crafts = capability(True)
+    knows = capability(ALL)
 
     def craft(self, view, state):
         mean = mean_of_known(view.updates, view.honest)

@@ -11,6 +11,7 @@ from helpers import Every, every_rule
 import jaxfl
 from jaxfl import ALIE, ARC, IPM, QFFL, Clipping, Federation, FedSGD, Mean, Pipeline, Simulation
 from jaxfl.aggregators import WeightingRule
+from jaxfl.attacks.base import ALL
 from jaxfl.component import capability
 from jaxfl.data import Dirichlet, RareData, RootData, synthetic
 from jaxfl.models import Softmax
@@ -155,6 +156,8 @@ def test_a_client_that_is_not_finite_is_left_out(rule):
 
 class OwnALIE(ALIE):
     """Overrides what was declared to stream."""
+
+    knows = capability(ALL)
 
     def craft(self, view, state):
         return -jnp.median(view.updates, axis=0)[None], state

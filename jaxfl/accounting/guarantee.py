@@ -69,8 +69,8 @@ def guarantee(
         The step of the loss distributions is the mechanism's ``discretisation``.
 
     Raises:
-      ValueError: an unknown accountant, noise that is still to be calibrated, or a mechanism
-        that does not declare what it releases.
+      ValueError: an unknown accountant, noise that is still to be calibrated, a mechanism that
+        does not declare what it releases or does not go with the other parts.
     """
     _check_accountant(accountant)
     if not federation.private:
@@ -79,6 +79,7 @@ def guarantee(
     privacy.check_declared()
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
+    federation.check_privacy(len(sizes))
     run = deployment(federation, rounds, sizes, participations)
     epsilon = worst(privacy.declared(run), privacy.delta, accountant, privacy.discretisation)
     found = _caveats(privacy, run)
@@ -171,11 +172,13 @@ class Meter:
         self._privacy = federation.privacy
         self._run = deployment(federation, rounds, sizes)
         if len(self._run.sizes) > 1:
-            # Who is clearly better off at the end is so before: left out of every later count.
-            ends = {n: self._epsilon(sizes=(n,)) for n in self._run.sizes}
-            bound = 0.8 * max(ends.values())
-            kept = tuple(n for n, epsilon in ends.items() if epsilon >= bound)
-            self._run = dataclasses.replace(self._run, sizes=kept)
+            # Who is clearly better off after one round and at the end is taken to be so between:
+            # left out of every later count.
+            kept: set[int] = set()
+            for now in ({"rounds": 1, "taken": 1}, {}):
+                found = {n: self._epsilon(sizes=(n,), **now) for n in self._run.sizes}
+                kept |= {n for n, epsilon in found.items() if epsilon >= 0.8 * max(found.values())}
+            self._run = dataclasses.replace(self._run, sizes=tuple(sorted(kept)))
 
     def __call__(self, rounds: int, participations: int) -> float:
         """Epsilon after so many rounds; infinite where there is none."""

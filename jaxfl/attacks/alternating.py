@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from jaxfl.attacks.base import OWN
 from jaxfl.attacks.edge import Misread, all_count
 from jaxfl.attacks.views import AttackView, Learning
 from jaxfl.component import Scalar, capability, field
@@ -51,6 +52,7 @@ class AlternatingMinimisation(Misread):
     optimizer: Optimizer = SGD(learning_rate=0.1)
     """Of both kinds of steps, with a memory for each; it starts afresh each round."""
     crafts = capability(True)
+    knows = capability(OWN)
     learns = capability(True)
     follows_model = capability(True)
     streams = capability(True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.aggregators import Aggregator, Mean
 from jaxfl.attacks.views import AttackView, ClientView, Defence, Learning
-from jaxfl.component import Component, capability
+from jaxfl.component import Component, capability, changed_since
 from jaxfl.contracts import expect_like, name_of, own_code
 from jaxfl.models.objective import Objective
 from jaxfl.numerics import rows
@@ -21,14 +21,14 @@ NOTHING, OWN, ALL = "nothing", "its own updates", "all honest updates"
 class Attack(Component):
     """A Byzantine strategy. Abstract.
 
-    An attack on messages declares ``crafts`` and overrides ``craft``, an attack on data declares
-    ``poisons`` and overrides ``poison``. What is crafted is written over the rows of Byzantine
-    clients and over nothing else, so an attack cannot touch an honest row even by mistake.
+    An attack on messages declares ``crafts`` and ``knows`` and overrides ``craft``, an attack on
+    data declares ``poisons`` and overrides ``poison``. What is crafted is written over the rows of
+    Byzantine clients and over nothing else: an attack cannot touch an honest row even by mistake.
 
     Raises:
       TypeError: a class declares one of the two without its method, or has a method that it does
-        not declare (raised when the class is defined); it has neither and is not ``NoAttack``
-        (raised when an attack is made).
+        not declare, or crafts messages and does not say what it knows (raised when the class is
+        defined); it has neither and is not ``NoAttack`` (raised when an attack is made).
 
     >>> updates, byzantine = jnp.array([[1.0], [3.0], [5.0]]), jnp.array([False, False, True])
     >>> jaxfl.Zero()(updates, byzantine)
@@ -48,7 +48,9 @@ class Attack(Component):
     needs_rare = capability(False)
     """Has samples that no honest client has: ``data.rare``."""
     knows = capability(OWN)
-    """What they know besides the model; with what they control, this is the threat model."""
+    """What they know besides the model; with what they control, this is the threat model. On it
+    rests what mechanisms of privacy guarantee: a class that overrides ``craft`` says it anew,
+    unless the class that said it left ``craft`` to be written."""
     probes = capability(False)
     """Tries out the defence."""
     follows_model = capability(False)
@@ -80,6 +82,15 @@ class Attack(Component):
                 )
             if declared and not overrides:
                 raise TypeError(f"{cls.__name__} declares {trait} but does not override {method}")
+        varies = depends_on_fields(cls, "knows")
+        # Those that know more or less by their fields hand a view on to others' ``observe``.
+        reads = {"craft", "known"} if varies else {"craft", "known", "observe"}
+        unsaid = sorted(reads.intersection(changed_since(cls, "knows")))
+        if unsaid and (varies or cls.knows in (NOTHING, OWN)):
+            raise TypeError(
+                f"{cls.__name__} overrides {unsaid[0]} but does not say what it knows: add "
+                "knows = capability(ALL), or OWN or NOTHING, of jaxfl.attacks.base"
+            )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +98,10 @@ class Attack(Component):
         idle = cls.craft is Attack.craft and cls.poison is Attack.poison
         if idle and not isinstance(self, NoAttack):
             raise TypeError(f"{cls.__name__} is abstract: override craft or poison")
+        if self.knows not in (NOTHING, OWN, ALL):
+            raise ValueError(
+                f"{cls.__name__}.knows must be {NOTHING!r}, {OWN!r} or {ALL!r}; got {self.knows!r}"
+            )
 
     @classmethod
     def example(cls) -> "Attack":

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
+from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.statistical import direction_of
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
@@ -125,7 +125,7 @@ class FLTrustAdaptive(InformedAttack):
     alone to choose: the best of ``angles`` values is taken. Attackers gain nothing by sending
     different directions, as the objective ``-s . (sum_i t_i e_i) / sum_i t_i``, with trusts t_i,
     is a ratio of two sums with one term for each. The paper climbs to the same optimum by finite
-    differences.
+    differences. With partial knowledge the mean of the attackers' own updates stands for g_0, too.
 
     Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust federated learning via trust bootstrapping",
     NDSS 2021.
@@ -142,16 +142,21 @@ class FLTrustAdaptive(InformedAttack):
 
     angles: int = field(default=1000, at_least=2)
     """How many cosines to the server's update are tried."""
-    needs_root = capability(True)
+
+    @capability
+    def needs_root(self) -> bool:
+        return self.knowledge == FULL
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
+        known = self.known(view)
         root = view.defence.context.root_update
+        if not self.needs_root:
+            root = mean_of_known(view.updates, known)
         if root is None:
             raise ValueError(
                 "FLTrustAdaptive works against a defence with an update of the server's own, "
                 "such as FLTrust"
             )
-        known = self.known(view)
         dtype = rows.accumulator(view.updates.dtype)
         root = jnp.where(jnp.isfinite(rows.squared_norms(root)), root, 0).astype(dtype)
         length = jnp.linalg.norm(root)

@@ -6,7 +6,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxfl.aggregators.product_space import adapters_of, factors_of
-from jaxfl.attacks.base import Attack
+from jaxfl.attacks.base import OWN, Attack
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.types import State
@@ -33,6 +33,7 @@ class Gauge(Attack):
     learning_rate: Scalar = field(default=1.0, above=0)
     """The server's, by which it multiplies the aggregate."""
     crafts = capability(True)
+    knows = capability(OWN)
     streams = capability(True)
     follows_model = capability(True)
 

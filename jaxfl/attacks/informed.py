@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import ALL, OWN, Attack
+from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, rows
@@ -52,7 +52,9 @@ class InformedAttack(Attack):
             return view
         n = view.updates.shape[0]
         mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
-        turn = jnp.arange(n) % jnp.maximum(jnp.sum(view.own), 1)
+        # In turn over the rows of others, wherever the attackers' own stand among them.
+        others = jnp.cumsum(~view.own, dtype=jnp.int32) - 1
+        turn = jnp.maximum(others, 0) % jnp.maximum(jnp.sum(view.own, dtype=jnp.int32), 1)
         standing = mine[turn]
         likely = mean_of_known(view.updates, view.own)
         return view.replace(
@@ -66,7 +68,7 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
     name, kind = type(owner).__name__, type(inner).__name__
     if inner.poisons or not inner.crafts:
         raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
-    if owner.knowledge == PARTIAL and inner.knows == ALL:
+    if owner.knowledge == PARTIAL and inner.knows not in (NOTHING, OWN):
         raise ValueError(
             f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
             f"which knows {ALL}"

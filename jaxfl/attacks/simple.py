@@ -65,6 +65,7 @@ class Noise(Attack):
     std: Scalar = field(default=0.5, at_least=0)
     """Standard deviation of the noise."""
     crafts = capability(True)
+    knows = capability(OWN)
     streams = capability(True)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
@@ -115,6 +116,7 @@ class Scaling(Attack):
     factor: Scalar = field(above=0)
     """Multiplies the attackers' updates."""
     crafts = capability(True)
+    knows = capability(OWN)
     streams = capability(True)
 
     @classmethod
@@ -141,6 +143,7 @@ class ReverseScaling(Attack):
     factor: Scalar = field(default=100.0, at_least=0)
     """Multiplies the attackers' updates, which are turned around."""
     crafts = capability(True)
+    knows = capability(OWN)
     streams = capability(True)
 
     @classmethod
@@ -221,6 +224,7 @@ class BitFlip(Attack):
     coordinates: int | None = field(default=1000, at_least=1)
     """How many coordinates, from the first; none: all."""
     crafts = capability(True)
+    knows = capability(OWN)
     streams = capability(True)
 
     @classmethod

@@ -86,7 +86,7 @@ class Defence(Struct):
         """The defence as those know it who see their own updates only.
 
         The server's own update and samples are no attacker's, nor is a memory of what honest
-        clients sent, nor how many samples these have.
+        clients sent, nor how many samples these have, nor who of them takes part.
 
         Args:
           likely: what they take the server's own update for.
@@ -95,6 +95,7 @@ class Defence(Struct):
         given, shares = self.context, self.context.weights[standing]
         context = given.replace(
             weights=rows.safe_ratio(shares, jnp.sum(shares)),
+            present=None if given.present is None else jnp.ones_like(given.present),
             root_update=None if given.root_update is None else likely,
             root_batch=jax.tree.map(jnp.zeros_like, given.root_batch),
         )

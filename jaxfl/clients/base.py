@@ -71,7 +71,8 @@ class Samples(Struct):
             draw, order = jax.random.split(jax.random.fold_in(order, step))
             rate = jnp.minimum(size / count, 1.0)
             drawn = jax.random.binomial(draw, self.count.astype(rate.dtype), rate)
-            place = jnp.arange(_slots(size, self.capacity, self.overflow), dtype=jnp.int32)
+            most = min(self.capacity, slots(size, self.overflow))
+            place = jnp.arange(most, dtype=jnp.int32)
             taken = place < jnp.where(rate < 1, drawn, self.count)
         # Padding repeats the client's own samples: the loss masks them, but batch statistics
         # are computed from them too.
@@ -80,12 +81,15 @@ class Samples(Struct):
 
 
 @functools.lru_cache
-def _slots(size: int, capacity: int, overflow: float) -> int:
+def slots(size: int, overflow: float | None) -> int:
+    """Of a batch of ``size`` samples, drawn as ``Samples.overflow`` says, of a client with many."""
+    if overflow is None:
+        return size
     from scipy.special import pdtrc  # slow to import
 
     # The tail of a binomial of mean ``size`` is below that of the Poisson of the same mean.
     counts = np.arange(size, size + int(50 * np.sqrt(size)) + 200)
-    return min(capacity, int(counts[np.argmax(pdtrc(counts, size) <= overflow)]))
+    return int(counts[np.argmax(pdtrc(counts, size) <= overflow)])
 
 
 class Message(Struct):
@@ -125,13 +129,14 @@ class ClientAlgorithm(Component):
     aggregation treat them as one long vector."""
     private = capability(False)
     """Whether what a client sends depends on its samples through the gradients of
-    ``objective.value_and_grad`` alone. Privacy of examples noises these, and so covers it; the
-    loss beside them is left as it is, for the record. Such an algorithm also overrides ``uses``."""
+    ``objective.value_and_grad`` alone, each of a batch of ``batch_size`` and with a key of its own:
+    by the key the noise is drawn. Privacy of examples noises these, and so covers it; the loss
+    beside them is left as it is, for the record. Such an algorithm also overrides ``uses``."""
     personalises = capability(False)
     """Whether clients use, and are evaluated by, models of their own; see ``personal``."""
     post_processes = capability(False)
-    """Whether ``finish`` knows the clients only through the aggregate. Central privacy asks for
-    it: what is computed from a private aggregate alone is private too."""
+    """Whether ``finish`` knows the clients only through the aggregate. Mechanisms of privacy that
+    noise it ask for that: what is computed from a private aggregate alone is private too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,7 +225,10 @@ class ClientAlgorithm(Component):
         Args:
           server: the server half's memory.
           aggregate: the aggregate of the messages.
-          messages: of all clients in the cohort; not to be read where ``post_processes``.
+          messages: of all clients in the cohort as the rule is given them, and 0 from those who
+            are absent; not to be read where ``post_processes``. Losses are NaN where there is a
+            mechanism of privacy, and so are steps unless the algorithm is ``private``: no noise
+            covers them.
           context: what else the server knows.
           share: the share of the population that took part; with central privacy, which must
             not reveal it, the expected share.

@@ -106,6 +106,11 @@ class Privacy(Component):
         """Whether it works on messages, so that it can come before or after the attack."""
         return type(self).message is not Privacy.message
 
+    @property
+    def noises_aggregate(self) -> bool:
+        """Whether it works on the aggregate; noise is then taken to be there, not on messages."""
+        return type(self).release is not Privacy.release
+
     def check_declared(self) -> None:
         """Raises ValueError where the class adds no noise or does not say what it releases."""
         name = type(self).__name__
@@ -252,7 +257,7 @@ class Privacy(Component):
     def caveats(self, run: Deployment) -> tuple[str, ...]:
         """What is not guaranteed in such a run, besides noise that is missing."""
         local = type(self).objective is not Privacy.objective or self.on_messages
-        clean = not local or run.noise_order == ATTACK_FIRST
+        clean = self.noises_aggregate or not local or run.noise_order == ATTACK_FIRST
         overheard = (OVERHEARD,) if clean and run.overheard else ()
         return (*overheard, *((SAID_OPENLY,) if run.fairness else ()))
 

@@ -10,17 +10,25 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxfl.clients import ClientAlgorithm
-from jaxfl.component import Component, Scalar, capability, field, promises
+from jaxfl.component import Component, Scalar, capability, field
 from jaxfl.numerics import rows
 from jaxfl.participation import Poisson, Uniform
 from jaxfl.privacy.base import Privacy, draw
-from jaxfl.privacy.deployment import CLIENT, GAUSSIAN, OVERHEARD, Deployment, Release, Turn
+from jaxfl.privacy.deployment import (
+    CLIENT,
+    GAUSSIAN,
+    OVERHEARD,
+    SMALLEST,
+    Deployment,
+    Release,
+    Turn,
+)
 from jaxfl.privacy.example import LIKE_POISSON
 from jaxfl.types import State
 
 
 class QuantileClip(Component):
-    """A clip that follows a quantile of the norms: ``C <- C exp(-rate (b - quantile))``.
+    """A clip that follows a quantile of the norms: ``C <- C exp(-rate (b - quantile))``, >= 1e-10.
 
     b is the share of the cohort whose norm is at most C, noised with standard deviation
     ``noise`` in units of clients (None: a twentieth of the expected cohort). The whole mechanism
@@ -33,7 +41,7 @@ class QuantileClip(Component):
     """
 
     name = "quantile"
-    initial: Scalar = field(default=0.1, above=0)
+    initial: Scalar = field(default=0.1, at_least=SMALLEST)
     """The clip of the first round."""
     quantile: Scalar = field(default=0.5, at_least=0, at_most=1)
     """The share of norms that should be below the clip."""
@@ -115,7 +123,7 @@ class CentralPrivacy(Privacy):
     """
 
     name = "central"
-    clip: Scalar | QuantileClip = field(default=1.0, above=0)
+    clip: Scalar | QuantileClip = field(default=1.0, at_least=SMALLEST)
     """Largest norm of an update; a number, or a clip that adapts."""
     correlated: BandedNoise | None = None
     """Noise that later rounds partly cancel; none: independent in each round."""
@@ -151,11 +159,6 @@ class CentralPrivacy(Privacy):
 
     def check(self, algorithm: ClientAlgorithm, noise_order: str, expected: int) -> None:
         super().check(algorithm, noise_order, expected)
-        if not promises(algorithm, "post_processes"):
-            raise ValueError(
-                f"{type(algorithm).__name__} multiplies the aggregate by numbers of the cohort, "
-                f"which {type(self).__name__} does not cover"
-            )
         if isinstance(self.clip, QuantileClip):
             bits, z = np.min(self.clip.bits_noise(expected)), np.max(self.multiplier())
             if 2 * bits <= z:
@@ -218,6 +221,7 @@ class CentralPrivacy(Privacy):
             noised = below + jnp.where(multiplier > 0, bits, 0) * jax.random.normal(bits_key)
             excess = noised / expected + 0.5 - jnp.asarray(self.clip.quantile, jnp.float32)
             new_clip = clip * jnp.exp(-jnp.asarray(self.clip.rate, jnp.float32) * excess)
+            new_clip = jnp.maximum(new_clip, SMALLEST)
             multiplier = multiplier / jnp.sqrt(1 - jnp.square(multiplier / (2 * bits)))
         noise = draw(GAUSSIAN, noise_key, aggregate.astype(jnp.float32))
         if self.correlated is not None:

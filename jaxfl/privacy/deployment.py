@@ -13,6 +13,8 @@ from jaxfl.types import Struct
 GAUSSIAN, LAPLACE = "gaussian", "laplace"
 STEP = 1e-4
 """Step at which privacy loss distributions are discretised: errors add up over releases."""
+SMALLEST = 1e-10
+"""The least clip: squares of much smaller numbers are 0 in float32, and so would norms be."""
 NOISE_FIRST, ATTACK_FIRST = "noise_then_attack", "attack_then_noise"
 
 NOTHING = "nothing"

@@ -10,12 +10,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from jaxfl.clients import ClientAlgorithm, Samples
+from jaxfl.clients.base import slots
 from jaxfl.component import Scalar, capability, field, promises
 from jaxfl.models.objective import ModelState, Objective
 from jaxfl.models.per_example import clipped_sum
 from jaxfl.numerics.rows import accumulator
 from jaxfl.privacy.base import Privacy, draw
-from jaxfl.privacy.deployment import EXAMPLE, GAUSSIAN, NOBODY, Deployment, Release
+from jaxfl.privacy.deployment import EXAMPLE, GAUSSIAN, NOBODY, SMALLEST, Deployment, Release
 from jaxfl.types import Batch, PyTree
 
 POISSON, FIXED = "poisson", "fixed"
@@ -46,7 +47,7 @@ class ExamplePrivacy(Privacy):
     """
 
     name = "example"
-    clip: Scalar = field(default=1.0, above=0)
+    clip: Scalar = field(default=1.0, at_least=SMALLEST)
     """Largest norm of an example's gradient."""
     sampling: str = field(default=POISSON, choices=(POISSON, FIXED))
     """How a batch is drawn."""
@@ -78,8 +79,13 @@ class ExamplePrivacy(Privacy):
     ) -> "PrivateObjective":
         """The objective of a client with so many samples, whose gradients are private."""
         expected = count if batch_size is None else jnp.minimum(batch_size, count)
+        overflow = self.overflow if self.sampling == POISSON else None
         return PrivateObjective(
-            **vars(objective), plain=objective, privacy=self, expected=jnp.maximum(expected, 1)
+            **vars(objective),
+            plain=objective,
+            privacy=self,
+            expected=jnp.maximum(expected, 1),
+            most=None if batch_size is None else slots(batch_size, overflow),
         )
 
     def releases(self, run: Deployment) -> Sequence[Release]:
@@ -95,7 +101,7 @@ class ExamplePrivacy(Privacy):
             lost = steps * run.taken * self.overflow if size < samples else 0.0
             return Release(multiplier, steps * run.taken, size / samples, lost)
         if algorithm.gradients:
-            return Release(multiplier / 2, run.taken, size / samples)
+            return Release(multiplier / 2, steps * run.taken, size / samples)
         # A pass has every example in one batch: no sampling, one release.
         return Release(multiplier / 2, passes * run.taken)
 
@@ -120,10 +126,18 @@ class PrivateObjective(Objective):
     privacy: ExamplePrivacy
     expected: Array
     """Expected size of a batch."""
+    most: int | None
+    """Slots of a batch, for which epsilon is counted; None: all samples of the client."""
 
     def value_and_grad(
         self, params: PyTree, model_state: ModelState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[tuple[Float[Array, ""], ModelState], PyTree]:
+        size = batch.labels.shape[0]
+        if self.most is not None and size > self.most:
+            raise ValueError(
+                f"{type(self.privacy).__name__}: a gradient of {size} samples; epsilon is counted "
+                f"for batches of batch_size, which have at most {self.most}"
+            )
         model_key, noise_key = jax.random.split(key)
         loss, model_state, total = clipped_sum(
             self.plain,

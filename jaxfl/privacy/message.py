@@ -9,7 +9,15 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.rows import accumulator
 from jaxfl.privacy.base import Privacy, clipped, draw
-from jaxfl.privacy.deployment import GAUSSIAN, LAPLACE, MESSAGE, NOBODY, Deployment, Release
+from jaxfl.privacy.deployment import (
+    GAUSSIAN,
+    LAPLACE,
+    MESSAGE,
+    NOBODY,
+    SMALLEST,
+    Deployment,
+    Release,
+)
 
 UNCLIPPED = "without a clip a message may be arbitrarily large"
 
@@ -37,7 +45,7 @@ class MessagePrivacy(Privacy):
     """
 
     name = "message"
-    clip: Scalar | None = field(default=None, above=0)
+    clip: Scalar | None = field(default=None, at_least=SMALLEST)
     """Largest norm of a message; none: no clip and no guarantee."""
     mechanism: str = field(default=GAUSSIAN, choices=(GAUSSIAN, LAPLACE))
     """The noise, and with it the norm: Euclidean, or the sum of magnitudes."""

@@ -43,6 +43,8 @@ from jaxfl.attacks import (
     OptimizedALIE,
     OptimizedIPM,
     Scaling,
+    ShiftSearch,
+    SignFlip,
     TimeVarying,
     TNBSStealth,
 )
@@ -273,7 +275,9 @@ def test_the_threat_model_is_stated(name):
     partial = getattr(attack, "knowledge", None)
     if partial is not None:
         assert attack.knows == ALL
-        assert with_partial_knowledge(attack).knows == OWN
+        part = with_partial_knowledge(attack)
+        assert part.knows == OWN
+        assert part.threat_model[1] == OWN + "; tries the defence" * part.probes
     controls, knows = type(attack).threat()
     if callable(getattr(attack, "parts", None)):
         assert (controls, knows) == ("as its attacks", "as its attacks")
@@ -291,10 +295,7 @@ def test_partial_knowledge_reads_only_the_attackers_own_rows(name):
     x, byzantine = draw(), mask(1, 4, 6)
     other = np.where(byzantine[:, None], x, -3 * x[::-1])
     one, two = (np.asarray(attacked(attack, u, byzantine)[0])[byzantine] for u in (x, other))
-    if isinstance(attack, ByzMean):  # what the mean misses is shared out, not what is known
-        np.testing.assert_allclose(one[0], two[0], rtol=1e-4, atol=1e-5)
-    else:
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     full = np.asarray(attacked(NAMED[name], x, byzantine)[0])[byzantine]
     assert not np.allclose(one, full, rtol=1e-3)
 
@@ -327,6 +328,11 @@ def sent_against(attack, rule, memory, known, key):
     [
         (OptimizedIPM, "root update"),
         pytest.param(OptimizedIPM, "root batch", marks=pytest.mark.slow),
+        (FLTrustAdaptive, "root update"),
+        *(
+            pytest.param(kind, "root update", marks=pytest.mark.slow)
+            for kind in (AGRTailored, OptimizedALIE, ShiftSearch)
+        ),
         (OptimizedIPM, "memory"),
         (GradientAttack, "memory"),
         pytest.param(GradientAttack, "numbers of samples", marks=pytest.mark.slow),
@@ -391,6 +397,7 @@ def test_absent_clients_are_not_honest():
 def test_a_defence_can_be_probed():
     class Probing(Attack):
         crafts = capability(True)
+        knows = capability(ALL)
 
         def craft(self, view, state):
             return -view.defence.probe(view.updates)[None], state
@@ -404,6 +411,7 @@ def test_a_defence_can_be_probed():
 def test_the_base_sends_what_is_honest():
     class Polite(Attack):
         crafts = capability(True)
+        knows = capability(OWN)
 
         def craft(self, view, state):
             return super().craft(view, state)
@@ -435,6 +443,42 @@ def test_an_attack_that_would_silently_do_nothing_is_refused():
         class Sly(Attack):
             def craft(self, view, state):
                 return view.own_rows(), state
+
+    with pytest.raises(TypeError, match="Nosy overrides craft but does not say what it knows"):
+
+        class Nosy(Attack):
+            crafts = capability(True)
+
+            def craft(self, view, state):
+                return view.updates[:1], state
+
+    with pytest.raises(TypeError, match="Listening overrides observe but does not say what it kn"):
+
+        class Listening(Gaussian):
+            def observe(self, view, state):
+                return view.updates
+
+    with pytest.raises(TypeError, match="Borrowed overrides known but does not say what it knows"):
+
+        class Borrowed(ALIE):
+            def known(self, view):
+                return view.honest
+
+    with pytest.raises(TypeError, match="Turned overrides craft but does not say what it knows"):
+
+        class Turned(SignFlip):
+            def craft(self, view, state):
+                return view.updates[:1], state
+
+    class Half(Attack):
+        crafts = capability(True)
+        knows = capability("half of them")
+
+        def craft(self, view, state):
+            return view.own_rows(), state
+
+    with pytest.raises(ValueError, match=r"Half\.knows must be 'nothing', 'its own up"):
+        Half()
 
     with pytest.raises(TypeError, match="Poisoner overrides poison but does not declare it"):
 

@@ -35,6 +35,7 @@ from jaxfl import (
     data,
 )
 from jaxfl.attacks import Attack
+from jaxfl.attacks.base import ALL
 from jaxfl.component import capability
 from jaxfl.data import IID, Dataset, Dirichlet, RootData
 from jaxfl.models import MLP, Softmax
@@ -191,6 +192,7 @@ class Foretells(Attack):
     """Sends what it thinks that the server will make of the round as it is."""
 
     crafts = capability(True)
+    knows = capability(ALL)
     probes = capability(True)
 
     def craft(self, view, state):

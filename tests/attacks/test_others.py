@@ -26,6 +26,7 @@ from jaxfl.attacks import (
     SignFlip,
     TimeVarying,
 )
+from jaxfl.attacks.base import NOTHING
 from jaxfl.component import capability
 from jaxfl.types import Batch, Spec
 
@@ -244,6 +245,7 @@ def test_onset_of_data(key):
 
 class Counting(Attack):
     crafts = capability(True)
+    knows = capability(NOTHING)
 
     def init(self, spec):
         return jnp.int32(7)

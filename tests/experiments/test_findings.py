@@ -1,6 +1,7 @@
 """What papers state, beside what came out; reduced versions; pictures of sweeps."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -105,6 +106,17 @@ def test_claims_are_compared_cell_by_cell():
     assert evens.startswith("noise evens out: **reproduced** (client_variance in squared %; ")
     assert evens.endswith("; Median: 400 against 100).")
     assert none.endswith("not compared, the sweep has no such cells.")
+
+
+def test_a_cell_that_diverged_counts_nothing_in_a_claim_and_no_spread_at_all():
+    """Its accuracy is 0; its variance, which is best at 0, is not compared."""
+    lost = [(0.9, 0.04), (0.8, 0.02), (math.nan, math.nan), *OUTCOME[3:]]
+    found = results(lost)
+    assert [r.status for r in found][:3] == ["done", "done", "diverged"]
+    assert pairs(findings(experiment())[0], found, "accuracy")[0] == ("Median", 0.9, 0.0)
+    costs, evens, _ = (verdict.markdown for verdict in verdicts(experiment(), found))
+    assert "(accuracy in %; Median: 90 against 0; TrimmedMean: 60 against 65)" in costs
+    assert evens.endswith("not compared, the sweep has no such cells.")
 
 
 def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):

@@ -27,6 +27,7 @@ from jaxfl import (
 )
 from jaxfl.accounting import Meter, calibrate, gaussian_epsilon, guarantee
 from jaxfl.clients import SCAFFOLD
+from jaxfl.component import capability
 from jaxfl.experiments import schema
 from jaxfl.fairness import QFFL
 from jaxfl.participation import Cyclic
@@ -150,6 +151,23 @@ def test_batches_of_one_size_protect_a_replaced_example_at_half_the_noise():
     assert epsilon(steps, EQUAL, 10, "rdp") == pytest.approx(
         renyi(dp_accounting.GaussianDpEvent(1.0), 20)
     )
+
+
+def test_gradients_of_ones_own_that_a_round_takes_are_all_counted():
+    class Thrice(FedSGD):
+        """Sends the sum of three gradients, each of a batch of its own."""
+
+        private = capability(True)
+        post_processes = capability(True)
+
+        def uses(self, per_pass):
+            return 3, 1
+
+    for sampling, sigma in (("poisson", 2.0), ("fixed", 1.0)):
+        federation = example(50, 2.0, Thrice, sampling=sampling, overflow=1e-30)
+        assert epsilon(federation, EQUAL, 10, "rdp") == pytest.approx(
+            renyi(sampled(0.05, sigma), 30), rel=1e-6
+        )
 
 
 def test_laplacian_noise_is_no_worse_than_plain_composition():
@@ -381,7 +399,8 @@ def test_targets_that_no_noise_reaches(privacy, message):
     [
         ({"noise_multiplier": -1.0}, "noise_multiplier must be at least 0; got -1"),
         ({"noise_multiplier": math.nan}, "noise_multiplier must be finite"),
-        ({"clip": 0.0}, "clip must be above 0"),
+        ({"clip": 0.0}, "clip must be at least 1e-10"),
+        ({"clip": 1e-20}, "clip must be at least 1e-10"),  # its square is 0 in float32
         ({"clip": math.inf}, "clip must be finite"),
         ({"delta": 1.0}, "delta must be above 0 and below 1"),
         ({"discretisation": 0.0}, "discretisation must be above 0 and below 1"),
@@ -440,6 +459,16 @@ def test_the_meter_says_during_the_run_what_the_guarantee_says_then():
     for rounds, taken in ((1, 1), (40, 26)):
         whole = guarantee(federation, sizes, rounds, participations=taken, accountant="rdp")
         assert meter(rounds, taken) == pytest.approx(whole.epsilon)
+
+
+def test_the_meter_counts_in_early_rounds_who_has_no_guarantee_less_at_the_end():
+    """2,000 samples use up delta by truncation; until then 20, which are never sampled, count."""
+    federation = example(50, 2.0, overflow=1e-7)
+    meter = Meter(federation, [20, 2_000], 200)
+    assert meter(200, 200) == math.inf
+    few, many = (guarantee(federation, [n], 1, accountant="rdp").epsilon for n in (20, 2_000))
+    assert meter(1, 1) == pytest.approx(few, rel=0.1)
+    assert many < 0.5 * few
 
 
 def test_a_run_whose_guarantee_does_not_hold_warns():

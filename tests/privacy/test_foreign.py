@@ -333,10 +333,35 @@ def test_an_algorithm_that_changes_how_it_works_is_private_no_more():
     examples, clients = jaxfl.ExamplePrivacy(noise_multiplier=1.0), central().privacy
     with pytest.raises(ValueError, match="Leaky sends more than gradients of samples"):
         given(Leaky, examples).check(20)
-    with pytest.raises(ValueError, match="Nosy multiplies the aggregate by numbers of the cohort"):
+    with pytest.raises(ValueError, match="Nosy: its server's half may know clients"):
         given(Nosy, clients).check(20)
     for privacy in (examples, clients):
         given(Same, privacy).check(20)
+
+
+@pytest.mark.parametrize("order", ["noise_then_attack", "attack_then_noise"])
+def test_the_servers_half_sees_messages_as_they_were_sent_and_no_losses(order):
+    class First(FedSGD):
+        """Steps along one client's message."""
+
+        def finish(self, server, aggregate, messages, context, share):
+            return messages.update[0], server
+
+    class Lost(FedSGD):
+        def finish(self, server, aggregate, messages, context, share):
+            return aggregate * 0 + messages.loss[0], server
+
+    def moved(algorithm, privacy):
+        parts = {"algorithm": algorithm(batch_size=4), "privacy": privacy, "noise_order": order}
+        simulation = Simulation(Federation(**parts), ragged(), Softmax())
+        before, sent = simulation.state.params, simulation.messages().sent[0]
+        return (before - simulation.run(1).state.params) / 0.1, sent
+
+    noised = MessagePrivacy(clip=0.01, noise_multiplier=50.0)
+    change, sent = moved(First, noised)
+    assert np.std(sent) > 0.2
+    np.testing.assert_allclose(change, sent, rtol=1e-3, atol=1e-5)
+    assert np.isnan(moved(Lost, noised)[0]).all()
 
 
 def test_no_privacy_promises_nothing_below_it_either():
