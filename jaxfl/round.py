@@ -260,10 +260,10 @@ def _messages(federation: Federation, received: Received, told: Told) -> Message
     if present is not None:
         sent = each(lambda row, there: jnp.where(there, row, 0), sent, present)
     if federation.private:
-        loss = jnp.full_like(loss, jnp.nan)
+        loss = jnp.full(loss.shape, jnp.nan)
         # Of one that is private, they are a number of its samples.
         if not promises(federation.algorithm, "private"):
-            steps = jnp.full_like(steps, jnp.nan)
+            steps = jnp.full(steps.shape, jnp.nan)
     return Message(sent, loss, told.model_state, steps)  # pyright: ignore
 
 

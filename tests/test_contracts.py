@@ -95,6 +95,8 @@ class Trained(FedSGD):
 
     kind: str = ""
 
+    post_processes = capability(True)
+
     def init(self, spec):
         return {"init": "nothing"}.get(self.kind, ())
 
@@ -183,7 +185,7 @@ class Drawn(Participation):
 
     @property
     def separation(self):
-        return 0.5 if self.kind == "between" else 1
+        return {"between": 0.5, "too soon": 2}.get(self.kind, 1)
 
     def cohort(self, population):
         return population / 2 if self.kind == "cohort" else population
@@ -198,6 +200,7 @@ class Drawn(Participation):
             "branch": lambda: (ids if turn % 2 else ids[::-1], None),
             "twice": lambda: (jax.random.randint(key, ids.shape, 0, population), None),
             "nobody": lambda: (ids + turn, None),
+            "empty": lambda: (ids, ids < 3),
         }.get(self.kind, lambda: (ids, None))()
 
 
@@ -291,6 +294,8 @@ COHORTS = {
     "ids alone": r"Drawn.sample returned int32\[7\]; needs \(int32\[7\], None\)",
     "branch": "Drawn.sample raised TracerBoolConversionError",
     "twice": r"Drawn.sample drew \[.*\] in round 0; needs different clients from 0 to 6",
+    "empty": r"Drawn.sample drew \[0, .*, 6\] in round 0; needs .*, and 7 in empty slots",
+    "too soon": "Drawn.sample drew client 0 in rounds 0 and 1; its separation says 2 rounds at",
     "nobody": r"Drawn.sample drew \[1, .*, 7\] in round 1; needs different clients from 0 to 6",
 }
 STEPS = {

@@ -89,7 +89,8 @@ class Combination(Attack):
 
     @capability
     def knows(self) -> str:
-        return max((part.knows for part in self.parts()), key=(NOTHING, OWN, ALL).index)
+        known = (part.knows for part in self.parts())
+        return max(known, key=(NOTHING, OWN, ALL).index, default=NOTHING)
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         for part in self.parts():

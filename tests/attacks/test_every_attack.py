@@ -314,6 +314,27 @@ def test_partial_knowledge_does_not_tell_how_many_take_part(name):
     np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [ShiftSearch, OptimizedIPM, OptimizedALIE, AGRTailored])
+def test_a_defence_is_tried_without_who_else_takes_part(kind):
+    """The mean is over those present, and others stand before attackers as it happens."""
+    attack, x, key = kind.example().replace(knowledge="partial"), draw(), jax.random.key(0)
+    ends = []
+    for own, absent in (([1, 4, 6], []), ([1, 4, 6], [0, 3, 7]), ([0, 5, 7], [2, 3])):
+        moved = x.copy()
+        moved[own] = x[[1, 4, 6]]
+        present = jnp.asarray(~np.isin(np.arange(N), absent))
+        known, rule = context(present=present), Mean(weighted=False)
+        defence = Defence(aggregator=rule, state=(), context=known, start=())
+        rows = jnp.asarray(moved), jnp.asarray(mask(*own))
+        state = attack.init(Spec(N, N, D, MOST))
+        found, _ = jax.jit(attack_rows, static_argnums=7)(
+            attack, *rows, state, known, key, defence, MOST
+        )
+        ends.append(np.asarray(found)[own])
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], rtol=1e-4, atol=1e-5)
+
+
 @jax.jit
 def sent_against(attack, rule, memory, known, key):
     """What the attackers send where the rule remembers this, in a round of which it knows this."""

@@ -77,6 +77,7 @@ def results(of):
                 line(
                     cell,
                     accuracy,
+                    test_loss=math.nan if math.isnan(accuracy) else 1.0,
                     guaranteed_epsilon=None if i % 3 == 0 else 7.0 / i,
                     **{f"client_{n}": variance for n in NAMES},
                 )

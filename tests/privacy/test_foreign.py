@@ -354,14 +354,126 @@ def test_the_servers_half_sees_messages_as_they_were_sent_and_no_losses(order):
     def moved(algorithm, privacy):
         parts = {"algorithm": algorithm(batch_size=4), "privacy": privacy, "noise_order": order}
         simulation = Simulation(Federation(**parts), ragged(), Softmax())
-        before, sent = simulation.state.params, simulation.messages().sent[0]
-        return (before - simulation.run(1).state.params) / 0.1, sent
+        before, sent = np.array(simulation.state.params), simulation.messages().sent[0]
+        return (before - np.asarray(simulation.run(1).state.params)) / 0.1, sent
 
     noised = MessagePrivacy(clip=0.01, noise_multiplier=50.0)
     change, sent = moved(First, noised)
     assert np.std(sent) > 0.2
     np.testing.assert_allclose(change, sent, rtol=1e-3, atol=1e-5)
     assert np.isnan(moved(Lost, noised)[0]).all()
+
+
+def test_steps_are_told_only_where_they_follow_from_numbers_of_samples():
+    class Tells(FedSGD):
+        def step(self, objective, broadcast, samples, state, key):
+            message, state = super().step(objective, broadcast, samples, state, key)
+            return message.replace(steps=message.loss), state
+
+        def finish(self, server, aggregate, messages, context, share):
+            return aggregate * 0 + messages.steps[0], server
+
+    noised = MessagePrivacy(clip=1.0, noise_multiplier=1.0)
+    for privacy, hidden in ((noised, True), (NoPrivacy(), False)):
+        federation = Federation(algorithm=Tells(batch_size=4), privacy=privacy)
+        params = Simulation(federation, ragged(), Softmax()).run(1).state.params
+        assert np.isnan(params).all() == hidden
+    nova = Federation(algorithm=jaxfl.FedNova(batch_size=4), privacy=noised)
+    assert not Simulation(nova, ragged(), Softmax()).run(1).diverged
+
+
+def test_the_servers_half_sees_nothing_of_the_absent():
+    class Sees(FedSGD):
+        def init_server(self, spec):
+            return jnp.zeros((spec.cohort, spec.dim))
+
+        def finish(self, server, aggregate, messages, context, share):
+            return aggregate, messages.update
+
+    parts = {"algorithm": Sees(batch_size=4), "participation": jaxfl.Poisson(rate=0.4)}
+    run = Simulation(Federation(**parts), ragged(sizes=(5,) * 6), Softmax())
+    for _ in range(3):
+        before = np.array(run.state.participations)
+        state = run.run(1).state
+        came = np.sum(np.asarray(state.participations) - before)
+        assert np.sum(np.any(np.asarray(state.server) != 0, axis=1)) == came
+    assert 0 < np.sum(before) < 12
+
+
+class Distributed(MessagePrivacy):
+    """Each client adds a share of the noise, a sum that hides the rest is all the server has."""
+
+    protects = capability(CLIENT)
+    trusts = capability("trusts a secure sum")
+    hides_cohort = capability(True)
+
+    def releases(self, run):
+        return (Release(float(self.multiplier()), run.rounds),)
+
+
+class ClippedAtHome(Privacy):
+    """Clients clip, the server noises."""
+
+    protects = capability(CLIENT)
+    trusts = capability("trusts the server")
+    hides_cohort = capability(True)
+
+    def message(self, message, key, crafted=False):
+        return message / jnp.maximum(1, jnp.linalg.norm(message))
+
+    def release(self, aggregate, seen, turn, state, key):
+        return aggregate + jax.random.normal(key, aggregate.shape) / turn.expected, state
+
+    def releases(self, run):
+        return (Release(1.0, run.rounds),)
+
+    def neighbours(self, run):
+        return "one client replaced by nothing"
+
+
+def test_what_covers_the_aggregate_alone_does_not_cover_messages():
+    """Neither the server's half of an algorithm that reads them, nor attackers who do."""
+    nova = {"algorithm": jaxfl.FedNova(), "aggregator": Mean(weighted=False)}
+    for privacy in (Distributed(clip=1.0, noise_multiplier=1.0), ClippedAtHome()):
+        with pytest.raises(ValueError, match=f"all that {type(privacy).__name__} covers"):
+            Federation(privacy=privacy, **nova).check(20)
+    with pytest.raises(ValueError, match="all that CentralPrivacy covers"):
+        guarantee(central(**nova), EQUAL, 10)  # which says nothing that check would refuse
+    told = {"attack": jaxfl.ALIE(), "byzantine": 2}
+    assert "other clients' clean updates" in str(
+        guarantee(Federation(privacy=ClippedAtHome(), **told), EQUAL, 10)
+    )
+    calm = Federation(privacy=MessagePrivacy(clip=1.0, noise_multiplier=1.0), **told)
+    assert guarantee(calm, EQUAL, 10).holds  # what they see is noised
+
+    class Milder(NoPrivacy):
+        def release(self, aggregate, seen, turn, state, key):
+            return aggregate * 0.9, state
+
+    Federation(privacy=Milder(), **nova).check(20)
+
+
+def test_batches_larger_than_epsilon_counts_are_refused():
+    class Larger(FedSGD):
+        private = capability(True)
+        post_processes = capability(True)
+
+        def step(self, objective, broadcast, samples, state, key):
+            batch = samples.batch(0, samples.capacity, key, key)
+            given = broadcast.params, broadcast.model_state, batch, key
+            (loss, model_state), gradient = objective.value_and_grad(*given)
+            update = jax.flatten_util.ravel_pytree(gradient)[0]
+            return jaxfl.clients.Message(update, loss, model_state, jnp.float32(1)), state
+
+    for sampling in ("fixed", "poisson"):
+        privacy = jaxfl.ExamplePrivacy(noise_multiplier=1.0, sampling=sampling)
+        data, parts = ragged(sizes=(90,) * 4), {"privacy": privacy}
+        assert (
+            not Simulation(Federation(algorithm=Larger(), **parts), data, Softmax()).run(1).diverged
+        )
+        small = Federation(algorithm=Larger(batch_size=1), **parts)
+        with pytest.raises(ValueError, match="a gradient of 90 samples; epsilon is counted"):
+            Simulation(small, data, Softmax()).run(1)
 
 
 def test_no_privacy_promises_nothing_below_it_either():
