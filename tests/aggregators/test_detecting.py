@@ -74,6 +74,38 @@ def test_rflbat_drops_what_is_far_from_everybody():
     np.testing.assert_array_equal(turned.info.selected, strict.info.selected)
 
 
+def two_parts(points):
+    """The best split into two, of all there are."""
+    splits = [np.array([(k >> i) & 1 for i in range(N)], bool) for k in range(1, 2 ** (N - 1))]
+
+    def spread(part):
+        return sum(((points[p] - points[p].mean(axis=0)) ** 2).sum() for p in (part, ~part))
+
+    best = min(splits, key=spread)
+    return min(best.tolist(), (~best).tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rflbat_clusters_the_plane_as_it_is(seed):
+    """Two backdoored clients far along one axis; the honest ones of two kinds along the other."""
+    random = np.random.default_rng(seed)
+    x = 0.1 * random.normal(size=(N, D))
+    x[:, 0] += np.where(np.arange(N) < 2, 10, 0)
+    x[:, 1] += np.where(np.arange(N) % 2, 2.5, -2.5)
+    points = plane(x)
+    scaled = (points - points.min(axis=0)) / np.ptp(points, axis=0)
+    mine = np.array(two_parts(points))
+    assert two_parts(points) != two_parts(scaled)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    alike = [np.median(cosines[np.ix_(p, p)].mean(axis=1)) for p in (mine, ~mine)]
+    kept = np.flatnonzero(mine if alike[0] < alike[1] else ~mine)
+    kept = kept[central(points[kept], 4.0)]
+    assert kept.tolist() == list(range(2, N))
+    result = answer(RFLBAT(clusters=2), x, seed=seed)
+    assert np.flatnonzero(result.info.selected).tolist() == kept.tolist()
+
+
 def lbfgs(moves, changes, v):
     """The authors' formula, pairs as columns."""
     s, y = np.array(moves).T, np.array(changes).T
