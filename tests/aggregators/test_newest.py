@@ -108,6 +108,12 @@ def test_foundation_fl_copies_nothing_that_is_not_finite():
         FoundationFL(rule=Krum(f=1))
 
 
+def test_foundation_fl_needs_a_majority_of_real_clients():
+    FoundationFL(rule=TrimmedMean(f=4)).check(10)
+    with pytest.raises(ValueError, match=r"TrimmedMean needs n > 2f clients; got n = 10, f = 5"):
+        FoundationFL(rule=TrimmedMean(f=5)).check(10)
+
+
 def splitting(x, f, order, size, rule):
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     scores = sum(np.linalg.norm(x[:, g] - rule(x[:, g]), axis=1) for g in groups)
