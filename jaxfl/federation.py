@@ -61,7 +61,8 @@ class Federation(Component):
         leaves_slots = self.participation.leaves_slots(population)
         self._check_fixed(population)
         self._check_messages(population)
-        self.aggregator.check(self.participation.cohort(population))
+        cohort = self.participation.cohort(population)
+        self.aggregator.check(cohort)
         if self.aggregator.needs_root and not root:
             raise ValueError(
                 f"{self.aggregator} needs samples of the server's own: set root of the data, such "
@@ -78,6 +79,11 @@ class Federation(Component):
             raise ValueError(
                 f"{self.attack} works against a defence with an update of the server's own, such "
                 f"as FLTrust; got {self.aggregator}"
+            )
+        if self.aggregator.needs_everybody and (leaves_slots or cohort < population):
+            raise ValueError(
+                f"{self.aggregator} compares what clients have sent in all rounds, so it does not "
+                f"go with {type(self.participation).__name__} participation; use Full"
             )
         if leaves_slots and not self.aggregator.accepts_absent:
             raise ValueError(

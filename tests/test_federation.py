@@ -9,8 +9,12 @@ from helpers import NumpySoftmax, client_arrays, ragged
 from jaxfl import (
     IPM,
     SGD,
+    ByzantineSGD,
+    Cyclic,
     Federation,
     FedSGD,
+    FLDetector,
+    Full,
     Krum,
     LabelFlip,
     Mean,
@@ -18,6 +22,7 @@ from jaxfl import (
     MessagePrivacy,
     NoPrivacy,
     Onset,
+    Pipeline,
     Poisson,
     SignFlip,
     Simulation,
@@ -217,11 +222,26 @@ def test_the_byzantine_clients_follow_the_seed():
             Federation(aggregator=Median(), participation=Poisson(rate=0.5)),
             r"Median\(lower=False\) cannot leave out absent clients",
         ),
+        *(
+            (
+                Federation(aggregator=rule, participation=some),
+                r"ByzantineSGD\(.* compares .* in all rounds, so it does not go with "
+                f"{type(some).__name__} participation; use Full",
+            )
+            for rule in (ByzantineSGD(), Pipeline(pre=[], rule=ByzantineSGD()))
+            for some in (Uniform(fraction=0.5), Poisson(rate=0.5), Cyclic(groups=3))
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_runs(federation, message):
     with pytest.raises(ValueError, match=message):
         make_plan(federation, ragged(SIZES), Softmax())
+
+
+def test_who_takes_part_in_every_round_can_be_compared_over_rounds():
+    for everybody in (Full(), Uniform(fraction=1.0), Cyclic(groups=1)):
+        Federation(aggregator=ByzantineSGD(), participation=everybody).check(9)
+    Federation(aggregator=FLDetector(), participation=Uniform(fraction=0.5)).check(9)
 
 
 def test_non_finite_clients_are_data():

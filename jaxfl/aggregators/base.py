@@ -50,6 +50,8 @@ class Aggregator(Component):
     """Can leave out slots that hold no client (Poisson sampling)."""
     by_client = capability(False)
     """Needs to know which client a row belongs to: rows must not be grouped before it."""
+    needs_everybody = capability(False)
+    """Compares sums over all rounds: every client must take part in each."""
     averages = capability(False)
     """Its answer is the plain mean of the updates, all of which count alike: with updates of
     norm up to c, one of n moves it by c / n, on which central privacy rests."""

@@ -46,7 +46,8 @@ class DnC(WeightingRule):
     and c = (n - 1) / n.
 
     Needs n > 2f. Cost: two reads of the matrix and ``iterations`` Gram matrices of the sampled
-    coordinates. Fails: ByzMean, which leaves no outlying direction.
+    coordinates. Fails: ByzMean: half of its attackers make the outlying direction and are dropped,
+    and the others, who send what they want the mean to be, hide behind them.
     Shejwalkar, Houmansadr, "Manipulating the Byzantine", NDSS 2021.
 
     >>> updates = jnp.array([[1, 2], [2, 1], [2, 3], [3, 2], [2, 2], [2, 2], [90, -90.0]])

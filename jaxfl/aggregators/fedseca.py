@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxfl.aggregators.base import Aggregator
 from jaxfl.component import Scalar, capability, field
@@ -48,12 +48,13 @@ class FedSECA(Aggregator):
         norms = rows.safe_sqrt(jnp.where(usable, squares, 0))
         most = rows.masked_median(norms, usable)
         shrink = rows.clip_factors(norms, most)
-        reliability = _reliability(updates, usable)
+        votes = _votes(updates, usable)
         least = jnp.where(self.sparsity == 0, -1, _quantiles(updates, usable, self.sparsity))
 
         def elect(block: Array) -> Array:
             block = jnp.where(usable[:, None], block.astype(squares.dtype), 0)
-            elected = jnp.sign(jnp.matmul(reliability, jnp.sign(block), precision="highest"))
+            signs = jnp.sign(block).astype(jnp.int32)
+            elected = jnp.sign(jnp.sum(votes[:, None] * signs, axis=0)).astype(block.dtype)
             clipped = shrink[:, None] * jnp.abs(block)
             size = jnp.minimum(clipped, order.median_where(clipped, usable)[None])
             kept = (jnp.abs(block) > least[:, None]) & (size > 0)
@@ -63,12 +64,16 @@ class FedSECA(Aggregator):
 
         width = order.column_width(n)
         output = columns.map_columns(elect, updates, width=min(width, rows.WIDTH))
-        info = Info(scores=reliability)
+        count = jnp.maximum(jnp.sum(usable), 1).astype(squares.dtype)
+        info = Info(scores=votes.astype(squares.dtype) / count)
         return Aggregated(update=output.astype(updates.dtype), state=state, info=info)
 
 
-def _reliability(updates: Float[Array, "n d"], usable: Bool[Array, " n"]) -> Float[Array, " n"]:
-    """How many of the clients each one agrees with rather than not, as a share; at least 0."""
+def _votes(updates: Float[Array, "n d"], usable: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """By how many more clients each one agrees with than not; at least 0.
+
+    Whole, as rho is not: where the signs of a coordinate balance, rounding must not elect one.
+    """
 
     def agreement(block: Array) -> Array:
         signs = jnp.where(usable[:, None], jnp.sign(block), 0).astype(jnp.float32)
@@ -76,8 +81,7 @@ def _reliability(updates: Float[Array, "n d"], usable: Bool[Array, " n"]) -> Flo
 
     # Whole numbers, which float32 adds exactly up to 2^24 coordinates.
     agree = jnp.sign(columns.sum_columns(agreement, updates, width=SIGN_WIDTH))
-    count = jnp.maximum(jnp.sum(usable), 1)
-    return jnp.maximum(jnp.sum(agree, axis=1) / count, 0).astype(rows.accumulator(updates.dtype))
+    return jnp.maximum(jnp.sum(agree.astype(jnp.int32), axis=1), 0)
 
 
 def _quantiles(

@@ -22,6 +22,8 @@ class FLDetectorState(Struct):
     """The last answer."""
     sent: Float[Array, "K d"]
     """Each client's last update."""
+    seen: Bool[Array, " K"]
+    """Whether it has sent one."""
     moves: Float[Array, "w d"]
     """Changes of the parameters, the latest last; 0 where there were fewer."""
     changes: Float[Array, "w d"]
@@ -40,12 +42,13 @@ class FLDetector(Aggregator):
     of all distances. From round ``start`` on, where the gap statistic (up to ``clusters`` clusters,
     ``samples`` uniform draws) finds two or more clusters of scores, the cluster of larger
     scores of two is left out of this round. (The paper leaves it out for good and starts training
-    anew.) ``info.scores`` holds the scores.
+    anew.) ``info.scores`` holds the scores, 0 where there are none: a client's first update has
+    nothing to be judged by, and stays.
 
-    Needs full participation, smooth steps, and ``context.params``. A row that is not finite counts
-    as the farthest. Cost: six reads of the matrix, of two of which it writes copies, and w^2 d
-    multiply-adds. Fails: before ``start`` it is the mean; attackers whose lie is constant in time
-    or rare.
+    Needs smooth steps, and ``context.params``; of a cohort, updates that change little while their
+    clients are away. A row that is not finite counts as the farthest. Cost: six reads of the
+    matrix, of two of which it writes copies, and w^2 d multiply-adds. Fails: before ``start`` it is
+    the mean; attackers whose lie is constant in time or rare.
     Zhang, Cao, Jia, Gong, "FLDetector: defending federated learning against model poisoning
     attacks via detecting malicious clients", KDD 2022.
 
@@ -75,6 +78,7 @@ class FLDetector(Aggregator):
             params=vector,
             update=vector,
             sent=jnp.zeros((spec.population, spec.dim), spec.dtype),
+            seen=jnp.zeros((spec.population,), bool),
             moves=history,
             changes=history,
             scores=jnp.full((self.window, spec.population), -1, dtype),
@@ -92,11 +96,14 @@ class FLDetector(Aggregator):
         last = take_at(state.sent, ids)
         away = updates.astype(expected.dtype) - last.astype(expected.dtype)
         distances = rows.safe_sqrt(rows.squared_offsets(away, expected))
-        shares = _shares(distances, usable)
-        ring = state.scores.at[:, ids].set(jnp.vstack([state.scores[1:, ids], shares]))
-        known = ring[:, ids] >= 0
-        scores = jnp.sum(jnp.where(known, ring[:, ids], 0), axis=0) / jnp.sum(known, axis=0)
-        detected = (state.rounds >= self.start) & self._detected(scores, context)
+        judged = state.seen[ids]
+        shares = _shares(distances, usable, judged)
+        own = state.scores[:, ids]
+        own = jnp.where(judged, jnp.vstack([own[1:], shares]), own)
+        known = own >= 0
+        count = jnp.maximum(jnp.sum(known, axis=0), 1)
+        scores = jnp.sum(jnp.where(known, own, 0), axis=0) / count
+        detected = (state.rounds >= self.start) & self._detected(scores, judged, context)
         kept = usable & ~detected
         weights = kept.astype(scores.dtype) / jnp.maximum(jnp.sum(kept), 1)
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
@@ -109,36 +116,45 @@ class FLDetector(Aggregator):
             params=params,
             update=answer,
             sent=put_at(state.sent, known_at, updates.astype(state.sent.dtype)),
+            seen=state.seen.at[known_at].set(True, mode="drop"),
             moves=jnp.vstack([state.moves[1:], move]),
             changes=jnp.vstack([state.changes[1:], change]),
-            scores=ring,
+            scores=state.scores.at[:, ids].set(own),
             rounds=state.rounds + 1,
         )
         info = Info(selected=kept, weights=weights, scores=scores)
         return Aggregated(update=output, state=memory, info=info)
 
-    def _detected(self, scores: Float[Array, " n"], context: Context) -> Bool[Array, " n"]:
-        """The clients of larger scores, where there are two kinds."""
-        everyone = jnp.ones(scores.shape, bool)
-        points = scaled(scores[:, None], everyone)
+    def _detected(
+        self, scores: Float[Array, " n"], judged: Bool[Array, " n"], context: Context
+    ) -> Bool[Array, " n"]:
+        """Of those judged, the clients of larger scores, where there are two kinds."""
+        points = scaled(scores[:, None], judged)
         most = min(self.clusters, scores.shape[0])
         draw_key, gap_key, key = jax.random.split(context.key, 3)
         references = reference_points(points, self.samples, draw_key)
-        count = gap_count(points, references, everyone, most, gap_key)
-        second = kmeans(points, everyone, 2, 2, key) == 1
+        count = gap_count(points, references, judged, most, gap_key)
+        second = kmeans(points, judged, 2, 2, key) == 1
+        parts = judged & ~second, judged & second
         means = [
-            jnp.sum(jnp.where(part, scores, 0)) / jnp.maximum(jnp.sum(part), 1)
-            for part in (~second, second)
+            jnp.sum(jnp.where(part, scores, 0)) / jnp.maximum(jnp.sum(part), 1) for part in parts
         ]
-        return (count > 1) & jnp.where(means[1] > means[0], second, ~second)
+        return (count > 1) & jnp.where(means[1] > means[0], parts[1], parts[0])
 
 
-def _shares(distances: Float[Array, " n"], usable: Bool[Array, " n"]) -> Float[Array, " n"]:
-    """Each distance over their sum; equal shares where nobody is away."""
-    farthest = jnp.max(jnp.where(usable, distances, 0))
-    distances = jnp.where(usable, distances, farthest)
-    total = jnp.sum(distances)
-    return jnp.where(total > 0, rows.safe_ratio(distances, total), 1 / distances.shape[0])
+def _shares(
+    distances: Float[Array, " n"], usable: Bool[Array, " n"], judged: Bool[Array, " n"]
+) -> Float[Array, " n"]:
+    """Each distance over their sum; equal shares where nobody is away.
+
+    Those not judged count as of mean distance: shares of rounds with more and fewer of them are
+    then of one size.
+    """
+    farthest = jnp.max(jnp.where(usable & judged, distances, 0))
+    distances = jnp.where(judged, jnp.where(usable, distances, farthest), 0)
+    n = distances.shape[0]
+    total = jnp.sum(distances) * n / jnp.maximum(jnp.sum(judged), 1)
+    return jnp.where(total > 0, rows.safe_ratio(distances, total), 1 / n)
 
 
 def hessian_times(

@@ -47,6 +47,7 @@ class FoundationFL(Wrapper):
             raise ValueError(f"FoundationFL: rule must be a coordinatewise rule; got {name}")
 
     def check(self, n: int) -> None:
+        self.rule.check(n)  # copies of one client are no further honest ones
         self.rule.check(n + self._copies(n))
 
     def _copies(self, n: int) -> int:

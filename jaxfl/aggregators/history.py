@@ -110,10 +110,10 @@ class ByzantineSGD(Aggregator):
     ``T_B = 4 V sqrt(T log(16 n T / delta))`` and ``T_A = D T_B``; V, D and T are ``deviation``,
     ``diameter`` and ``horizon``.
 
-    Needs an honest majority, full participation, and ``context.params``. Where no row has a
-    majority nearby, the row with most neighbours takes its place. A row that is not finite
-    expels its client. Cost: 2 n^2 d multiply-adds and four reads of the matrix. Fails: V unknown
-    or large (thresholds that never bind).
+    Needs an honest majority, every client in every round, and ``context.params``. Where no row has
+    a majority nearby, the row with most neighbours takes its place. A row that is not finite expels
+    its client. Cost: 2 n^2 d multiply-adds and four reads of the matrix. Fails: V unknown or large
+    (thresholds that never bind).
     Alistarh, Allen-Zhu, Li, "Byzantine stochastic gradient descent", NeurIPS 2018.
 
     >>> ByzantineSGD().follows_model
@@ -129,6 +129,7 @@ class ByzantineSGD(Aggregator):
     delta: Scalar = field(default=0.01, above=0, below=1)
     """Probability of failure."""
     by_client = capability(True)
+    needs_everybody = capability(True)
     follows_model = capability(True)
     in_units = capability(("deviation",))
 

@@ -33,6 +33,7 @@ class Pipeline(Aggregator):
     """What aggregates the mixed rows."""
     tolerates = of_rule()
     public_memory = of_rule()
+    needs_everybody = of_rule()
     needs_root = of_rule()
     follows_model = of_rule()
     needs_segments = of_rule()

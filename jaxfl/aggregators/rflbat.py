@@ -19,11 +19,11 @@ class RFLBAT(WeightingRule):
 
     1. Updates are projected on their two largest principal components. 2. Those whose sum of
     distances to the others is below ``outlier`` times its median stay. 3. They are clustered by
-    k-means, with as many clusters as the gap statistic finds, up to ``clusters``, over ``samples``
-    uniform draws. 4. Of the clusters of two or more, the one whose median over clients of the
-    mean cosine to the cluster is smallest stays: backdoored updates are more alike than honest
-    ones. 5. Of it, those below ``inner_outlier`` times the median of their sums of distances are
-    averaged.
+    k-means, with as many clusters, up to ``clusters``, as the gap statistic finds with both axes
+    from 0 to 1, over ``samples`` uniform draws. 4. Of the clusters of two or more, the one whose
+    median over clients of the mean cosine to the cluster is smallest stays: backdoored updates are
+    more alike than honest ones. 5. Of it, those below ``inner_outlier`` times the median of their
+    sums of distances are averaged.
 
     Needs heterogeneous honest clients. Cost: n^2 d multiply-adds, eigenvectors of an n x n matrix,
     three reads of the matrix. Fails: two noisy or opposed attackers, whose cluster is least alike;
@@ -63,7 +63,7 @@ class RFLBAT(WeightingRule):
         flat = scaled(points, kept)
         references = reference_points(flat, self.samples, draw_key)
         count = gap_count(flat, references, kept, most, gap_key, power=1)
-        labels = kmeans(flat, kept, count, most, key)
+        labels = kmeans(points, kept, count, most, key)
         kept &= _least_alike(labels, kept, statistics.cosines()[:n, :n], most)
         kept = _central(points, kept, jnp.asarray(self.inner_outlier, points.dtype))
         weights = kept.astype(points.dtype) / jnp.maximum(jnp.sum(kept), 1)

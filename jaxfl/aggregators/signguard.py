@@ -64,7 +64,8 @@ class _SignGuard(WeightingRule):
     clip: bool = True
     """The third, clipping those selected to the median norm."""
     lower: bool = False
-    """The median norm is the lower of two middle ones, as PyTorch's is, not their mean."""
+    """Clip to the lower of two middle norms, as the authors' code does; its filter goes by their
+    mean, as this one always does."""
     needs = capability(frozenset({"norms"}))
     accepts_absent = capability(True)
     scale_equivariant = capability(True)
@@ -112,8 +113,6 @@ class _SignGuard(WeightingRule):
         norms, usable = statistics.norms, statistics.usable
         assert norms is not None
         median = masked_median(norms, usable)
-        if self.lower:
-            median = _lower_median(norms[:, None], usable)[0]
         low, high = (jnp.asarray(bound, norms.dtype) for bound in (self.low, self.high))
         ordinary = usable
         if self.filter_norms:
@@ -133,8 +132,9 @@ class _SignGuard(WeightingRule):
 
         weights = selected.astype(norms.dtype) / jnp.maximum(jnp.sum(selected), 1)
         if self.clip:
+            bound = _lower_median(norms[:, None], usable)[0] if self.lower else median
             finite = jnp.where(selected, norms, 1)
-            weights *= jnp.where(finite > median, safe_ratio(median, finite), 1)
+            weights *= jnp.where(finite > bound, safe_ratio(bound, finite), 1)
         return weights, Info(selected=selected, weights=weights, scores=scores)
 
 
@@ -150,8 +150,9 @@ class SignGuard(_SignGuard):
     ``columns`` tells them. With ``window`` they are a run, whose ``start`` can be given.
 
     Where nobody passes both, those of ordinary norm are averaged; where there are none, the
-    client of median norm is the answer. Where at least half the statistics are equal the
-    bandwidth is 0 and the largest group of equal ones passes.
+    client of median norm is the answer. Where the statistics of every client equal those of
+    floor(n / 2) - 1 others, as with two camps, the bandwidth is 0 and the largest group of equal
+    ones passes.
 
     Needs an honest majority. Cost: two reads of the matrix and one of the sampled coordinates.
     Fails: attacks that match the sign statistics; a sign flip where signs are balanced.

@@ -33,6 +33,7 @@ class Wrapper(Aggregator):
     permutation_equivariant = of_rule()
     public_memory = of_rule()
     by_client = of_rule()
+    needs_everybody = of_rule()
     by_samples = of_rule()
     scale_equivariant = of_rule()
     translation_equivariant = of_rule()

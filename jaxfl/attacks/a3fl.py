@@ -24,7 +24,9 @@ class A3FL(Trigger):
     of each kernel on them as they are. All attackers stamp what came of it; it begins at 0.5.
 
     The authors take 200 passes over all of the attacker's samples in a round, with a new w' for
-    each; here the trigger is carried on from round to round, and w' is trained once in each.
+    each; here the trigger is carried on from round to round, and w' is trained once in each. Their
+    square is two pixels from the upper and the left edge and their target 2; here both are as for
+    the other backdoors, so that these compare.
 
     Cost: ``hardening + 2 steps + 2`` forward and backward passes of ``samples`` in a round.
     Zhang, Jia, Chen, Lin, Wu, "A3FL: adversarially adaptive backdoor attacks to federated
@@ -37,6 +39,8 @@ class A3FL(Trigger):
     name = "a3fl"
     size: int = field(default=5, at_least=1)
     """Side of the square, in pixels."""
+    fraction: Scalar = field(default=0.25, at_least=0, at_most=1)
+    """Share of each batch that is changed."""
     steps: int = field(default=10, at_least=1)
     """By which the trigger moves in a round."""
     rate: Scalar = field(default=0.01, above=0)

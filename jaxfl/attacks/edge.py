@@ -38,8 +38,9 @@ class EdgeCase(Misread, Planted):
     ``fraction`` of each batch becomes samples drawn from the training part of ``data.rare``, all
     labelled ``target``; success is measured on its test part. No trigger is needed at test time:
     what is rare is misread. It is the paper's black-box attack; with ``Scaling`` as message attack,
-    see ``Combined``, it replaces the model. Honest updates say nothing of such inputs, so nothing
-    works against it.
+    see ``Combined``, it replaces the model. Honest updates say nothing of such inputs, so
+    averages with them do not undo it; Krum and Multi-Krum are said to stop it, and clipped norms
+    the replacement.
     Wang, Sreenivasan, Rajput, Vishwakarma, Agarwal, Sohn, Lee, Papailiopoulos, "Attack of the
     tails: yes, you really can backdoor federated learning", NeurIPS 2020.
 

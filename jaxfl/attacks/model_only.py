@@ -129,6 +129,7 @@ class PoisonedFL(_FakeClients):
     """What c is multiplied by where it has not."""
     least: Scalar = field(default=0.5, at_least=0)
     """The smallest c."""
+    knows = capability(NOTHING)
 
     def init(self, spec: Spec) -> State:
         dtype = rows.accumulator(jnp.dtype(spec.dtype))
@@ -164,6 +165,10 @@ class PoisonedFL(_FakeClients):
             rounds=state.rounds + 1,
         )
         return self.sent(push), memory
+
+    def observe(self, view: AttackView, state: State) -> State:
+        assert view.params is not None
+        return state.replace(before=view.params.astype(state.before.dtype))
 
     def _factor(
         self, state: PoisonedFLState, params: Float[Array, " d"], signs: Float[Array, " d"]

@@ -8,7 +8,7 @@ import pytest
 from jaxfl.aggregators import RFLBAT, FLDetector
 from jaxfl.aggregators.fldetector import hessian_times
 from jaxfl.aggregators.rflbat import principal_points
-from jaxfl.types import Context
+from jaxfl.types import Context, Spec
 
 N, D = 11, 24
 
@@ -74,6 +74,38 @@ def test_rflbat_drops_what_is_far_from_everybody():
     np.testing.assert_array_equal(turned.info.selected, strict.info.selected)
 
 
+def two_parts(points):
+    """The best split into two, of all there are."""
+    splits = [np.array([(k >> i) & 1 for i in range(N)], bool) for k in range(1, 2 ** (N - 1))]
+
+    def spread(part):
+        return sum(((points[p] - points[p].mean(axis=0)) ** 2).sum() for p in (part, ~part))
+
+    best = min(splits, key=spread)
+    return min(best.tolist(), (~best).tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rflbat_clusters_the_plane_as_it_is(seed):
+    """Two backdoored clients far along one axis; the honest ones of two kinds along the other."""
+    random = np.random.default_rng(seed)
+    x = 0.1 * random.normal(size=(N, D))
+    x[:, 0] += np.where(np.arange(N) < 2, 10, 0)
+    x[:, 1] += np.where(np.arange(N) % 2, 2.5, -2.5)
+    points = plane(x)
+    scaled = (points - points.min(axis=0)) / np.ptp(points, axis=0)
+    mine = np.array(two_parts(points))
+    assert two_parts(points) != two_parts(scaled)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    alike = [np.median(cosines[np.ix_(p, p)].mean(axis=1)) for p in (mine, ~mine)]
+    kept = np.flatnonzero(mine if alike[0] < alike[1] else ~mine)
+    kept = kept[central(points[kept], 4.0)]
+    assert kept.tolist() == list(range(2, N))
+    result = answer(RFLBAT(clusters=2), x, seed=seed)
+    assert np.flatnonzero(result.info.selected).tolist() == kept.tolist()
+
+
 def lbfgs(moves, changes, v):
     """The authors' formula, pairs as columns."""
     s, y = np.array(moves).T, np.array(changes).T
@@ -110,49 +142,68 @@ class Detector:
     """FLDetector's scores, round by round."""
 
     def __init__(self, window):
-        self.window, self.moves, self.changes, self.shares = window, [], [], []
-        self.params = self.update = self.sent = None
+        self.window, self.moves, self.changes = window, [], []
+        self.params = self.update = None
+        self.sent, self.shares = {}, {}
 
-    def scores(self, x, params):
-        sent = np.zeros_like(x) if self.sent is None else self.sent
-        expected = np.zeros(D)
+    def scores(self, x, params, ids):
+        expected, distances = np.zeros(D), {}
         if self.moves:
             pairs = (p[-self.window :] for p in (self.moves, self.changes))
             expected = lbfgs(*pairs, params - self.params)
-        distances = np.linalg.norm(sent + expected - x, axis=1)
-        self.shares.append(distances / distances.sum())
-        return np.mean(self.shares[-self.window :], axis=0)
+        for row, i in zip(x, ids, strict=True):
+            if i in self.sent:
+                distances[i] = np.linalg.norm(self.sent[i] + expected - row)
+        for i, away in distances.items():
+            share = away / np.mean(list(distances.values())) / len(ids)
+            self.shares[i] = [*self.shares.get(i, []), share][-self.window :]
+        return np.array([np.mean(self.shares.get(i, [0])) for i in ids])
 
-    def remember(self, x, params, update):
+    def remember(self, x, params, update, ids):
         if self.params is not None:
             self.moves.append(params - self.params)
             self.changes.append(update - self.update)
-        self.params, self.update, self.sent = params, update, x
+        self.params, self.update = params, update
+        self.sent |= dict(zip(ids, x, strict=True))
 
 
-def test_fldetector():
+@pytest.mark.parametrize("cohort", [N, 8])
+def test_fldetector(cohort):
     """Clients with quadratic losses; three of them send noise on top, from the first round on."""
     random = np.random.default_rng(0)
     roots = random.normal(size=(N, D, D)) / 5
     hessians = np.eye(D) + np.einsum("nij,nkj->nik", roots, roots) / 20
     centres, attackers = random.normal(size=(N, D)), [1, 4, 8]
-    rule, mine, state = FLDetector(window=3, start=6), Detector(3), None
-    params, detected = 3 * random.normal(size=D), 0
+    rule, mine = FLDetector(window=3, start=6), Detector(3)
+    params, detected, newcomers = 3 * random.normal(size=D), 0, 0
+    with jax.enable_x64(True):
+        state = rule.init(Spec(population=N, cohort=cohort, dim=D, dtype="float64"))
     for turn in range(14):
+        # The last client of a cohort comes first when others are judged.
+        late = N if turn >= 8 else N - 1
+        ids = np.arange(N) if cohort == N else random.permutation(late)[:cohort]
+        if cohort < N and turn == 8:
+            ids[0] = N - 1
         x = np.einsum("nij,nj->ni", hessians, params - centres)
         x[attackers] += 3 * random.normal(size=(3, D))
-        result = answer(rule, x, state, seed=turn, params=params)
+        x, guilty = x[ids], np.isin(ids, attackers)
+        known = {"params": params, "client_ids": jnp.asarray(ids, jnp.int32)}
+        new = np.array([i not in mine.sent for i in ids])
+        result = answer(rule, x, state, seed=turn, **known)
         state = result.state
-        np.testing.assert_allclose(result.info.scores, mine.scores(x, params), rtol=1e-6)
+        np.testing.assert_allclose(result.info.scores, mine.scores(x, params, ids), rtol=1e-6)
         kept = result.info.selected
         np.testing.assert_allclose(result.update, x[kept].mean(axis=0), rtol=1e-7, atol=1e-9)
         assert turn >= 6 or kept.all()
+        assert kept[new].all()
         if turn >= 6:
-            assert kept[np.setdiff1d(np.arange(N), attackers)].all()
-            detected += not kept[attackers].any()
-        mine.remember(x, params, result.update)
+            newcomers += new.sum()
+            detected += not kept[guilty].any()
+        if turn >= 6 and cohort == N:
+            assert kept[~guilty].all()
+        mine.remember(x, params, result.update, ids)
         params = params - 0.2 * result.update
-    assert detected >= 7
+    assert detected >= 7 if cohort == N else newcomers == 1
 
 
 def test_a_constant_lie_has_the_distance_of_the_truth():
@@ -173,8 +224,10 @@ def test_a_constant_lie_has_the_distance_of_the_truth():
 def test_a_broken_row_counts_as_the_farthest():
     x = np.random.default_rng(0).normal(size=(N, D))
     x[3, 0] = np.nan
-    result = answer(FLDetector(), x, params=np.zeros(D))
-    assert result.info.scores[3] == result.info.scores.max()
+    first = answer(FLDetector(), np.ones((N, D)), params=np.zeros(D))
+    np.testing.assert_array_equal(first.info.scores, 0)
+    result = answer(FLDetector(), x, first.state, params=np.zeros(D))
+    assert result.info.scores[3] == result.info.scores.max() > 0
     assert not result.info.selected[3]
     assert np.isfinite(result.state.sent).all()
     with pytest.raises(ValueError, match=r"FLDetector needs context\.params"):

@@ -108,6 +108,12 @@ def test_foundation_fl_copies_nothing_that_is_not_finite():
         FoundationFL(rule=Krum(f=1))
 
 
+def test_foundation_fl_needs_a_majority_of_real_clients():
+    FoundationFL(rule=TrimmedMean(f=4)).check(10)
+    with pytest.raises(ValueError, match=r"TrimmedMean needs n > 2f clients; got n = 10, f = 5"):
+        FoundationFL(rule=TrimmedMean(f=5)).check(10)
+
+
 def splitting(x, f, order, size, rule):
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     scores = sum(np.linalg.norm(x[:, g] - rule(x[:, g]), axis=1) for g in groups)
@@ -142,16 +148,16 @@ def test_gas_refuses_rules_that_need_more_than_rows(rule):
 
 
 def elected(x, share):
-    signs = np.sign(x)
-    agree = np.sign(signs @ signs.T / D)
-    rho = np.maximum(0, agree.mean(axis=1))
-    e = np.sign(rho @ signs)
+    signs = np.sign(x).astype(int)
+    votes = np.maximum(0, np.sign(signs @ signs.T).sum(axis=1))
+    e = np.sign(votes @ signs)
     c = clipped(x)
     b = np.sign(c) * np.minimum(np.median(np.abs(c), axis=0), np.abs(c))
     if share:
         b = np.where(np.abs(x) > np.quantile(np.abs(x), share, axis=1)[:, None], b, 0)
     agreeing = e * b > 0
-    return np.where(agreeing, b, 0).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1), rho
+    answer = np.where(agreeing, b, 0).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1)
+    return answer, votes / len(x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,6 +170,24 @@ def test_fedseca(kind):
         close(result.update, expected)
         np.testing.assert_allclose(result.info.scores, rho, atol=1e-6)
     assert rho.max() > rho.min()
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_fedseca_answers_nothing_where_two_camps_balance(bits):
+    """40 clients that count alike, of whom half have either sign in every eighth coordinate."""
+    random = np.random.default_rng(0)
+    x = np.abs(random.normal(size=(50, 800))) * np.where(random.random((50, 800)) < 0.2, -1, 1)
+    half = np.argsort(random.random((40, 100)), axis=0) < 20
+    x[:40, ::8] = np.abs(x[:40, ::8]) * np.where(half, 1, -1)
+    x[40:] = -x[:10]
+    expected, rho = elected(x.astype(np.float32).astype(float), 0)
+    assert set(np.round(50 * rho).astype(int)) == {0, 30}
+    assert (expected[::8] == 0).all()
+    with jax.enable_x64(bits == 64):
+        for order in (np.arange(50), random.permutation(50)):
+            result = FedSECA(sparsity=0.0).inspect(jnp.asarray(x[order], f"float{bits}"))
+            np.testing.assert_array_equal(np.asarray(result.update) == 0, expected == 0)
+            np.testing.assert_allclose(result.info.scores, rho[order], rtol=1e-6)
 
 
 def zscores(v):

@@ -89,7 +89,7 @@ def largest_cluster(points, deviations):
 def reference(rule, x, previous, early, columns):
     """The answer, who is selected, and the scores."""
     norms = np.linalg.norm(x, axis=1)
-    middle = lower_median(norms) if rule.lower else np.median(norms)
+    middle = np.median(norms)
     ordinary = np.full(len(x), True)
     if rule.filter_norms and middle > 0:
         ordinary = (norms >= rule.low * middle) & (norms <= rule.high * middle)
@@ -107,6 +107,7 @@ def reference(rule, x, previous, early, columns):
     if not kept.any():
         kept = np.arange(len(x)) == np.argsort(norms, kind="stable")[(len(x) - 1) // 2]
     if rule.clip:
+        middle = lower_median(norms) if rule.lower else middle
         x = x * np.minimum(1, middle / np.maximum(norms, 1e-300))[:, None]
     return x[kept].mean(0), kept, scores
 
@@ -186,6 +187,17 @@ def test_the_filters_see_what_they_should():
     by_signs = SignGuard(filter_norms=False, fraction=1.0).inspect(x).info.selected
     assert not np.any(by_signs[2:4])
     assert np.sum(by_signs) >= N // 2
+
+
+def test_the_lower_median_clips_and_filters_nothing():
+    """As in the authors' code: norms up to 3.3 pass, and longer than 1 are clipped to it."""
+    x = np.eye(6, dtype=np.float32) * np.float32([1, 1, 1, 1.2, 1.3, 3.2])[:, None]
+    for kind in (SignGuard, SignGuardSim, SignGuardDist):
+        for lower, bound in ((False, 1.1), (True, 1.0)):
+            result = kind(lower=lower, cluster_signs=False).inspect(x)
+            np.testing.assert_array_equal(result.info.selected, True)
+            clipped = np.minimum(np.diagonal(x), bound) / 6
+            np.testing.assert_allclose(result.update, clipped, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.75, 1.0, 0.0001])

@@ -21,6 +21,7 @@ from jaxfl.attacks import (
     PoisonedFL,
     SignFlip,
     Sparse,
+    TimeVarying,
 )
 from jaxfl.attacks.base import attack_rows
 from jaxfl.attacks.views import Defence
@@ -142,6 +143,24 @@ def test_poisoned_fl(follows):
             extra = extra + 20 * mine.signs
     # 2, then 1.4 and 0.98; 0.686 would be below the least.
     assert mine.factor == (2.0 if follows else pytest.approx(0.98))
+
+
+def test_poisoned_fl_watches_the_model_while_another_attack_has_its_turn():
+    """g is the move of the last round, not that since its own last turn."""
+    attack = TimeVarying(attacks=(PoisonedFL(period=3), ALIE(z=1.0)), seed=1)
+    run, path, mine, waited = Run(attack), walk(5, 16), None, 0
+    for turn, params in enumerate(path):
+        sent = run.sends(draw(turn), params)
+        with jax.enable_x64(True):
+            poisons = int(attack.turn(turn)) == 0
+        if poisons:
+            if mine is None:
+                mine = FakeClients(np.asarray(run.state[0].signs), 8.0, 3, 0.7, 0.5)
+            np.testing.assert_allclose(sent, -mine.sends(params), rtol=1e-6, atol=1e-9)
+        elif mine is not None:
+            mine.before, waited = params, waited + 1
+    assert mine.turn > 3
+    assert waited > 3
 
 
 def test_poisoned_fl_by_hand():
