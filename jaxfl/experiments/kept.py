@@ -121,7 +121,11 @@ def keep(folder: Path, into: Path) -> None:
     run = environments.index(environment)
     for result in fresh:
         cells[_key(result.cell.labels)] = dataclasses.replace(cell_of(result), run=run)
-    ordered = [cells[key] for cell in experiment.cells if (key := _key(cell.labels)) in cells]
+    ordered = [
+        dataclasses.replace(cells[key], labels=dict(cell.labels))
+        for cell in experiment.cells
+        if (key := _key(cell.labels)) in cells
+    ]
     lines = [json.dumps(_plain(dataclasses.asdict(cell))) for cell in ordered]
     into.mkdir(parents=True, exist_ok=True)
     write_aside(into / "experiment.toml", (folder / "experiment.toml").read_bytes())
@@ -171,8 +175,9 @@ def cell_of(result: Result) -> Cell:
     )
 
 
-def _key(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(labels.items())
+def _key(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """The same in any order of the axes."""
+    return frozenset(labels.items())
 
 
 def _without_places(environment: dict[str, Any]) -> dict[str, Any]:

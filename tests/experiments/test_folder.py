@@ -237,6 +237,30 @@ def test_another_experiment_is_refused_by_name(stopped):
         run(stopped, resume=True, experiment=small(noise_order="attack_then_noise"))
 
 
+def swapped(grid):
+    return dict(reversed(grid.items()))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_axes_in_another_order_are_refused(stopped, resume):
+    """Cells are numbered in that order: a log would hold two cells of one number."""
+    message = (
+        r"another order of the axes of \[sweep\]: seed, algorithm, aggregator there, "
+        "aggregator, algorithm, seed here"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(stopped, resume=resume, experiment=small(sweep=swapped(TABLE["sweep"])))
+
+
+def test_tuned_keys_in_another_order_are_refused(tmp_path):
+    tune = {"optimizer.learning_rate": [0.1, 0.2], "optimizer.momentum": [0.5, 0.9]}
+    changes = {"validation": 0.2, "sweep": {"aggregator": ["mean"]}}
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=1, experiment=small(tune=tune, **changes))
+    with pytest.raises(ValueError, match=r"another order of the axes of \[tune\]"):
+        run(tmp_path, resume=True, experiment=small(tune=swapped(tune), **changes))
+
+
 def test_a_run_goes_on_on_other_devices_than_its_own(whole, tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path / "run", stop_after=2)

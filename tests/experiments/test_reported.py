@@ -115,6 +115,22 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
         keep(tmp_path / "other", tmp_path / "kept")
 
 
+def test_the_order_of_axes_does_not_tell_kept_cells_apart(tmp_path):
+    axes = {"aggregator": ["mean", "median"], "attack": ["none", "sign_flip"]}
+    one, other = (
+        schema.parse("order", TABLE | {"sweep": dict(sweep)})
+        for sweep in (axes.items(), reversed(axes.items()))
+    )
+    run_until(tmp_path / "one", one)
+    keep(tmp_path / "one", tmp_path / "kept")
+    assert read_kept(tmp_path / "kept").done(other) == {0, 1, 2, 3}
+    run_until(tmp_path / "other", other, elsewhere={0, 1, 2})
+    keep(tmp_path / "other", tmp_path / "kept")
+    kept = read_kept(tmp_path / "kept")
+    assert [list(cell.labels) for cell in kept.cells] == 4 * [["attack", "aggregator"]]
+    assert kept.whole
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_reproduce_runs_what_is_not_kept(tmp_path, monkeypatch, stopped):
     """A packaged experiment, here of other cells; what was kept before a stop stays."""
