@@ -220,6 +220,12 @@ class RunFolder:
             return
         finished = known.cell >= len(self.experiment.cells)
         if self._resume:
+            wanted = set(known.elsewhere).difference(self.progress.elsewhere)
+            if wanted:
+                raise ValueError(
+                    f"{self.path} left out {len(wanted)} of the cells that are wanted now, as "
+                    f"another run had done them; {WAYS_OUT}"
+                )
             self.progress = known
             self._tidy()
             log = self.path / "rounds.jsonl"

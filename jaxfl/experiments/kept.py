@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.experiments.commit import ELSEWHERE
-from jaxfl.experiments.conclusions import conclude
+from jaxfl.experiments.conclusions import conclude, settled
 from jaxfl.experiments.difference import differences
 from jaxfl.experiments.finished import read_done
 from jaxfl.experiments.results import Result
@@ -74,9 +74,10 @@ class Kept:
         return len(self.cells) == self.asked
 
     def done(self, experiment: Experiment) -> set[int]:
-        """Numbers of the experiment's cells that are here."""
+        """Numbers of the experiment's cells that are here, with all that ``tune`` chose them by."""
         here = {_key(cell.labels) for cell in self.cells}
-        return {i for i, cell in enumerate(experiment.cells) if _key(cell.labels) in here}
+        cells = experiment.cells
+        return settled(cells, [i for i, cell in enumerate(cells) if _key(cell.labels) in here])
 
     def check_same(self, table: Mapping[str, Any], where: Path) -> None:
         """Refuses to mix the cells of two experiments.
@@ -101,7 +102,8 @@ def is_kept(folder: Path) -> bool:
 def keep(folder: Path, into: Path) -> None:
     """Keeps the cells that are done of the run in a folder, beside those that were kept before.
 
-    Nothing is written where none is done.
+    Nothing is written where none is done. Of cells that share a choice of ``tune``, all are kept
+    or none: over some of them it could be another one.
 
     Raises:
       ValueError: the folder holds no run, or is damaged; another experiment is kept already.
@@ -109,7 +111,8 @@ def keep(folder: Path, into: Path) -> None:
     """
     experiment, results = read_done(folder)
     environment = _without_places(json.loads((folder / "environment.json").read_bytes()))
-    fresh = conclude([r for r in results.values() if r.reason != ELSEWHERE])
+    ran = [i for i, result in results.items() if result.reason != ELSEWHERE]
+    fresh = conclude([results[i] for i in sorted(settled(experiment.cells, ran))])
     if not fresh:
         return
     kept = read_kept(into) if is_kept(into) else Kept(experiment.table, [], [])

@@ -98,7 +98,9 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
 
     with pytest.raises(Interrupted):
         several(tmp_path / "second", elsewhere=part.done(experiment), stop_after=1)
-    several(tmp_path / "second", resume=True)
+    with pytest.raises(ValueError, match=r"left out 1 of the cells that are wanted now"):
+        several(tmp_path / "second", resume=True)
+    several(tmp_path / "second", elsewhere=part.done(experiment), resume=True)
     later = tmp_path / "second" / "environment.json"  # in this test it began in the same second
     later.write_text(json.dumps(json.loads(later.read_text()) | {"started": "2100-01-01"}))
     log = (tmp_path / "second" / "rounds.jsonl").read_text().splitlines()
@@ -129,6 +131,32 @@ def test_the_order_of_axes_does_not_tell_kept_cells_apart(tmp_path):
     kept = read_kept(tmp_path / "kept")
     assert [list(cell.labels) for cell in kept.cells] == 4 * [["attack", "aggregator"]]
     assert kept.whole
+
+
+def tuned():
+    """Two rules under two attacks; each rule's cells share what is chosen for it."""
+    sweep = {"attack": ["none", "sign_flip"], "aggregator": ["mean", "median"]}
+    tune = {"optimizer.learning_rate": [0.001, 0.1]}
+    changes = {"validation": 0.2, "optimizer": "sgd", "sweep": sweep, "tune": tune}
+    return schema.parse("tuned", TABLE | changes)
+
+
+def test_a_tuned_rule_is_kept_once_all_cells_of_its_choice_are_done(tmp_path):
+    """A choice over some of the attacks would be another one."""
+    experiment = tuned()
+    with pytest.raises(Interrupted):
+        run_until(tmp_path / "run", experiment, stop_after=3)  # of four cells, two blocks each
+    keep(tmp_path / "run", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    run_until(tmp_path / "run", experiment, resume=True)
+    keep(tmp_path / "run", tmp_path / "kept")
+    assert read_kept(tmp_path / "kept").whole
+    path = tmp_path / "kept" / "cells.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert read_kept(tmp_path / "kept").done(experiment) == {0, 2}
+    run_until(tmp_path / "part", experiment, elsewhere={0, 2, 3})
+    keep(tmp_path / "part", tmp_path / "kept")
+    assert len(read_kept(tmp_path / "kept").cells) == 3
 
 
 @pytest.mark.parametrize("stopped", [False, True])
