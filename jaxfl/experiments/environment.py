@@ -12,9 +12,14 @@ from typing import Any
 
 import jax
 
+from jaxfl.experiments.difference import differences
+from jaxfl.files import write_aside
 from jaxfl.machine import processor
 
 PACKAGES = ("jaxfl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+DECISIVE = ("packages", "git", "x64")
+"""What of an environment changes a run's numbers by more than the order of its sums."""
 
 
 def describe() -> dict[str, Any]:
@@ -42,6 +47,25 @@ def recorded(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def note_resumed(folder: Path) -> str:
+    """Records where a run goes on, if its numbers may be others there; says what differs.
+
+    The first environment stays as it is, the later ones are listed in its ``resumed``.
+    """
+    begun = recorded(folder)
+    listed = begun.get("resumed")
+    later = listed if isinstance(listed, list) else []
+    last = later[-1] if later and isinstance(later[-1], dict) else begun
+    now = describe()
+    compared = [name for name in DECISIVE if name in last]
+    before, here = ({name: facts[name] for name in compared} for facts in (last, now))
+    told = [f"{where} {was} before, {new} now" for where, was, new in differences(before, here)]
+    if told:
+        text = json.dumps(begun | {"resumed": [*later, now]}, indent=1)
+        write_aside(folder / "environment.json", text.encode())
+    return ", ".join(told)
 
 
 def _version(package: str) -> str:

@@ -27,6 +27,9 @@ from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 
+PLACES = ("--out", "--results", "--data-dir", "--write")
+"""Options of commands that name a place on the machine."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -118,10 +121,9 @@ def keep(folder: Path, into: Path) -> None:
     kept = read_kept(into) if is_kept(into) else Kept(experiment.table, [], [])
     kept.check_same(experiment.table, into)
     cells = {_key(cell.labels): cell for cell in kept.cells}
-    environments = kept.environments
-    if environment not in environments:
-        environments = [*environments, environment]
-    run = environments.index(environment)
+    begun = list(map(_begun, kept.environments))
+    run = begun.index(_begun(environment)) if _begun(environment) in begun else len(begun)
+    environments = [*kept.environments[:run], environment, *kept.environments[run + 1 :]]
     for result in fresh:
         cells[_key(result.cell.labels)] = dataclasses.replace(cell_of(result), run=run)
     ordered = [
@@ -183,11 +185,30 @@ def _key(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(labels.items())
 
 
-def _without_places(environment: dict[str, Any]) -> dict[str, Any]:
+def _begun(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run was begun, wherever it went on."""
+    return {name: value for name, value in environment.items() if name != "resumed"}
+
+
+def _without_places(environment: Mapping[str, Any]) -> dict[str, Any]:
     """An environment as others may read it: without the folders of the machine."""
-    words = [word for word in environment.get("command", []) if os.sep not in word]
     kept = {name: value for name, value in environment.items() if name != "modules"}
-    return kept | {"command": ["jaxfl", *(word for word in words if word != "--out")]}
+    if "resumed" in kept:
+        kept["resumed"] = list(map(_without_places, kept["resumed"]))
+    return kept | {"command": _command(environment.get("command", []))}
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """A command without its folders; what was set stays as it is."""
+    kept, before = ["jaxfl"], ""
+    for word in words[1:]:
+        option = word.partition("=")[0]
+        if before == "--set" or option == "--set":
+            kept.append(word)
+        elif before not in PLACES and option not in PLACES:
+            kept.append(Path(word).name if os.sep in word else word)
+        before = word
+    return kept
 
 
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:

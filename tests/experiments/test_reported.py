@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,45 @@ def test_the_order_of_axes_does_not_tell_kept_cells_apart(tmp_path):
     kept = read_kept(tmp_path / "kept")
     assert [list(cell.labels) for cell in kept.cells] == 4 * [["attack", "aggregator"]]
     assert kept.whole
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("reproduce mnist --results /home/me/r --out runs --write=a.csv", "reproduce mnist"),
+        ("run /home/me/my.toml --quiet --data-dir d --out=o", "run my.toml --quiet"),
+        (
+            "run x --set model=a/b:C --set=y=/z",
+            "run x --set model=a/b:C --set=y=/z",
+        ),
+    ],
+)
+def test_a_kept_command_has_no_folders_and_all_that_was_set(run, tmp_path, given, kept):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    facts = json.loads((path / "environment.json").read_text())
+    facts |= {
+        "command": ["/bin/jaxfl", *given.split()],
+        "resumed": [facts | {"modules": ["/home"]}],
+    }
+    (path / "environment.json").write_text(json.dumps(facts))
+    keep(path, tmp_path / "kept")
+    (environment,) = read_kept(tmp_path / "kept").environments
+    assert environment["command"] == ["jaxfl", *kept.split()]
+    assert "modules" not in environment["resumed"][0]
+
+
+def test_a_run_that_went_on_elsewhere_is_still_one(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    keep(path, tmp_path / "kept")
+    facts = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps(facts | {"resumed": [facts]}))
+    keep(path, tmp_path / "kept")
+    kept = read_kept(tmp_path / "kept")
+    assert (len(kept.environments), {cell.run for cell in kept.cells}) == (1, {0})
+    assert kept.environments[0]["resumed"]
+    assert "then on jax" in replications_page(tmp_path)
 
 
 def tuned():
