@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "git": _revision(),
+        "git": revision(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "x64": bool(jax.config.read("jax_enable_x64")),
@@ -75,17 +75,17 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _revision() -> str:
-    """Of the package's source, where it is a git checkout; with a + if files are changed."""
-    here = Path(__file__).parent
+def revision(file: Path = Path(__file__)) -> str:
+    """Of the git repository that tracks the file, with a + if files are changed; else "unknown"."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(file.parent), *arguments], capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", file.name)  # else the repository only lies around it
         changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
         return git("rev-parse", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):

@@ -16,7 +16,7 @@ import pytest
 from helpers import run_until
 
 from jaxfl.experiments import schema
-from jaxfl.experiments.environment import recorded
+from jaxfl.experiments.environment import recorded, revision
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
@@ -271,6 +271,30 @@ def test_a_run_that_goes_on_where_it_was_says_nothing(stopped, missing):
         run(stopped, resume=True)
         edit_environment(stopped, packages={})
         run(stopped, resume=True)  # nothing is left to run
+
+
+def test_a_revision_is_that_of_the_repository_that_tracks_the_file(tmp_path):
+    """Installed into an environment that lies in another project, jaxfl is not of its revision."""
+    package = tmp_path / "venv" / "jaxfl"
+    package.mkdir(parents=True)
+    (tmp_path / ".gitignore").write_text("venv\n")
+    (package / "one.py").write_text("")
+
+    def git(*words):
+        settings = ["-c", "user.name=n", "-c", "user.email=e"]
+        command = ["git", "-C", str(tmp_path), *settings, *words]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init")
+    git("add", ".gitignore")
+    git("commit", "-m", "theirs")
+    assert revision(package / "one.py") == "unknown"
+    git("add", "--force", "venv/jaxfl/one.py")
+    git("commit", "-m", "ours")
+    assert revision(package / "one.py") == git("rev-parse", "HEAD")
+    (package / "one.py").write_text("changed")
+    assert revision(package / "one.py") == git("rev-parse", "HEAD") + "+"
 
 
 def swapped(grid):
