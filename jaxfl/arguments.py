@@ -34,6 +34,6 @@ def truth(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def seed_of(value: Any) -> int:
+def seed_of(value: Any, name: str = "seed") -> int:
     """``value`` as a seed: ``jax.random.key`` would give the seeds s and s + 2^32 one key."""
-    return integer(value, "seed", 0, MOST_SEED)
+    return integer(value, name, 0, MOST_SEED)

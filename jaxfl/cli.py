@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,6 +129,7 @@ def compare(
 
 @app.command()
 def data(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="One of them: load and describe it.")] = None,
     partition: Annotated[
         str | None, typer.Option(help="Draw clients x classes: a name or a TOML table.")
@@ -142,13 +144,17 @@ def data(
     console = Console(width=None if sys.stdout.isatty() else 120)
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
+    division = ("clients", "seed", "out")
     if name is None:
+        _refuse(context, ("partition", *division, "prepare"), "name a data set")
         console.print(availability_table(available()))
         return
     if name not in SOURCES:
         raise ValueError(f"data: {unknown(name, SOURCES)}")
     way = None
-    if partition is not None:
+    if partition is None:
+        _refuse(context, division, "set --partition")
+    else:
         way = build(Partition, schema.toml_value(partition, "--partition"), "partition")
     if prepare:
         say(console, f"Prepared: {prepare_data(name)}")
@@ -157,6 +163,17 @@ def data(
     if way is not None:
         plot_partition(dataset.split(way, clients, seed), out)
         say(console, f"Plot: {out}")
+
+
+def _refuse(context: typer.Context, options: Sequence[str], cure: str) -> None:
+    """Refuses options that were given and would do nothing."""
+    given = []
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(f"--{option}")
+    if given:
+        raise ValueError(f"{', '.join(given)}: {cure}")
 
 
 def print_warning(

@@ -325,6 +325,11 @@ def test_data_is_listed_described_and_drawn(tmp_path):
         (("data", "digits", "--partition", "iid", "--clients", "0"), "clients must be"),
         (("data", "cifar10"), "cifar10"),
         (("data", "digits", "--prepare"), "prepare: name must be one of"),
+        (
+            ("data", "--partition", "iid", "--prepare", "--out", "x.png"),
+            "--partition, --out, --prepare: name a data set",
+        ),
+        (("data", "digits", "--seed", "0", "--out", "x.png"), "--seed, --out: set --partition"),
     ):
         done = ask(*wrong, cwd=tmp_path, JAXFL_DATA_DIR="")
         assert done.returncode == 2, wrong

@@ -29,6 +29,8 @@ from jaxfl.memory import amount
 
 CONTRIBUTORS = ("all", "dev", "docs", "peers")
 """Extras that serve work on jaxfl itself: nothing to do about them."""
+INSTALL = "pip install . in the clone"
+"""What to do where jaxfl is imported, but not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ def findings(*, quick: bool) -> Iterator[Finding]:
     if known := requirements_of("jaxfl"):
         yield from extras(known)
     else:
-        yield Finding("extras", "unknown: jaxfl is imported, not installed", "pip install jaxfl")
+        yield Finding("extras", "unknown: jaxfl is imported, not installed", INSTALL)
     if not quick:
         yield self_test()
 
@@ -86,7 +88,8 @@ def versions() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()}, {platform.platform()}")
     for name in PACKAGES:
         missing = known[name] == "not installed"
-        yield Finding(name, known[name], f"pip install {name}" if missing else "")
+        hint = INSTALL if name == "jaxfl" else f"pip install {name}"
+        yield Finding(name, known[name], hint if missing else "")
 
 
 def machine() -> Iterator[Finding]:

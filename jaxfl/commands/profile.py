@@ -111,8 +111,10 @@ def _with_clients(name: str, settings: Sequence[str], place: int, n: int) -> Cel
 
 
 def _simulation(cell: Cell) -> Simulation:
-    """The cell's first candidate on its first seed."""
-    first = dataclasses.replace(cell, seeds=cell.seeds[:1], federations=cell.federations[:1])
+    """The cell's first candidate on its first seed, on one device."""
+    first = dataclasses.replace(
+        cell, seeds=cell.seeds[:1], federations=cell.federations[:1], devices=1
+    )
     return made_ready(first, first.load()).simulation
 
 

@@ -19,7 +19,7 @@ def track(
     ] = None,
     project: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
 ) -> None:
-    """Write what a run has measured for a tracker: one run of theirs for each seed of each cell."""
+    """Write what a run has measured for a tracker: a run of theirs for each seed and honest set."""
     if to not in WRITERS:
         raise ValueError(f"--to: {unknown(to, WRITERS)}")
     found, where = tracks(folder), out or folder / to

@@ -120,11 +120,11 @@ class Datasets:
     """The data sets of cells; each is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Dataset] = {}
+        self._known: dict[Any, Dataset] = {}
 
     def of(self, cell: Cell) -> Dataset:
         """That of a cell, as ``Cell.load`` reads it."""
-        key = repr((cell.data, cell.rare, cell.validation))
+        key = (repr(cell.data), cell.rare, cell.validation)
         if key not in self._known:
             self._known[key] = cell.load()
         return self._known[key]

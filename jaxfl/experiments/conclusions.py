@@ -1,13 +1,16 @@
 """What the results of a whole grid tell of each other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from jaxfl.aggregators import Mean
 from jaxfl.attacks import NoAttack
+from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.results import Result
+
+Labels = tuple[tuple[str, str], ...]
 
 ADVERSARY = ("attack", "byzantine", "byzantine_per_round", "noise_order")
 """What a defence does not know when it is tuned: keys of an experiment, and all that is below."""
@@ -19,11 +22,9 @@ def choose(results: Sequence[Result]) -> list[Result]:
     A defence does not know which attack it will meet: cells that differ only in ``ADVERSARY``
     share the choice, by their mean validation accuracy after the last round (0 where diverged).
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    groups: dict[Labels, list[Result]] = {}
     for result in results:
-        labels = result.cell.labels
-        defence = tuple((k, v) for k, v in labels.items() if k.split(".")[0] not in ADVERSARY)
-        groups.setdefault(defence, []).append(result)
+        groups.setdefault(_defence(result.cell), []).append(result)
     chosen: dict[int, int] = {}
     for group in groups.values():
         scores = [
@@ -36,6 +37,23 @@ def choose(results: Sequence[Result]) -> list[Result]:
     return [dataclasses.replace(r, chosen=chosen[id(r)]) for r in results]
 
 
+def settled(cells: Sequence[Cell], done: Collection[int]) -> set[int]:
+    """Numbers of the cells that are done, and for which ``tune`` can choose: so are all cells that
+    share the choice.
+    """
+    open_choices = {_defence(cell) for index, cell in enumerate(cells) if index not in done}
+    return {
+        index
+        for index in done
+        if len(cells[index].federations) == 1 or _defence(cells[index]) not in open_choices
+    }
+
+
+def _defence(cell: Cell) -> Labels:
+    """What a choice of ``tune`` is made for."""
+    return tuple((k, v) for k, v in cell.labels.items() if k.split(".")[0] not in ADVERSARY)
+
+
 def conclude(results: Sequence[Result]) -> list[Result]:
     """The results of a whole grid, each with what only the others tell: ``choose``, ``refer``."""
     return refer(choose(results))
@@ -44,11 +62,11 @@ def conclude(results: Sequence[Result]) -> list[Result]:
 def refer(results: Sequence[Result]) -> list[Result]:
     """The results with ``reference`` filled in where the grid has a cell to refer to."""
 
-    def others(result: Result) -> tuple[tuple[str, str], ...]:
+    def others(result: Result) -> Labels:
         labels = result.cell.labels
         return tuple((k, v) for k, v in labels.items() if k not in ("attack", "aggregator"))
 
-    plain: dict[tuple[tuple[str, str], ...], float] = {}
+    plain: dict[Labels, float] = {}
     for r in results:
         parts = r.cell.federation
         if isinstance(parts.attack, NoAttack) and isinstance(parts.aggregator, Mean):

@@ -6,7 +6,7 @@ import tomli_w
 
 from jaxfl.experiments.commit import Progress, read_progress
 from jaxfl.experiments.difference import NOT_SET, differences
-from jaxfl.experiments.schema import Experiment, read
+from jaxfl.experiments.schema import GRIDS, Experiment, read
 
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
 """What a run writes on its way, and the next one in the same folder replaces."""
@@ -61,4 +61,11 @@ def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress
         raise ValueError(
             f"{path} holds another experiment: {where} is {set_there} there{here}; {WAYS_OUT}"
         )
+    for grid in GRIDS:  # cells and candidates are numbered in the order of their axes
+        theirs, mine = (list(table.get(grid, {})) for table in (there, experiment.table))
+        if theirs != mine:
+            raise ValueError(
+                f"{path} holds another order of the axes of [{grid}]: {', '.join(theirs)} there, "
+                f"{', '.join(mine)} here; {WAYS_OUT}"
+            )
     return known

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, and how a killed run goes on from there.
 
     experiment.toml    what is run, with all overrides applied
-    environment.json   versions, devices, git revision, command line
+    environment.json   versions, devices, git revision, command line; later ones in `resumed`
     rounds.jsonl       one line per round, seed and candidate: all that was measured
     summary.csv ...    tables and pictures, made from rounds.jsonl at the end
     progress.json      how far the run is: the commit point
@@ -21,6 +21,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import filelock
 from jaxfl.experiments import checkpoint
 from jaxfl.experiments.commit import Progress
 from jaxfl.experiments.earlier import OWN, RESULTS, WAYS_OUT, progress_of, table_of
-from jaxfl.experiments.environment import describe
+from jaxfl.experiments.environment import describe, note_resumed
 from jaxfl.experiments.log import Line, encode, length_before, read_log
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
@@ -220,11 +221,21 @@ class RunFolder:
             return
         finished = known.cell >= len(self.experiment.cells)
         if self._resume:
+            wanted = set(known.elsewhere).difference(self.progress.elsewhere)
+            if wanted:
+                raise ValueError(
+                    f"{self.path} left out {len(wanted)} of the cells that are wanted now, as "
+                    f"another run had done them; {WAYS_OUT}"
+                )
             self.progress = known
             self._tidy()
             log = self.path / "rounds.jsonl"
             self.lines = read_log(log, known.log_bytes, known.log_digest)
             self._open_log(known.log_bytes)
+            if not finished and (differing := note_resumed(self.path)):
+                warnings.warn(
+                    f"{self.path} goes on in another environment: {differing}", stacklevel=2
+                )
         elif not finished:
             raise ValueError(
                 f"{self.path} holds an unfinished run (cell {known.cell + 1} of "

@@ -79,5 +79,7 @@ def _program(cell: Cell) -> Any:
     """Equal for cells whose program is the same."""
     leaves, structure = jax.tree.flatten(cell.federation)
     kinds = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
-    others = dataclasses.replace(cell, labels={}, federations=())
-    return repr(others), len(cell.federations), structure, kinds
+    # The parts themselves, as those of two classes of one name print alike.
+    others = {f.name for f in dataclasses.fields(cell)} - {"labels", "federations", "data"}
+    parts = tuple(getattr(cell, name) for name in sorted(others))
+    return parts, repr(cell.data), len(cell.federations), structure, kinds

@@ -172,7 +172,8 @@ def folder_of(
         with RunFolder(path, experiment, resume=resume, force=force, elsewhere=elsewhere) as folder:
             yield folder
         return
-    _check_alike([experiment.table, resume, sorted(elsewhere)])
+    numbered = experiment.axes, experiment.candidates  # in their order, which a table's text lacks
+    _check_alike([experiment.table, numbered, resume, sorted(elsewhere)])
     with contextlib.ExitStack() as stack:
         folder = None
 

@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from jaxfl.experiments.commit import ELSEWHERE
-from jaxfl.experiments.conclusions import conclude
+from jaxfl.experiments.conclusions import conclude, settled
 from jaxfl.experiments.difference import differences
 from jaxfl.experiments.finished import read_done
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
+
+PLACES = ("--out", "--results", "--data-dir", "--write")
+"""Options of commands that name a place on the machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +77,10 @@ class Kept:
         return len(self.cells) == self.asked
 
     def done(self, experiment: Experiment) -> set[int]:
-        """Numbers of the experiment's cells that are here."""
+        """Numbers of the experiment's cells that are here, with all that ``tune`` chose them by."""
         here = {_key(cell.labels) for cell in self.cells}
-        return {i for i, cell in enumerate(experiment.cells) if _key(cell.labels) in here}
+        cells = experiment.cells
+        return settled(cells, [i for i, cell in enumerate(cells) if _key(cell.labels) in here])
 
     def check_same(self, table: Mapping[str, Any], where: Path) -> None:
         """Refuses to mix the cells of two experiments.
@@ -101,7 +105,8 @@ def is_kept(folder: Path) -> bool:
 def keep(folder: Path, into: Path) -> None:
     """Keeps the cells that are done of the run in a folder, beside those that were kept before.
 
-    Nothing is written where none is done.
+    Nothing is written where none is done. Of cells that share a choice of ``tune``, all are kept
+    or none: over some of them it could be another one.
 
     Raises:
       ValueError: the folder holds no run, or is damaged; another experiment is kept already.
@@ -109,19 +114,23 @@ def keep(folder: Path, into: Path) -> None:
     """
     experiment, results = read_done(folder)
     environment = _without_places(json.loads((folder / "environment.json").read_bytes()))
-    fresh = conclude([r for r in results.values() if r.reason != ELSEWHERE])
+    ran = [i for i, result in results.items() if result.reason != ELSEWHERE]
+    fresh = conclude([results[i] for i in sorted(settled(experiment.cells, ran))])
     if not fresh:
         return
     kept = read_kept(into) if is_kept(into) else Kept(experiment.table, [], [])
     kept.check_same(experiment.table, into)
     cells = {_key(cell.labels): cell for cell in kept.cells}
-    environments = kept.environments
-    if environment not in environments:
-        environments = [*environments, environment]
-    run = environments.index(environment)
+    begun = list(map(_begun, kept.environments))
+    run = begun.index(_begun(environment)) if _begun(environment) in begun else len(begun)
+    environments = [*kept.environments[:run], environment, *kept.environments[run + 1 :]]
     for result in fresh:
         cells[_key(result.cell.labels)] = dataclasses.replace(cell_of(result), run=run)
-    ordered = [cells[key] for cell in experiment.cells if (key := _key(cell.labels)) in cells]
+    ordered = [
+        dataclasses.replace(cells[key], labels=dict(cell.labels))
+        for cell in experiment.cells
+        if (key := _key(cell.labels)) in cells
+    ]
     lines = [json.dumps(_plain(dataclasses.asdict(cell))) for cell in ordered]
     into.mkdir(parents=True, exist_ok=True)
     write_aside(into / "experiment.toml", (folder / "experiment.toml").read_bytes())
@@ -171,15 +180,35 @@ def cell_of(result: Result) -> Cell:
     )
 
 
-def _key(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(labels.items())
+def _key(labels: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """The same in any order of the axes."""
+    return frozenset(labels.items())
 
 
-def _without_places(environment: dict[str, Any]) -> dict[str, Any]:
+def _begun(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run was begun, wherever it went on."""
+    return {name: value for name, value in environment.items() if name != "resumed"}
+
+
+def _without_places(environment: Mapping[str, Any]) -> dict[str, Any]:
     """An environment as others may read it: without the folders of the machine."""
-    words = [word for word in environment.get("command", []) if os.sep not in word]
     kept = {name: value for name, value in environment.items() if name != "modules"}
-    return kept | {"command": ["jaxfl", *(word for word in words if word != "--out")]}
+    if "resumed" in kept:
+        kept["resumed"] = list(map(_without_places, kept["resumed"]))
+    return kept | {"command": _command(environment.get("command", []))}
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """A command without its folders; what was set stays as it is."""
+    kept, before = ["jaxfl"], ""
+    for word in words[1:]:
+        option = word.partition("=")[0]
+        if before == "--set" or option == "--set":
+            kept.append(word)
+        elif before not in PLACES and option not in PLACES:
+            kept.append(Path(word).name if os.sep in word else word)
+        before = word
+    return kept
 
 
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:

@@ -124,7 +124,7 @@ class Shapes:
     def of(self, cell: Cell, dataset: Dataset) -> FederatedData:
         """The shapes of the data of all runs of a cell."""
         how = (cell.partition, cell.clients, cell.root, cell.client_test, cell.seeds[0])
-        key = repr((cell.data, cell.rare, cell.validation, how))
+        key = (repr(cell.data), cell.rare, cell.validation, how)
         if key not in self._known:
             first = dataclasses.replace(cell, seeds=cell.seeds[:1])
             self._known[key] = shapes_of(first.divide(dataset)[0])

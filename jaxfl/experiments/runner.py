@@ -171,7 +171,8 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
     for cell in cells:
         data = load(cell)
         size = (
-            repr((cell.data, cell.partition)),
+            repr(cell.data),
+            cell.partition,
             cell.federation,
             cell.model,
             cell.clients,

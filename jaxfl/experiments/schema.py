@@ -154,7 +154,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
     resolved, table = table, copy.deepcopy(table)
     sweep, tune = _grid(table, "sweep"), _grid(table, "tune")
     check_grid({axis: values for axis, values in sweep.items() if axis != "seed"}, tune)
-    seeds = tuple(seed_of(s) for s in sweep.pop("seed", [table.get("seed", DEFAULTS["seed"])]))
+    seeds = _seeds(sweep.pop("seed", None), table.get("seed", DEFAULTS["seed"]))
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"sweep.seed must not name a seed twice; got {list(seeds)}")
     if tune and not table.get("validation"):
@@ -183,6 +183,15 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
             for choice in itertools.product(*tune.values())
         ),
     )
+
+
+def _seeds(several: list[Any] | None, alone: Any) -> tuple[int, ...]:
+    """Those of ``sweep.seed``, or else the one of ``seed``."""
+    if several is not None:
+        return tuple(seed_of(seed, "sweep.seed") for seed in several)
+    if isinstance(alone, list):
+        raise ValueError(f"seed must be an integer; sweep.seed takes a list; got {alone!r}")
+    return (seed_of(alone),)
 
 
 def _table(table: dict[str, Any], name: str) -> dict[str, Any]:

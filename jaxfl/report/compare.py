@@ -58,8 +58,8 @@ def comparison(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, list[s
 def _data(result: Result) -> tuple:
     """What decides which sample is whose under a seed."""
     cell: Cell = result.cell
-    root, shares = cell.root, (cell.client_test, cell.validation)
-    return repr(cell.data), cell.clients, cell.partition, root, shares
+    apart, shares = (cell.root, cell.rare), (cell.client_test, cell.validation)
+    return repr(cell.data), cell.clients, cell.partition, apart, shares
 
 
 def _differing(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
@@ -101,7 +101,7 @@ def _final(result: Result) -> str:
 
 
 def _difference(first: Result, other: Result, *, paired: bool) -> str:
-    if first.reason is not None or other.reason is not None:
+    if not first.status == other.status == "done":
         return "-"
     if not paired:
         a, b = other.finals * 100, first.finals * 100

@@ -25,7 +25,7 @@ KEYS: Texts = {
     "checkpoint_every": ("integer", "at least 1", "Rounds between checkpoints."),
     "seed": (
         *("integer", "at least 0"),
-        "Of the division of the data, of the model and of all draws; a list as `sweep.seed`.",
+        "Of the division of the data, of the model and of all draws; `sweep.seed` takes a list.",
     ),
     "client_chunk": ("integer", "at least 1", "How many clients are vmapped at once."),
     "devices": (

@@ -197,8 +197,13 @@ def _run(kept: Kept, run: int) -> str:
     hours = sum(cell.seconds for cell in kept.cells if cell.run == run) / 3600
     day = env.get("started", "an unknown day")[:10]
     machine = f"{env.get('processor', 'a processor not recorded')}, {env.get('cores', '?')} cores"
-    versions = f"jax {env.get('packages', {}).get('jax', '?')}, Python {env.get('python', '?')}"
+    versions = f"{_jax(env)}, Python {env.get('python', '?')}"
+    versions += "".join(f", then on {_jax(later)}" for later in env.get("resumed", []))
     return f"Run on {day} in {hours:.1f} h ({machine}; {versions})."
+
+
+def _jax(environment: dict[str, Any]) -> str:
+    return f"jax {environment.get('packages', {}).get('jax', '?')}"
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -13,17 +13,19 @@ from typing import Any
 from jaxfl.experiments.commit import read_progress
 from jaxfl.experiments.log import read_log
 
-PLACE = ("cell", "candidate", "seed", "round")
+OWNER = ("cell", "candidate", "seed", "set")
+"""Keys of a line that say whose it is; ``set`` only over honest sets."""
+PLACE = (*OWNER, "round")
 """Keys of a line that say where it belongs, and are no metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """What was measured of one seed of one cell."""
+    """What was measured of one seed of one cell, or of one of its honest sets."""
 
     name: str
     labels: dict[str, str | int]
-    """The cell's, with its candidate and seed."""
+    """The cell's, with its candidate, seed and honest set."""
     steps: list[tuple[int, dict[str, float]]]
     """Round and its numbers, in order; what was not finite is left out."""
 
@@ -38,18 +40,20 @@ def tracks(folder: Path) -> list[Track]:
         raise ValueError(f"{folder} holds no run")
     done = read_progress(folder / "progress.json")
     lines = read_log(folder / "rounds.jsonl", done.log_bytes, done.log_digest)
-    found: dict[tuple[int, int, int], Track] = {}
+    found: dict[tuple[int, ...], Track] = {}
     for line in (line for cell in lines.values() for line in cell):
-        texts = {k: v for k, v in line.items() if isinstance(v, str)}
         numbers = {
             k: float(v) for k, v in line.items() if isinstance(v, int | float) and k not in PLACE
         }
-        place = line["cell"], line["candidate"], line["seed"]
+        owner = {key: line[key] for key in OWNER if key in line}
+        place = tuple(owner.values())
         if place not in found:
+            keys = list(line)
+            texts = {key: line[key] for key in keys[1 : keys.index("candidate")]}
             words = [*texts.values(), f"seed {line['seed']}"]
+            words += [f"set {line['set']}"] if "set" in line else []
             words += [f"candidate {line['candidate']}"] if line["candidate"] else []
-            labels = {**texts, **{key: line[key] for key in PLACE[:3]}}
-            found[place] = Track(" ".join(words), labels, [])
+            found[place] = Track(" ".join(words), {**texts, **owner}, [])
         found[place].steps.append((line["round"], numbers))
     return list(found.values())
 

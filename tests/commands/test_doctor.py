@@ -69,6 +69,17 @@ def test_the_command_lists_what_is_here_and_how_to_get_the_rest(tmp_path, monkey
     assert done.stdout.splitlines()[-1].startswith("Nothing here is broken.")
 
 
+def test_who_only_imports_jaxfl_is_told_to_install_the_clone(monkeypatch):
+    known = dict.fromkeys(doctor.PACKAGES, "1") | {"jaxfl": "not installed"}
+    monkeypatch.setattr(doctor, "environment", lambda: {"packages": known})
+    monkeypatch.setattr(doctor, "requirements_of", lambda _: None)
+    found = {finding.what: finding.to_do for finding in doctor.findings(quick=True)}
+    assert found["jaxfl"] == found["extras"] == "pip install . in the clone"
+    monkeypatch.setitem(known, "flax", "not installed")
+    found = {finding.what: finding.to_do for finding in doctor.versions()}
+    assert found["flax"] == "pip install flax"
+
+
 def test_a_data_folder_that_is_not_set_or_not_there_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXFL_DATA_DIR", str(tmp_path / "gone"))
     assert "there is no such folder" in next(doctor.data()).to_do

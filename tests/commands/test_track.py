@@ -6,10 +6,12 @@ import sys
 from hashlib import sha256
 
 import pytest
+from helpers import ran
 from typer.testing import CliRunner
 
 from jaxfl import cli
 from jaxfl.experiments.commit import Progress
+from jaxfl.report.trackers import tracks
 
 LINES = [
     {
@@ -116,6 +118,22 @@ def test_mlflow_has_every_number(folder, monkeypatch):
         for run in client.search_runs([experiment.experiment_id])
     }
     assert found == {"Mean seed 3": [(1, 1), (2, 2)], "Krum seed 3": [(1, 1.25), (2, 2.25)]}
+
+
+def test_every_honest_set_is_a_run_of_its_own(tmp_path):
+    """Of one round, too, whose only line has the sum of the parameters."""
+    table = {
+        "rounds": 1,
+        "model": "softmax",
+        "data": {"name": "synthetic", "clients": 5, "samples": 60, "features": 4, "classes": 2},
+        "honesty": {"law": {"name": "uniform_sets", "byzantine": 1}, "sets": 2},
+    }
+    folder, _ = ran(table, tmp_path)
+    found = tracks(folder)
+    assert [track.name for track in found] == ["seed 0 set 0", "seed 0 set 1"]
+    assert [track.labels["set"] for track in found] == [0, 1]
+    assert [len(track.steps) for track in found] == [1, 1]
+    assert all("set" not in numbers for track in found for _, numbers in track.steps)
 
 
 def test_what_cannot_be_tracked_is_said(folder, tmp_path, monkeypatch):

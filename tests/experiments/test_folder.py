@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import filelock
+import jax
 import numpy as np
 import pytest
 from helpers import run_until
 
 from jaxfl.experiments import schema
+from jaxfl.experiments.environment import recorded, revision
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
@@ -235,6 +237,88 @@ def test_another_experiment_is_refused_by_name(stopped):
         run(stopped, resume=True, experiment=other)
     with pytest.raises(ValueError, match="another experiment: noise_order is not set there"):
         run(stopped, resume=True, experiment=small(noise_order="attack_then_noise"))
+
+
+def edit_environment(folder, **changes):
+    path = folder / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_run_that_goes_on_in_another_environment_says_so_and_records_it(stopped):
+    edit_environment(stopped, packages={"jax": "0.1", "jaxfl": "0.0.1"}, x64=None, git="1234")
+    with pytest.warns(UserWarning, match=r"goes on in another environment: .*'0\.1'.*") as said:
+        run(stopped, stop_after=50, resume=True)
+    (line,) = [str(warning.message) for warning in said if "goes on" in str(warning.message)]
+    for word in ("packages.jax '0.1' before", "x64 None before, False now", "git '1234' before"):
+        assert word in line
+    begun = recorded(stopped)
+    assert begun["packages"]["jax"] == "0.1"
+    (later,) = begun["resumed"]
+    assert later["packages"]["jax"] == jax.__version__
+    assert read_results(stopped)[1]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_run_that_goes_on_where_it_was_says_nothing(stopped, missing):
+    if missing:  # of an older version, or damaged: no result depends on it
+        (stopped / "environment.json").write_text("{}")
+    with pytest.raises(Interrupted):
+        run(stopped, stop_after=1, resume=True)
+    edit_environment(stopped, resumed=[recorded(stopped)])
+    edit_environment(stopped, git="1234")  # where it was begun; the last place counts
+    if not missing:
+        run(stopped, resume=True)
+        edit_environment(stopped, packages={})
+        run(stopped, resume=True)  # nothing is left to run
+
+
+def test_a_revision_is_that_of_the_repository_that_tracks_the_file(tmp_path):
+    """Installed into an environment that lies in another project, jaxfl is not of its revision."""
+    package = tmp_path / "venv" / "jaxfl"
+    package.mkdir(parents=True)
+    (tmp_path / ".gitignore").write_text("venv\n")
+    (package / "one.py").write_text("")
+
+    def git(*words):
+        settings = ["-c", "user.name=n", "-c", "user.email=e"]
+        command = ["git", "-C", str(tmp_path), *settings, *words]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init")
+    git("add", ".gitignore")
+    git("commit", "-m", "theirs")
+    assert revision(package / "one.py") == "unknown"
+    git("add", "--force", "venv/jaxfl/one.py")
+    git("commit", "-m", "ours")
+    assert revision(package / "one.py") == git("rev-parse", "HEAD")
+    (package / "one.py").write_text("changed")
+    assert revision(package / "one.py") == git("rev-parse", "HEAD") + "+"
+
+
+def swapped(grid):
+    return dict(reversed(grid.items()))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_axes_in_another_order_are_refused(stopped, resume):
+    """Cells are numbered in that order: a log would hold two cells of one number."""
+    message = (
+        r"another order of the axes of \[sweep\]: seed, algorithm, aggregator there, "
+        "aggregator, algorithm, seed here"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(stopped, resume=resume, experiment=small(sweep=swapped(TABLE["sweep"])))
+
+
+def test_tuned_keys_in_another_order_are_refused(tmp_path):
+    tune = {"optimizer.learning_rate": [0.1, 0.2], "optimizer.momentum": [0.5, 0.9]}
+    changes = {"validation": 0.2, "sweep": {"aggregator": ["mean"]}}
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_after=1, experiment=small(tune=tune, **changes))
+    with pytest.raises(ValueError, match=r"another order of the axes of \[tune\]"):
+        run(tmp_path, resume=True, experiment=small(tune=swapped(tune), **changes))
 
 
 def test_a_run_goes_on_on_other_devices_than_its_own(whole, tmp_path):

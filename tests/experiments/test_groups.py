@@ -129,3 +129,27 @@ def test_other_data_models_and_parts_are_programs_of_their_own():
     experiment = grid(**table)
     together = groups.grouped(experiment.cells, range(6), lambda cell: cell.load())
     assert together == [[0], [1, 2], [3], [4, 5]]
+
+
+OWN = """
+from jaxfl.data import IID
+from jaxfl.models import Softmax
+
+
+class Way(IID):
+    pass
+
+
+class Net(Softmax):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("axis", "name"), [("model", "Net"), ("data.partition", "Way")])
+def test_classes_of_one_name_in_two_modules_are_two_programs(tmp_path, monkeypatch, axis, name):
+    modules = f"one_of_{name}", f"two_of_{name}"
+    for module in modules:
+        (tmp_path / f"{module}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment = grid(sweep={axis: [f"{module}:{name}" for module in modules]})
+    assert groups.grouped(experiment.cells, range(2), lambda cell: cell.load()) == [[0], [1]]

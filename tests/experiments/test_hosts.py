@@ -250,6 +250,28 @@ def test_processes_that_do_not_belong_together(tmp_path):
         assert "processes [1] run another experiment" in said
 
 
+@pytest.mark.parametrize("grid", ["sweep", "tune"])
+def test_axes_in_another_order_are_another_experiment(tmp_path, monkeypatch, grid):
+    """Their cells and candidates are numbered otherwise."""
+    axes = {"optimizer.learning_rate": [0.1, 0.2], "optimizer.momentum": [0.5, 0.9]}
+    told = []
+
+    def compare(digest, _):
+        told.append(digest)
+        raise ValueError("stop")
+
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts, "_check_equal", compare)
+    for order in (axes.items(), axes.items(), reversed(axes.items())):
+        experiment = schema.parse("order", TABLE | {"validation": 0.2, grid: dict(order)})
+        with (
+            pytest.raises(ValueError, match="stop"),
+            hosts.folder_of(tmp_path, experiment, resume=False, force=False),
+        ):
+            pass
+    assert told[0] == told[1] != told[2]
+
+
 @pytest.mark.slow
 def test_another_experiment_is_not_overwritten(by_two):
     folder, _ = by_two

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,9 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
 
     with pytest.raises(Interrupted):
         several(tmp_path / "second", elsewhere=part.done(experiment), stop_after=1)
-    several(tmp_path / "second", resume=True)
+    with pytest.raises(ValueError, match=r"left out 1 of the cells that are wanted now"):
+        several(tmp_path / "second", resume=True)
+    several(tmp_path / "second", elsewhere=part.done(experiment), resume=True)
     later = tmp_path / "second" / "environment.json"  # in this test it began in the same second
     later.write_text(json.dumps(json.loads(later.read_text()) | {"started": "2100-01-01"}))
     log = (tmp_path / "second" / "rounds.jsonl").read_text().splitlines()
@@ -113,6 +116,87 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
     several(tmp_path / "other", rounds=2)
     with pytest.raises(ValueError, match=r"keeps another experiment: rounds is 4 there, 2 here"):
         keep(tmp_path / "other", tmp_path / "kept")
+
+
+def test_the_order_of_axes_does_not_tell_kept_cells_apart(tmp_path):
+    axes = {"aggregator": ["mean", "median"], "attack": ["none", "sign_flip"]}
+    one, other = (
+        schema.parse("order", TABLE | {"sweep": dict(sweep)})
+        for sweep in (axes.items(), reversed(axes.items()))
+    )
+    run_until(tmp_path / "one", one)
+    keep(tmp_path / "one", tmp_path / "kept")
+    assert read_kept(tmp_path / "kept").done(other) == {0, 1, 2, 3}
+    run_until(tmp_path / "other", other, elsewhere={0, 1, 2})
+    keep(tmp_path / "other", tmp_path / "kept")
+    kept = read_kept(tmp_path / "kept")
+    assert [list(cell.labels) for cell in kept.cells] == 4 * [["attack", "aggregator"]]
+    assert kept.whole
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("reproduce mnist --results /home/me/r --out runs --write=a.csv", "reproduce mnist"),
+        ("run /home/me/my.toml --quiet --data-dir d --out=o", "run my.toml --quiet"),
+        (
+            "run x --set model=a/b:C --set=y=/z",
+            "run x --set model=a/b:C --set=y=/z",
+        ),
+    ],
+)
+def test_a_kept_command_has_no_folders_and_all_that_was_set(run, tmp_path, given, kept):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    facts = json.loads((path / "environment.json").read_text())
+    facts |= {
+        "command": ["/bin/jaxfl", *given.split()],
+        "resumed": [facts | {"modules": ["/home"]}],
+    }
+    (path / "environment.json").write_text(json.dumps(facts))
+    keep(path, tmp_path / "kept")
+    (environment,) = read_kept(tmp_path / "kept").environments
+    assert environment["command"] == ["jaxfl", *kept.split()]
+    assert "modules" not in environment["resumed"][0]
+
+
+def test_a_run_that_went_on_elsewhere_is_still_one(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    keep(path, tmp_path / "kept")
+    facts = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps(facts | {"resumed": [facts]}))
+    keep(path, tmp_path / "kept")
+    kept = read_kept(tmp_path / "kept")
+    assert (len(kept.environments), {cell.run for cell in kept.cells}) == (1, {0})
+    assert kept.environments[0]["resumed"]
+    assert "then on jax" in replications_page(tmp_path)
+
+
+def tuned():
+    """Two rules under two attacks; each rule's cells share what is chosen for it."""
+    sweep = {"attack": ["none", "sign_flip"], "aggregator": ["mean", "median"]}
+    tune = {"optimizer.learning_rate": [0.001, 0.1]}
+    changes = {"validation": 0.2, "optimizer": "sgd", "sweep": sweep, "tune": tune}
+    return schema.parse("tuned", TABLE | changes)
+
+
+def test_a_tuned_rule_is_kept_once_all_cells_of_its_choice_are_done(tmp_path):
+    """A choice over some of the attacks would be another one."""
+    experiment = tuned()
+    with pytest.raises(Interrupted):
+        run_until(tmp_path / "run", experiment, stop_after=3)  # of four cells, two blocks each
+    keep(tmp_path / "run", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    run_until(tmp_path / "run", experiment, resume=True)
+    keep(tmp_path / "run", tmp_path / "kept")
+    assert read_kept(tmp_path / "kept").whole
+    path = tmp_path / "kept" / "cells.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert read_kept(tmp_path / "kept").done(experiment) == {0, 2}
+    run_until(tmp_path / "part", experiment, elsewhere={0, 2, 3})
+    keep(tmp_path / "part", tmp_path / "kept")
+    assert len(read_kept(tmp_path / "kept").cells) == 3
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -332,6 +332,23 @@ def test_comparison_over_other_data_is_not_paired():
     assert "Differs: data.samples: 80 in a, 90 in b" in notes
 
 
+def test_comparison_over_other_rare_samples_is_not_paired():
+    """They are taken out of the clients' data."""
+    other = table_of(data=TABLE["data"] | {"rare": {"label": 1, "size": 5}})
+    values = [0.5, 0.6, 0.7]
+    _, caption, _ = compared((table_of(), [values]), (other, [values]))
+    assert "b: not paired, as its data differ" in caption
+
+
+@pytest.mark.parametrize("changes", [{}, {"data": TABLE["data"] | {"samples": 90}}])
+def test_comparison_with_a_run_that_diverged_is_no_number(changes):
+    second = [0.6, None, 0.8]
+    cells, _, _ = compared((table_of(), [[0.5] * 3]), (table_of(**changes), [second]))
+    assert cells[1:] == [["50.0"], ["diverged"], ["-"]]
+    cells, _, _ = compared((table_of(**changes), [second]), (table_of(), [[0.5] * 3]))
+    assert cells[1:] == [["diverged"], ["50.0"], ["-"]]
+
+
 def test_comparison_lists_what_differs_and_what_was_left_out():
     first = table_of((0, 1, 2), ["mean", "median"], rounds=6)
     second = table_of((1, 2, 3), ["mean", "krum"], optimizer={"name": "sgd", "momentum": 0.5})

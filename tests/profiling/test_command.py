@@ -1,6 +1,9 @@
 """``jaxfl profile``: what it writes, what it says, what it refuses."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -158,3 +161,21 @@ def test_what_is_profiled_is_what_would_run(file):
     cell = schema.load(str(file), changes).cells[0]
     simulation = command._simulation(cell)
     assert (simulation.plan.storage, simulation.plan.chunk, simulation.seeds) == ("stream", 3, (4,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [[], ["--set", "devices=2"]])
+def test_a_model_that_convolves_is_measured_on_one_of_two_devices(tmp_path, setting):
+    """By itself its clients would be mapped over both."""
+    small = SMALL.replace('"softmax"', '{ name = "cnn", channels = [4] }')
+    small = small.replace('name = "synthetic"', 'name = "digits"')
+    for key in ("samples", "features", "classes"):
+        small = re.sub(f"{key} = .*\n", "", small)
+    (tmp_path / "small.toml").write_text(small)
+    words = [sys.executable, "-m", "jaxfl.cli", "profile", "small.toml", "--rounds", "1", *setting]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=os.environ | devices, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "small_profile" / "profile.json").exists()
