@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,14 +129,17 @@ def compare(
 
 @app.command()
 def data(
-    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="One of them: load and describe it.")] = None,
     partition: Annotated[
         str | None, typer.Option(help="Draw clients x classes: a name or a TOML table.")
     ] = None,
-    clients: Annotated[int, typer.Option(help="Clients to divide among.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the division.")] = 0,
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("partition.png"),
+    clients: Annotated[
+        int | None, typer.Option(help="Clients to divide among.", show_default="50")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the division.", show_default="0")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture.", show_default="partition.png")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of data files.")] = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="Get it through TFDS.")] = False,
 ) -> None:
@@ -144,16 +147,17 @@ def data(
     console = Console(width=None if sys.stdout.isatty() else 120)
     if data_dir is not None:
         os.environ["JAXFL_DATA_DIR"] = str(data_dir)
-    division = ("clients", "seed", "out")
+    division = {"--clients": clients, "--seed": seed, "--out": out}
     if name is None:
-        _refuse(context, ("partition", *division, "prepare"), "name a data set")
+        others = {"--partition": partition, "--prepare": prepare or None}
+        _refuse(others | division, "name a data set")
         console.print(availability_table(available()))
         return
     if name not in SOURCES:
         raise ValueError(f"data: {unknown(name, SOURCES)}")
     way = None
     if partition is None:
-        _refuse(context, division, "set --partition")
+        _refuse(division, "set --partition")
     else:
         way = build(Partition, schema.toml_value(partition, "--partition"), "partition")
     if prepare:
@@ -161,17 +165,15 @@ def data(
     dataset = SOURCES[name]()
     console.print(summary_table(dataset.summary()))
     if way is not None:
-        plot_partition(dataset.split(way, clients, seed), out)
+        out = Path("partition.png") if out is None else out
+        divided = dataset.split(way, 50 if clients is None else clients, seed or 0)
+        plot_partition(divided, out)
         say(console, f"Plot: {out}")
 
 
-def _refuse(context: typer.Context, options: Sequence[str], cure: str) -> None:
+def _refuse(options: Mapping[str, object], cure: str) -> None:
     """Refuses options that were given and would do nothing."""
-    given = []
-    for option in options:
-        source = context.get_parameter_source(option)
-        if source is not None and source.name == "COMMANDLINE":
-            given.append(f"--{option}")
+    given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)}: {cure}")
 

@@ -327,7 +327,7 @@ def test_data_is_listed_described_and_drawn(tmp_path):
         (("data", "digits", "--prepare"), "prepare: name must be one of"),
         (
             ("data", "--partition", "iid", "--prepare", "--out", "x.png"),
-            "--partition, --out, --prepare: name a data set",
+            "--partition, --prepare, --out: name a data set",
         ),
         (("data", "digits", "--seed", "0", "--out", "x.png"), "--seed, --out: set --partition"),
     ):
