@@ -301,12 +301,14 @@ def test_a_long_grid_opens_in_two_seconds(run, tmp_path, browser):
         )
     experiment = dataclasses.replace(experiment, cells=tuple(result.cell for result in many))
     write_page(tmp_path / "long.html", [(run, experiment, many)])
-    # Of the page's thread, whatever else runs here.
+    # Of the page's thread, whatever else runs here; the first file may be another process's.
+    (tmp_path / "empty.html").write_text("<title>empty</title>")
+    browser.get((tmp_path / "empty.html").as_uri())
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.get((tmp_path / "long.html").as_uri())
-    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    (took,) = [metric["value"] for metric in metrics if metric["name"] == "TaskDuration"]
     assert len(rows_of(browser)) == 10
     assert len(sections_shown(browser)) == 4
     assert len(browser.find_elements("css selector", "#rankings tbody tr")) == 10
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    (took,) = [metric["value"] for metric in metrics if metric["name"] == "TaskDuration"]
     assert 0.1 < took < 2
