@@ -93,7 +93,7 @@ class TimeVarying(_Several):
     def turn(self, when: Int[Array, ""] | int) -> Int[Array, ""]:
         """Which attack it is in this round."""
         key = jax.random.fold_in(jax.random.key(self.seed), when // self.every)
-        return jax.random.randint(key, (), 0, len(self.attacks))
+        return jax.random.randint(key, (), 0, len(self.attacks), jnp.int32)
 
     def turn_of(self, client: ClientView) -> Int[Array, ""]:
         return self.turn(client.round)

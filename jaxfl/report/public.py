@@ -12,7 +12,7 @@ import jaxfl.accounting
 import jaxfl.profiling
 import jaxfl.robustness
 
-MODULES = (*(jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.profiling, jaxfl.robustness),)
+MODULES = (jaxfl, jaxfl.data, jaxfl.models, jaxfl.accounting, jaxfl.profiling, jaxfl.robustness)
 OWN_PARTS = (
     ("jaxfl.aggregators.base", "needs_more_than"),
     ("jaxfl.attacks.informed", "mean_of_known"),
