@@ -338,6 +338,20 @@ def test_data_is_listed_described_and_drawn(tmp_path):
 
 
 @pytest.mark.slow
+def test_force_runs_another_experiment_in_the_folder_of_a_finished_one(tmp_path):
+    path, out = tmp_path / "small.toml", tmp_path / "out"
+    path.write_text(SMALL)
+    assert ask("run", path, "--out", out, cwd=tmp_path).returncode == 0
+    again = ("run", path, "--out", out, "--set", "rounds=1")
+    refused = ask(*again, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "another experiment: rounds is" in refused.stderr
+    assert ask(*again, "--force", cwd=tmp_path).returncode == 0
+    lines = (out / "rounds.jsonl").read_text().splitlines()
+    assert {json.loads(line)["round"] for line in lines} == {1}
+
+
+@pytest.mark.slow
 def test_a_label_in_brackets_is_not_markup(tmp_path):
     changes = "sweep={'model.hidden' = [[4], [8]]}"
     path = tmp_path / "small.toml"

@@ -121,6 +121,7 @@ def test_a_defence_chooses_one_candidate_for_all_attacks():
         ("attack.scale", [0.5, 2.0], False),
         ("attack", [{"name": "ipm", "scale": 0.5}, "sign_flip"], False),
         ("byzantine", [1, 2], False),
+        ("byzantine_per_round", [1, 2], False),
         ("noise_order", ["noise_then_attack", "attack_then_noise"], False),
         ("data.partition", ["iid", {"name": "dirichlet", "alpha": 0.1}], True),
         ("aggregator", ["mean", "median"], True),
@@ -129,6 +130,7 @@ def test_a_defence_chooses_one_candidate_for_all_attacks():
 def test_a_defence_does_not_choose_by_what_it_cannot_know(axis, values, known):
     table = copy.deepcopy(TABLE) | {"validation": 0.25, "attack": {"name": "ipm", "scale": 1.0}}
     table |= {"sweep": {axis: values}, "tune": {"optimizer.learning_rate": [0.1, 0.2]}}
+    table |= {"participation": {"name": "uniform", "fraction": 0.5}}
     scores = np.array([[0.9, 0.8], [0.1, 0.7]])  # [cells, candidates]
     results = [
         result_of(one, lines(one, [[[0.5]]] * 2, [[[a]], [[b]]]), 0.0)
