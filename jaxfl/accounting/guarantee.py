@@ -76,10 +76,9 @@ def guarantee(
     if not federation.private:
         return None
     privacy = federation.privacy
-    privacy.check_declared()
+    federation.check_privacy(len(sizes))
     if not privacy.calibrated:
         raise ValueError(f"{type(privacy).__name__}: epsilon is a target; calibrate first")
-    federation.check_privacy(len(sizes))
     run = deployment(federation, rounds, sizes, participations)
     epsilon = worst(privacy.declared(run), privacy.delta, accountant, privacy.discretisation)
     found = _caveats(privacy, run)

@@ -46,16 +46,9 @@ class FoundationFL(Wrapper):
             name = type(self.rule).__name__
             raise ValueError(f"FoundationFL: rule must be a coordinatewise rule; got {name}")
 
-    def check(self, n: int) -> None:
-        self.rule.check(n)  # copies of one client are no further honest ones
-        self.rule.check(n + self._copies(n))
-
-    def _copies(self, n: int) -> int:
-        return n // 2 if self.copies is None else self.copies
-
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         n = updates.shape[0]
-        copies = self._copies(n)
+        copies = n // 2 if self.copies is None else self.copies
         usable = jnp.isfinite(rows.squared_norms(updates))
 
         def extremes(block: Array) -> Array:

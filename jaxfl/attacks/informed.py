@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
+from jaxfl.attacks.base import ALL, OWN, Attack
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, rows
@@ -68,7 +68,7 @@ def check_inner(owner: InformedAttack, inner: Attack) -> None:
     name, kind = type(owner).__name__, type(inner).__name__
     if inner.poisons or not inner.crafts:
         raise ValueError(f"{name} is made of attacks on messages alone; got {kind}")
-    if owner.knowledge == PARTIAL and inner.knows not in (NOTHING, OWN):
+    if owner.knowledge == PARTIAL and inner.knows == ALL:
         raise ValueError(
             f"{name} with partial knowledge is made of attacks that know no more; got {kind}, "
             f"which knows {ALL}"
