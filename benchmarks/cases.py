@@ -17,7 +17,7 @@ from jaxfl.local_work import work_locally
 from jaxfl.models import MLP, Model, ResNet, SignGuardCNN
 from jaxfl.numerics.rows import held
 from jaxfl.optimizers import SGD
-from jaxfl.plan import make_plan
+from jaxfl.plan import AUTOMATIC, make_plan
 from jaxfl.preaggregators import NNM
 from jaxfl.round import run_round
 from jaxfl.state import Plan, init_state, round_keys
@@ -50,16 +50,17 @@ class Case:
     rounds: int
     """Rounds per compiled block."""
     repeats: int
+    batch: int = BATCH
 
     @property
     def samples(self) -> int:
         """Per client; only as many as a batch takes where there are very many clients."""
-        return 200 if self.clients <= 1000 else BATCH
+        return 200 if self.clients <= 1000 else self.batch
 
     @property
     def images(self) -> int:
         """Per round."""
-        return self.clients * BATCH
+        return self.clients * self.batch
 
 
 def federated(case: Case, rare: RareData | None = None) -> FederatedData:
@@ -73,9 +74,9 @@ def federated(case: Case, rare: RareData | None = None) -> FederatedData:
     return (dataset.set_apart(rare) if rare else dataset).split(IID(), case.clients)
 
 
-def federation(rule: Aggregator, *, attacked: bool = False) -> Federation:
+def federation(rule: Aggregator, *, attacked: bool = False, batch: int = BATCH) -> Federation:
     return Federation(
-        algorithm=FedSGD(batch_size=BATCH),
+        algorithm=FedSGD(batch_size=batch),
         attack=ALIE(z=1.0) if attacked else NoAttack(),
         aggregator=rule,
         optimizer=SGD(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
@@ -109,9 +110,11 @@ def rounds_of(
     return functools.partial(compile_for(block, devices=on), *copy_to((data, state), on))
 
 
-def jaxfl_block(case: Case, devices: int = 1, chunk: int | None = None) -> Callable[[], PyTree]:
-    data, parts = federated(case), federation(Mean())
-    plan = make_plan(parts, data, MODELS[case.model], client_chunk=chunk)
+def jaxfl_block(
+    case: Case, devices: int = 1, chunk: int | None = None, storage: str = AUTOMATIC
+) -> Callable[[], PyTree]:
+    data, parts = federated(case), federation(Mean(), batch=case.batch)
+    plan = make_plan(parts, data, MODELS[case.model], client_chunk=chunk, storage=storage)
     return rounds_of(parts, plan, data, case.rounds, devices=devices)
 
 

@@ -24,10 +24,12 @@ from rich.progress import track
 
 from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes
 from jaxfl import (
+    ARC,
     CGE,
     NBS,
     TNBS,
     CenteredClipping,
+    Clipping,
     FedSGD,
     FLTrust,
     Krum,
@@ -35,6 +37,7 @@ from jaxfl import (
     Median,
     NormClipping,
     Oracle,
+    Pipeline,
     SignGuard,
     SignMajority,
     Simulation,
@@ -59,6 +62,8 @@ RULES = {
     "TNBS": lambda n: TNBS(f=n // 10),
     "FLTrust": lambda n: FLTrust(),
     "CenteredClipping": lambda n: CenteredClipping(iterations=1),
+    "ARC + Mean": lambda n: Pipeline(pre=(ARC(f=n // 10),), rule=Mean()),
+    "Clipping + Mean": lambda n: Pipeline(pre=(Clipping(tau=1.0),), rule=Mean()),
     "SignGuard": lambda n: SignGuard(),
     "Median": lambda n: Median(),
     "Krum": lambda n: Krum(f=n // 10),

@@ -9,10 +9,12 @@ so it runs in an environment of its own (``pip install 'flwr[simulation]' torch`
 ``--flower-python``).
 
 Tasks: FedAvg on MNIST with 100 clients, an epoch of batches of 32 a round, by softmax regression
-and by an MLP; 100 clients of which 20 are Byzantine (ALIE, z 1.5; Min-Max, which ByzFL lacks and is
-given; none, all being honest) under a trimmed mean on the MLP, one batch of 32 with client momentum
-a round; a CNN of 32, 64 and 128 channels on CIFAR-10, cohorts
-of 50 of 1,000 clients of 50 images, an epoch of batches of 10.
+and by an MLP; 100 clients of which 20 are Byzantine (ALIE, z 1.5; Min-Max, which ByzFL and Flower
+lack and are given; none, all being honest) under a trimmed mean and under Krum on the MLP, one
+batch of 32 with client momentum a round; a CNN of 32, 64 and 128 channels on CIFAR-10, cohorts of
+50 of 1,000 clients of 50 images, an epoch of batches of 10. Flower's clients send models, ours and
+ByzFL's messages; its attackers are put in by the server, from what the honest ones sent. "of GEMM"
+is what the forward and backward passes would take at the rate of a large float32 matrix product.
 """
 
 import argparse
@@ -33,75 +35,17 @@ import numpy as np
 from rich.console import Console
 
 import jaxfl_launch
-from benchmarks.timing import Report, describe_machine, installed
-from jaxfl import (
-    ALIE,
-    SGD,
-    FedAvg,
-    Federation,
-    FedSGD,
-    Mean,
-    MinMax,
-    NoAttack,
-    Simulation,
-    TrimmedMean,
-)
-from jaxfl.data import IID, Dataset, mnist
-from jaxfl.data.loaders import SOURCES
-from jaxfl.models import CNN, MLP, Model, Softmax
-from jaxfl.participation import Full, Uniform
+from benchmarks.tasks import ATTACKS, MODELS, TASKS, Task, federation, load, operations
+from benchmarks.timing import Report, a_device_per_core, describe_machine, gemm_rate, installed
+from jaxfl import Simulation
+from jaxfl.data import IID
 
 PEERS = Path(__file__).with_name("training_peers.py")
 BLOCK = 5
 """Rounds of ours between two evaluations."""
 LIMIT = 1500
 """Seconds after which a run is given up."""
-ATTACKS = {"alie": "ALIE", "min_max": "Min-Max", "none": "no attack"}
 WAYS = {"loop": "PyTorch loop", "byzfl": "ByzFL", "flower": "Flower"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What everybody trains."""
-
-    model: str
-    rounds: int
-    clients: int
-    cohort: int
-    batch: int
-    rate: float
-    rivals: tuple[str, ...]
-    byzantine: int = 0
-    momentum: float = 0.0
-    flower_rounds: int = 5
-    attack: str = "none"
-
-    @property
-    def attacks(self) -> tuple[str, ...]:
-        """What it is run under."""
-        return tuple(ATTACKS) if self.byzantine else ("none",)
-
-    def for_rival(self, way: str) -> "Task":
-        """With as many rounds as the rival is given."""
-        rounds = self.flower_rounds if way == "flower" else self.rounds
-        return dataclasses.replace(self, rounds=min(rounds, self.rounds))
-
-
-TASKS = {
-    "fedavg-lr": Task("lr", 100, 100, 100, 32, 0.05, ("loop", "flower")),
-    "fedavg-mlp": Task("mlp", 100, 100, 100, 32, 0.05, ("loop", "flower")),
-    "byzantine-mlp": Task("mlp", 50, 100, 100, 32, 0.1, ("byzfl",), 20, 0.9),
-    "cnn": Task("cnn", 30, 1000, 50, 10, 0.05, ("loop", "flower"), flower_rounds=5),
-}
-MODELS: dict[str, Model] = {
-    "lr": Softmax(),
-    "mlp": MLP(hidden=(100,)),
-    "cnn": CNN(channels=(32, 64, 128)),
-}
-
-
-def load(task: Task) -> Dataset:
-    return SOURCES["cifar10"]() if task.model == "cnn" else mnist()
 
 
 def write(task: Task, path: Path) -> None:
@@ -143,30 +87,12 @@ def in_their_order(parameters: Any) -> list[np.ndarray]:
     return found
 
 
-def federation(task: Task) -> Federation:
-    optimizer = SGD(learning_rate=1.0)
-    if task.byzantine:
-        attack = {"alie": ALIE(z=1.5, sign=1), "min_max": MinMax(), "none": NoAttack()}[task.attack]
-        return Federation(
-            algorithm=FedSGD(batch_size=task.batch, momentum=task.momentum),
-            aggregator=TrimmedMean(f=task.byzantine),
-            attack=attack,
-            byzantine=0 if task.attack == "none" else task.byzantine,
-            optimizer=SGD(learning_rate=task.rate),
-        )
-    whole = task.cohort == task.clients
-    return Federation(
-        algorithm=FedAvg(batch_size=task.batch, epochs=1, optimizer=SGD(learning_rate=task.rate)),
-        aggregator=Mean(),
-        participation=Full() if whole else Uniform(fraction=task.cohort / task.clients),
-        optimizer=optimizer,
-    )
-
-
 def ours(task: Task) -> None:
     """Our run, as a command: prints what the rivals print."""
-    data = load(task).split(IID(), task.clients)
-    simulation = Simulation(federation(task), data, MODELS[task.model], evaluate_every=BLOCK)
+    a_device_per_core()
+    data, model = load(task).split(IID(), task.clients), MODELS[task.model]
+    devices = jax.devices() if model.convolves else None  # as `jaxfl run` does
+    simulation = Simulation(federation(task), data, model, evaluate_every=BLOCK, devices=devices)
     seconds, accuracy = [], []
     for _ in range(task.rounds // BLOCK):
         begun = time.perf_counter()
@@ -242,10 +168,10 @@ def compare(name: str, task: Task, flower_python: str, console: Console) -> list
     return runs
 
 
-def table(runs: list[Run]) -> Report:
-    """A line per task and way."""
+def table(runs: list[Run], floors: dict[str, float]) -> Report:
+    """A line per task and way; ``floors`` are seconds of each task's round at the GEMM's rate."""
     header = ("task", "way", "attack", "rounds", "command s", "round ms", "attack adds", "x ours")
-    report = Report("Whole training runs", (*header, "accuracy", "ours then"))
+    report = Report("Whole training runs", (*header, "of GEMM", "accuracy", "ours then"))
 
     def find(run: Run, **others: str) -> Run:
         wanted = {"task": run.task, "way": run.way, "attack": run.attack} | others
@@ -255,12 +181,13 @@ def table(runs: list[Run]) -> Report:
         our, clean = find(run, way="jaxfl"), find(run, attack=ATTACKS["none"])
         named = (run.task, run.way, run.attack, str(run.rounds))
         if run.failed:
-            report.rows.append((*named, *["-"] * 5, run.failed[-60:]))
+            report.rows.append((*named, *["-"] * 6, run.failed[-60:]))
             continue
         same = our.accuracy[run.rounds - 1] if our.accuracy else float("nan")
         times = "-" if our.failed else f"{run.steady / our.steady:.1f}"
         adds = "-" if clean is run or clean.failed else f"{run.steady / clean.steady - 1:.0%}"
-        numbers = (f"{run.whole:.1f}", f"{1e3 * run.steady:.1f}", adds, times)
+        share = f"{floors[run.task] / run.steady:.0%}"
+        numbers = (f"{run.whole:.1f}", f"{1e3 * run.steady:.1f}", adds, times, share)
         report.rows.append((*named, *numbers, f"{run.accuracy[-1]:.4f}", f"{same:.4f}"))
     return report
 
@@ -283,14 +210,19 @@ def main() -> None:
     if options.ours:
         ours(dataclasses.replace(tasks[options.ours], attack=options.attack))
         return
-    console, runs = Console(width=140), []
+    console, runs, machine, rate = Console(width=150), [], describe_machine(), gemm_rate(5)
+    floors = {
+        name: tasks[name].images * operations(tasks[name].model) / rate for name in options.tasks
+    }
     for name in options.tasks:
         runs += compare(name, tasks[name], options.flower_python, console)
-    table(runs).show(console)
+    report = table(runs, floors)
+    report.show(console)
     options.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": describe_machine(), "runs": [dataclasses.asdict(run) for run in runs]}
+    record = {"machine": machine, "gemm": rate, "floors": floors}
+    record |= {"runs": [dataclasses.asdict(run) for run in runs]}
     (options.out / "training.json").write_text(json.dumps(record, indent=1))
-    (options.out / "training.md").write_text(table(runs).markdown() + "\n")
+    (options.out / "training.md").write_text(report.markdown() + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ data and calls it. All numbers of a task are in ``TASK``, a JSON object.
 
 import functools
 import json
-import os
 import sys
 import time
 from typing import Any
@@ -140,6 +139,7 @@ def byzfl(task: dict[str, Any], data: Data) -> None:
         sys.modules.setdefault(name, MagicMock())  # for its data sets and plots
     from byzfl import ByzantineClient, Client, Server  # pyright: ignore
 
+    rule = {"trimmed_mean": "TrMean", "krum": "Krum"}[task["rule"]]
     attackers = 0 if task["attack"] == "none" else task["byzantine"]
     honest = task["cohort"] - attackers
 
@@ -170,7 +170,7 @@ def byzfl(task: dict[str, Any], data: Data) -> None:
         | {
             "test_loader": loader(data.test_inputs, data.test_labels, 1000, False),
             "optimizer_name": "SGD",
-            "aggregator_info": {"name": "TrMean", "parameters": {"f": task["byzantine"]}},
+            "aggregator_info": {"name": rule, "parameters": {"f": task["byzantine"]}},
             "pre_agg_list": [],
         }
         | decay
@@ -211,70 +211,13 @@ def min_max(gradients: list[torch.Tensor]) -> torch.Tensor:
     return mean - gamma * deviation
 
 
-def flower(task: dict[str, Any], data_path: str) -> None:
-    """Flower's simulation: a ClientApp in Ray's workers, its FedAvg in a ServerApp."""
-    os.environ.setdefault("RAY_DISABLE_DOCKER_CPU_WARNING", "1")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict  # pyright: ignore
-    from flwr.clientapp import ClientApp  # pyright: ignore
-    from flwr.serverapp import ServerApp  # pyright: ignore
-    from flwr.serverapp.strategy import FedAvg  # pyright: ignore
-    from flwr.simulation import run_simulation  # pyright: ignore
-
-    client_app, server_app, log = ClientApp(), ServerApp(), Log()
-
-    @client_app.train()
-    def train(message: Any, context: Any) -> Any:
-        import training_peers  # the module, not what is pickled: a worker reads the data once
-
-        torch.set_num_threads(1)
-        data = training_peers.data_of(data_path)
-        model = network(task["model"])
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        inputs, labels = data.of(int(context.node_config["partition-id"]))
-        local_epoch(model, inputs, labels, task["batch"], task["rate"])
-        content = {
-            "arrays": ArrayRecord(model.state_dict()),
-            "metrics": MetricRecord({"num-examples": len(labels)}),
-        }
-        return Message(content=RecordDict(content), reply_to=message)
-
-    @server_app.main()
-    def main(grid: Any, context: Any) -> None:
-        data = Data(data_path)
-
-        def evaluate(server_round: int, arrays: Any) -> Any:
-            if server_round == 0:
-                log.start()
-                return None
-            model = network(task["model"])
-            model.load_state_dict(arrays.to_torch_state_dict())
-            log.end(model, data)
-            return MetricRecord({"round": server_round})  # it wants one; ours is in the log
-
-        strategy = FedAvg(
-            fraction_train=task["cohort"] / (len(data.start) - 1), fraction_evaluate=0.0
-        )
-        start = ArrayRecord(data.begin(network(task["model"])).state_dict())
-        strategy.start(grid, start, num_rounds=task["rounds"], evaluate_fn=evaluate)
-
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=len(Data(data_path).start) - 1,
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": os.cpu_count() or 1, "include_dashboard": False},
-        },
-    )
-    log.show()
-
-
 if __name__ == "__main__":
     way, description, path = sys.argv[1:]
     torch.manual_seed(0)
     asked = json.loads(description)
     if way == "flower":
-        flower(asked, path)
+        import training_flower
+
+        training_flower.flower(asked, path)
     else:
         {"loop": loop, "byzfl": byzfl}[way](asked, Data(path))

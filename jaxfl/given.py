@@ -71,11 +71,31 @@ def listed_partitions(data: FederatedData | Sequence[FederatedData]) -> list[Fed
     return partitions
 
 
+def as_one_program(parts: list[Federation]) -> tuple[list[Federation], list[int]]:
+    """The federations with the most attackers that one has, and how many each has.
+
+    Who is Byzantine is a mask, so fewer attackers are the same program; none at all are not, nor
+    is a number that is fixed for every round.
+    """
+    counts = [part.byzantine for part in parts]
+    if len(set(counts)) == 1 or not all(map(countless, parts)):
+        return parts, counts
+    return [part.replace(byzantine=max(counts)) for part in parts], counts
+
+
+def countless(part: Federation) -> bool:
+    """Whether the program is the same for any other number of attackers, if there are any."""
+    return part.byzantine > 0 and part.byzantine_per_round is None
+
+
 def stacked(parts: list[Federation]) -> Federation:
     """One federation whose leaves lead by a seed axis; itself where there is one."""
     if len(parts) == 1:
         return parts[0]
     shapes = {jax.tree.structure(p): None for p in parts}
     if len(shapes) > 1:
-        raise ValueError("federations of one simulation may differ only in leaves (numbers)")
+        raise ValueError(
+            "federations of one simulation may differ only in leaves (numbers), and in byzantine "
+            "where it is above 0 and byzantine_per_round is not given"
+        )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)

@@ -21,6 +21,7 @@ from jaxfl.devices import Device, apart, check_way, copy_to
 from jaxfl.evaluation import Evaluation, evaluate
 from jaxfl.federation import Federation
 from jaxfl.given import (
+    as_one_program,
     check_devices,
     checked_honest,
     checked_seeds,
@@ -46,11 +47,12 @@ class Simulation:
 
     ``simulate`` is the short way. This class keeps the state between calls, hands out the
     messages of a round, and runs several seeds at once, each with its own partition if ``data``
-    is a sequence, and its own numbers (learning rate, strength of the attack) if ``federation``
-    is one.
+    is a sequence, and its own numbers (learning rate, strength of the attack, Byzantine clients)
+    if ``federation`` is one.
 
     Args:
-      federation: the parts; one entry per seed for parts that differ in their leaves.
+      federation: the parts; one entry per seed for parts that differ in their leaves, or in
+        ``byzantine`` (above 0; the rules' own ``f`` must not differ).
       data: federated data; one entry per seed for partitions that differ.
       model: configuration, NNX module, or function from ``nnx.Rngs`` to a module.
       seeds: each is a run of its own; all run in one program.
@@ -97,7 +99,8 @@ class Simulation:
         seeds = checked_seeds(seeds)
         self.seeds = tuple(seeds)
         self.evaluate_every = integer(evaluate_every, "evaluate_every", 1)
-        partitions, parts = partitions_and_parts(federation, data, len(seeds))
+        partitions, given = partitions_and_parts(federation, data, len(seeds))
+        parts, attackers = as_one_program(given)
         check_way(way)
         check_devices(devices)
         self.several = len(seeds) > 1
@@ -128,14 +131,15 @@ class Simulation:
             devices=None if devices is None else tuple(devices),
         )
 
-        def init(parts: Federation, seed: Array | int) -> FederationState:
-            return init_state(parts, self.plan, seed)
+        def init(parts: Federation, count: Array | int, seed: Array | int) -> FederationState:
+            return init_state(parts, self.plan, seed, count)
 
         if self.several:
-            over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0))
-            state = over(self.federation, jnp.asarray(np.asarray(seeds, np.uint32)))
+            over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0, 0))
+            counts = jnp.broadcast_to(jnp.asarray(attackers), len(seeds))
+            state = over(self.federation, counts, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
-            state = init(parts[0], seeds[0])
+            state = init(parts[0], attackers[0], seeds[0])
         if honest is not None:
             sets = checked_honest(honest, len(seeds), self.data.clients, parts[0].byzantine)
             state = state.replace(byzantine=jnp.asarray(~sets if self.several else ~sets[0]))

@@ -95,9 +95,15 @@ def round_keys(state: FederationState) -> RoundKeys:
 
 
 def init_state(
-    federation: Federation, plan: Plan, seed: Integer[Array, ""] | int
+    federation: Federation,
+    plan: Plan,
+    seed: Integer[Array, ""] | int,
+    byzantine: Integer[Array, ""] | int | None = None,
 ) -> FederationState:
-    """The state before the first round; the seed decides parameters and who is Byzantine."""
+    """The state before the first round; the seed decides parameters and who is Byzantine.
+
+    ``byzantine`` clients are, at most and by default as many as ``federation.byzantine``.
+    """
     if not isinstance(seed, jax.Array | np.ndarray):
         seed = seed_of(seed)
     spec = plan.spec
@@ -105,6 +111,7 @@ def init_state(
     params, model_state = plan.objective.init(model_key)
     wide = dataclasses.replace(spec, dim=spec.dim * federation.algorithm.width)
     one_client: Any = started(federation.algorithm, "init", spec)
+    attackers = federation.byzantine if byzantine is None else byzantine
     return FederationState(
         params=params,
         model_state=model_state,
@@ -116,7 +123,7 @@ def init_state(
         privacy=started(federation.privacy, "init", wide.dim),
         fairness=() if federation.fairness is None else started(federation.fairness, "init", spec),
         root=one_client if "update" in federation.aggregator.needs_root else (),
-        byzantine=jax.random.permutation(byzantine_key, spec.population) < federation.byzantine,
+        byzantine=jax.random.permutation(byzantine_key, spec.population) < attackers,
         participations=jnp.zeros((spec.population,), jnp.int32),
         round=jnp.zeros((), jnp.int32),
         key=run_key,

@@ -130,6 +130,17 @@ def test_the_bar_of_a_run_in_python_is_of_the_same_clock(clock, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_how_many_programs_there_are_is_said_first(clock, shown, terminal):
+    experiment = schema.parse("x", copy.deepcopy(TABLE))
+    cells = experiment.cells
+    together = [Group((0,), (cells[0],)), Group((1, 2), tuple(cells[1:3]))]
+    console = Console(file=shown, width=120, force_terminal=terminal)
+    with Watcher(experiment, console) as watcher:
+        watcher.watch(together, 0, 0)
+    assert "3 cells in 2 programs, 2 runs a cell" in shown.getvalue()
+
+
 def test_quiet_says_nothing(clock, shown):
     console = Console(file=shown, width=120)
     followed(clock, console, quiet=True)

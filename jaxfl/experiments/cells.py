@@ -20,7 +20,7 @@ class Cell:
     labels: dict[str, str]
     """Axis of the sweep to this cell's value on it."""
     federations: tuple[Federation, ...]
-    """One per candidate of ``tune``; they differ in leaves only."""
+    """One per candidate of ``tune``, or of several cells that are one program."""
     model: Model
     data: tuple[str, dict[str, Any]]
     clients: int
@@ -54,8 +54,8 @@ class Cell:
 
     @property
     def federation(self) -> Federation:
-        """The first candidate: all have its parts."""
-        return self.federations[0]
+        """The first candidate with the most attackers: all have its parts."""
+        return max(self.federations, key=lambda candidate: candidate.byzantine)
 
     @property
     def draws(self) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxfl.data import Dataset
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.limits import messages_of
+from jaxfl.given import countless
 
 MOST_BYTES = 2**24
 """Of a round's messages of all cells of a group. Together, small cells share what a step of any
@@ -18,7 +19,10 @@ program costs; larger ones push each other out of the processor's cache."""
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Cells that differ in numbers of their federations only, as one cell of all their runs."""
+    """Cells that differ in numbers of their federations only, as one cell of all their runs.
+
+    How many clients are Byzantine is such a number, where some are.
+    """
 
     indices: tuple[int, ...]
     """Which cells of the grid."""
@@ -77,7 +81,10 @@ def grouped(
 
 def _program(cell: Cell) -> Any:
     """Equal for cells whose program is the same."""
-    leaves, structure = jax.tree.flatten(cell.federation)
+    federation = cell.federation
+    if countless(federation) and cell.honesty is None:
+        federation = federation.replace(byzantine=1)
+    leaves, structure = jax.tree.flatten(federation)
     kinds = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
     # The parts themselves, as those of two classes of one name print alike.
     others = {f.name for f in dataclasses.fields(cell)} - {"labels", "federations", "data"}

@@ -90,7 +90,8 @@ class Watcher:
         cells = sum(len(group.cells) for group in left)
         runs = len(left[0].cells[0].runs)
         programs = _count(len(left), "program")
-        self._print(f"{_count(cells, 'cell')} in {programs}, {_count(runs, 'run')} a cell")
+        if not self._quiet:  # above the bar, where there is one
+            self._say(f"{_count(cells, 'cell')} in {programs}, {_count(runs, 'run')} a cell")
         self._announced = True
 
     def _estimate(self, left: Sequence[Group], seconds_a_round: float, compiled: float) -> None:
@@ -104,7 +105,10 @@ class Watcher:
 
     def _print(self, text: str) -> None:
         if not (self._live or self._quiet):
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

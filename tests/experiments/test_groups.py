@@ -82,6 +82,53 @@ def test_each_cell_gives_what_it_gives_alone(whole, tmp_path, monkeypatch):
                 assert mine[name] == (pytest.approx(value, rel=1e-4, abs=1e-6) if number else value)
 
 
+SEVERAL = {"byzantine": [0, 1, 2, 3], "aggregator": ["median"], "seed": [0, 1]}
+
+
+def together_and_alone(path, experiment, monkeypatch):
+    """Which groups ran, once all numbers agree with those of each cell alone; no cell's do."""
+    _, told = run(path / "together", experiment)
+    monkeypatch.setattr(groups, "MOST_BYTES", 0)
+    run(path / "alone", experiment)
+    together, alone = logged(path / "together"), logged(path / "alone")
+    assert together.keys() == alone.keys()
+    for place, line in alone.items():
+        for name, value in line.items():
+            if isinstance(value, float):
+                assert together[place][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    cells = range(len(experiment.cells))
+    assert len({alone[cell, 0, TABLE["rounds"]]["params_sha256"] for cell in cells}) == len(cells)
+    return [indices for indices, _ in told]
+
+
+@pytest.mark.parametrize("attack", [{"name": "gaussian", "std": 0.5}, "label_flip"])
+def test_numbers_of_attackers_are_one_program(tmp_path, monkeypatch, attack):
+    experiment = grid(sweep=SEVERAL, attack=attack, data=TABLE["data"] | {"clients": 7})
+    # Without an attacker no row is crafted: another program.
+    assert together_and_alone(tmp_path, experiment, monkeypatch) == [(0,), (1, 2, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("axis", "values", "parts"),
+    [
+        ("privacy.noise_multiplier", [0.5, 2.0], {"privacy": {"name": "message", "clip": 1.0}}),
+        ("fairness.q", [0.5, 2.0], {"fairness": {"name": "qffl", "lipschitz": 10.0}}),
+        ("attack.scale", [0.5, 2.0], {"attack": {"name": "ipm"}}),
+    ],
+)
+def test_noise_fairness_and_strengths_are_one_program(tmp_path, monkeypatch, axis, values, parts):
+    experiment = grid(sweep={axis: values, "seed": [0, 1]}, **parts)
+    assert together_and_alone(tmp_path, experiment, monkeypatch) == [(0, 1)]
+
+
+def test_a_number_of_attackers_in_every_round_is_a_program_of_its_own():
+    changes = {"byzantine_per_round": 1, "participation": {"name": "uniform", "fraction": 0.6}}
+    sweep = {"byzantine": [1, 2], "aggregator": ["median"], "seed": [0]}
+    cells = grid(sweep=sweep, **changes).cells
+    assert groups.grouped(cells, {0, 1}, lambda cell: cell.load()) == [[0], [1]]
+
+
 def test_a_group_that_was_stopped_goes_on_to_the_same_bytes(whole, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         run(tmp_path, grid(), stop=lambda: True)

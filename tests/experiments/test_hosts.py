@@ -89,12 +89,17 @@ def nobody_is_left():
     BEGUN.clear()
 
 
-def begin_two(folder, *words, own=(RIGHT, RIGHT)):
-    """Two processes of one run, each with a setting of its own."""
+def meeting():
+    """The words for two processes that meet at a free port, but for the number of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    ways = ("--coordinator", address, "--processes", "2", "--process-id")
+    return ("--coordinator", address, "--processes", "2", "--process-id")
+
+
+def begin_two(folder, *words, own=(RIGHT, RIGHT)):
+    """Two processes of one run, each with a setting of its own."""
+    ways = meeting()
     pair = [start(folder, *words, "--set", own[i], *ways, str(i)) for i in range(2)]
     BEGUN.extend(pair)
     return pair
@@ -125,7 +130,9 @@ def assert_alike(one, other):
 
 @pytest.fixture(scope="module")
 def unanswered(tmp_path_factory):
-    """A process that waits for a first one while other tests run: what it ends with, and when.
+    """Processes that wait for another while other tests run: what they end with, and when.
+
+    One for a first process that nobody started, one as the first for a second that never comes.
 
     Seconds are without those of an equal process that has nothing to wait for: on a busy machine
     the start alone takes long.
@@ -134,13 +141,14 @@ def unanswered(tmp_path_factory):
     folder, begun = tmp_path_factory.mktemp("unanswered"), time.monotonic()
     code, _ = end(start(folder, *words, "2"))  # a number that it cannot have
     assert code == 2
-    process, started = start(folder, *words, "1"), time.monotonic()
+    started = time.monotonic()
 
-    def wait():
+    def wait(process):
         return *end(process), time.monotonic() - started - (started - begun)
 
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(wait)
+    alone = [start(folder, *words, "1"), start(tmp_path_factory.mktemp("first"), *meeting(), "0")]
+    with ThreadPoolExecutor(2) as pool:
+        yield [pool.submit(wait, process) for process in alone]
 
 
 def run_here(folder, **settings):
@@ -285,10 +293,18 @@ def test_another_experiment_is_not_overwritten(by_two):
 
 @pytest.mark.slow
 def test_a_coordinator_that_does_not_answer(unanswered):
-    code, said, seconds = unanswered.result()
+    code, said, seconds = unanswered[0].result()
     assert seconds < 55, "a minute, with the five seconds that the start takes"
     assert code == 2
     assert "no process of the run answers at 127.0.0.1:1 within 45 s" in said.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_others_that_never_come(unanswered):
+    code, said, seconds = unanswered[1].result()
+    assert seconds < 55
+    assert code == 2
+    assert "not all of the 2 processes came to 127.0.0.1:" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
