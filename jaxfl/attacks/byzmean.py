@@ -4,7 +4,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.attacks.base import Attack
-from jaxfl.attacks.informed import InformedAttack, check_inner, mean_of_known
+from jaxfl.attacks.informed import (
+    EVERYBODY,
+    InformedAttack,
+    check_inner,
+    mean_of_known,
+    of_moments,
+)
 from jaxfl.attacks.statistical import ALIE
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability
@@ -20,7 +26,9 @@ class ByzMean(InformedAttack):
     that the mean of all n messages is the target; where the defence weighs clients by their
     samples, as ``Mean()`` does, so do the attackers. With partial knowledge, h times the mean of
     the attackers' own updates stands for the sum over the h honest clients, and the mean misses
-    the target by as much as that is off.
+    the target by as much as that is off. The paper's code reckons with all n updates before the
+    attack, ``((h - floor(m / 2)) target - sum of all) / (m - floor(m / 2))``, which does not make
+    up the mean; so does ``knowledge="everybody"``.
 
     Xu et al., "Byzantine-robust federated learning through collaborative malicious gradient
     filtering", ICDCS 2022 (with ALIE of z 0.3 inside).
@@ -31,6 +39,8 @@ class ByzMean(InformedAttack):
     Array([0., 0.], dtype=float32)
     """
 
+    knowledge: str = of_moments()
+    """All honest updates, the attackers' own only, or both, as the paper's code has it."""
     attack: Attack | None = None
     """None: ALIE of z 0.3 with the same knowledge."""
 
@@ -76,4 +86,7 @@ class ByzMean(InformedAttack):
         rest = jnp.sum(jnp.where(first, 0, own))
         # ((h + rest) target - h mean) / rest without large sums.
         balance = target + safe_ratio(honest, rest).astype(mean.dtype) * (target - mean)
+        if self.knowledge == EVERYBODY:
+            beyond = safe_ratio(jnp.sum(own), rest).astype(mean.dtype)
+            balance -= beyond * (target + mean)
         return jnp.where(first[:, None], target[None], balance[None]), state

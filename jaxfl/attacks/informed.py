@@ -13,7 +13,7 @@ from jaxfl.numerics import columns, rows
 from jaxfl.numerics.stream import Stream
 from jaxfl.types import State
 
-FULL, PARTIAL = "full", "partial"
+FULL, PARTIAL, EVERYBODY = "full", "partial", "everybody"
 
 
 class InformedAttack(Attack):
@@ -32,10 +32,12 @@ class InformedAttack(Attack):
 
     @capability
     def knows(self) -> str:
-        return ALL if self.knowledge == FULL else OWN
+        return OWN if self.knowledge == PARTIAL else ALL
 
     def known(self, view: AttackView) -> Bool[Array, " n"]:
-        """The rows that the attackers know."""
+        """The rows that the attackers reckon with."""
+        if self.knowledge == EVERYBODY:
+            return view.honest | view.own
         return view.honest if self.knowledge == FULL else view.own
 
     @abc.abstractmethod
@@ -48,7 +50,7 @@ class InformedAttack(Attack):
         that they do not know, and their mean for the server's own update; a memory of what honest
         clients sent is as at the start of a run.
         """
-        if self.knowledge == FULL:
+        if self.knowledge != PARTIAL:
             return view
         n = view.updates.shape[0]
         mine = jnp.nonzero(view.own, size=n, fill_value=0)[0]
@@ -61,6 +63,11 @@ class InformedAttack(Attack):
             updates=view.updates[standing],
             defence=view.defence.guessed(likely.astype(view.updates.dtype), standing),
         )
+
+
+def of_moments() -> Any:
+    """The field ``knowledge`` of an attack that needs the moments of what it knows, no more."""
+    return field(default=FULL, choices=(FULL, PARTIAL, EVERYBODY))
 
 
 def check_inner(owner: InformedAttack, inner: Attack) -> None:

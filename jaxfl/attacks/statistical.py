@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
+from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known, of_moments
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
@@ -28,6 +28,8 @@ class ALIE(InformedAttack):
     ['1.18', '0.18']
     """
 
+    knowledge: str = of_moments()
+    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
     z: Scalar | None = field(default=None)
     """How many standard deviations from the mean; none: as many as hide."""
     sign: int = field(default=-1, choices=(-1, 1))
@@ -81,6 +83,8 @@ class IPM(InformedAttack):
     Array([-2., -1.], dtype=float32)
     """
 
+    knowledge: str = of_moments()
+    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
     scale: Scalar = field(default=0.1, at_least=0)
     """Multiplies the known mean, which is turned around."""
     streams = capability(True)
@@ -140,6 +144,8 @@ class MinMax(InformedAttack):
     ['1.18', '0.18']
     """
 
+    knowledge: str = of_moments()
+    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
 
@@ -180,6 +186,8 @@ class MinSum(InformedAttack):
     ['1.29', '0.29']
     """
 
+    knowledge: str = of_moments()
+    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
     bound: str = field(default="max", choices=("max", "min"))

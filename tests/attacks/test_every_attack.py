@@ -597,7 +597,7 @@ def test_nobody_to_mimic(target):
         (IPM, {"scale": -0.1}, "IPM: scale must be at least 0"),
         (IPM, {"scale": np.inf}, "IPM: scale must be finite; got inf"),
         (IPM, {"scale": "big"}, "IPM: scale must be a number"),
-        (IPM, {"knowledge": "none"}, "IPM: knowledge must be one of full, partial"),
+        (IPM, {"knowledge": "none"}, "IPM: knowledge must be one of full, partial, everybody"),
         (Onset, {"attack": IPM(), "start": -1}, "Onset: start must be at least 0"),
         (Onset, {"attack": Mean(), "start": 1}, "Onset: attack must be Attack"),
         (TimeVarying, {"attacks": ()}, "TimeVarying: attacks must name at least one attack"),

@@ -31,6 +31,7 @@ N, D = 11, 24
 ATTACKERS = np.isin(np.arange(N), [1, 5, 8])
 both_types = pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 knowledge = pytest.mark.parametrize("knowledge", ["full", "partial"])
+of_moments = pytest.mark.parametrize("knowledge", ["full", "partial", "everybody"])
 
 
 def draw(n=N, d=D, seed=0):
@@ -45,7 +46,8 @@ def send(attack, x, byzantine=ATTACKERS, double=False, **given):
 
 
 def known(x, knowledge, byzantine=ATTACKERS):
-    return x[~byzantine if knowledge == "full" else byzantine].astype(np.float64)
+    rows = {"full": ~byzantine, "partial": byzantine, "everybody": np.ones(len(x), bool)}
+    return x[rows[knowledge]].astype(np.float64)
 
 
 def close(got, expected, double, scale=1.0):
@@ -126,7 +128,7 @@ def test_a_number_that_would_become_nan_stays():
 
 
 @both_types
-@knowledge
+@of_moments
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("z", [0.3, 1.5, None])
 def test_alie(sign, z, knowledge, double):
@@ -176,7 +178,7 @@ def test_z_max_needs_an_honest_client(n, m):
 
 
 @both_types
-@knowledge
+@of_moments
 @pytest.mark.parametrize("scale", [0.0, 0.1, 10.0])
 def test_ipm(scale, knowledge, double):
     x = draw()
@@ -216,7 +218,7 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["std", "unit", "sign"])
 
 
 @both_types
-@knowledge
+@of_moments
 @DIRECTIONS
 def test_min_max(direction, knowledge, double):
     x = draw()
@@ -232,7 +234,7 @@ def test_min_max(direction, knowledge, double):
 
 
 @both_types
-@knowledge
+@of_moments
 @DIRECTIONS
 @pytest.mark.parametrize("bound", ["max", "min"])
 def test_min_sum(direction, bound, knowledge, double):
@@ -307,3 +309,12 @@ def test_byzmean_with_partial_knowledge_believes_the_honest_to_be_like_its_own()
     sent = send(ByzMean(attack=inner, knowledge="partial"), x, double=True)
     mean = np.concatenate([x[~ATTACKERS], sent]).mean(0)
     np.testing.assert_allclose(mean, target + 8 / 11 * (honest - own), atol=1e-9)
+
+
+def test_byzmean_of_everybody_is_that_of_the_papers_code():
+    x = draw()
+    mean, std = known(x, "everybody").mean(0), known(x, "everybody").std(0, ddof=1)
+    target = mean - 0.3 * std
+    rest = ((8 - 1) * target - x.astype(np.float64).sum(0)) / 2  # 8 honest; 1 of 3 sends the target
+    sent = send(ByzMean(knowledge="everybody"), x, double=True)
+    np.testing.assert_allclose(sent, [target, rest, rest], atol=1e-9)
