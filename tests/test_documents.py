@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 
 from jaxfl.aggregators import Oracle, PerLayer, Pipeline
 from jaxfl.registry import AGGREGATORS
+from jaxfl.report import quoted
 from jaxfl.report.components import attacks_table, paper, rules_table, sentence
 from jaxfl.report.public import public_names, public_page
 from jaxfl.report.reference import experiments_page
@@ -90,6 +91,25 @@ def test_a_generated_page_is_what_the_code_says(name, page):
     assert written == page()
     # The last column says what a name is or what a field means.
     assert not re.search(r"\|\s*\|$", written, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", quoted.DOCUMENTS)
+def test_quoted_results_are_those_that_are_kept(name):
+    text = (ROOT / name).read_text()
+    assert "<!-- results: " in text
+    assert text == quoted.with_results(text, ROOT / "results")
+    # What is kept is what is quoted: an older number would be written anew.
+    older = re.sub(r"(\| )(\d\d\.\d)( |,)", r"\g<1>00.0\3", text, count=1)
+    assert older != text
+    assert quoted.with_results(older, ROOT / "results") == text
+
+
+def test_what_is_quoted_must_be_there():
+    text = "<!-- results: {} -->\n\n<!-- /results -->"
+    with pytest.raises(ValueError, match="results mnist: the grid has no axis 'nothing'"):
+        quoted.with_results(text.format("mnist nothing"), ROOT / "results")
+    with pytest.raises(ValueError, match="nowhere"):
+        quoted.with_results(text.format("nowhere"), ROOT / "results")
 
 
 PUBLIC = {k: v for names in public_names().values() for k, v in names.items()}

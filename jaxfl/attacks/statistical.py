@@ -29,7 +29,7 @@ class ALIE(InformedAttack):
     """
 
     knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
+    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     z: Scalar | None = field(default=None)
     """How many standard deviations from the mean; none: as many as hide."""
     sign: int = field(default=-1, choices=(-1, 1))
@@ -84,7 +84,7 @@ class IPM(InformedAttack):
     """
 
     knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
+    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     scale: Scalar = field(default=0.1, at_least=0)
     """Multiplies the known mean, which is turned around."""
     streams = capability(True)
@@ -145,7 +145,7 @@ class MinMax(InformedAttack):
     """
 
     knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
+    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
 
@@ -187,7 +187,7 @@ class MinSum(InformedAttack):
     """
 
     knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as the SignGuard paper's code has it."""
+    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
     bound: str = field(default="max", choices=("max", "min"))

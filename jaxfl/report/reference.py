@@ -1,5 +1,5 @@
-"""The generated parts of the documentation: the reference of experiment files, the public names;
-and what follows from the project's address.
+"""The generated parts of the documentation: the reference of experiment files, the public names,
+tables of kept results; and what follows from the project's address.
 
 ``python -m jaxfl.report.reference docs`` writes them.
 """
@@ -25,6 +25,7 @@ from jaxfl.report.address import write_address
 from jaxfl.report.components import attacks_table, rules_table, signature
 from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys, honesty_keys
 from jaxfl.report.public import cell, first_sentence, public_page
+from jaxfl.report.quoted import write_quoted
 from jaxfl.report.replications import replications_page, repository_results
 
 HEADER = """# Experiment files
@@ -110,6 +111,7 @@ def write(docs: Path) -> None:
         text = block.sub(lambda m, t=table: m[1] + t + m[2], text)
     path.write_text(text)
     write_address(docs.parent)
+    write_quoted(docs.parent, repository_results())
 
 
 def _is_text(node: Any) -> bool:

@@ -1,0 +1,88 @@
+"""Tables of README and documents that quote kept results: written from ``results/``.
+
+Between ``<!-- results: NAME [ACROSS] [OPTIONS] -->`` and ``<!-- /results -->`` stands the table of
+``results/NAME``: one axis of its grid across, ``attack`` unless another is named, all else down.
+``deviation`` adds that over seeds, ``worst`` a last column, ``kept`` the share of attackers'
+messages that were taken.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxfl.experiments.kept import Cell, Kept, read_kept
+from jaxfl.report.tables import named
+
+DOCUMENTS = ("README.md", "docs/studies.md")
+OPTIONS = ("deviation", "worst", "kept")
+BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+
+
+def with_results(text: str, results: Path) -> str:
+    """A document with all its tables of kept results as they are kept now.
+
+    Raises:
+      ValueError: a table of what is not kept, or with an axis that the grid does not have.
+    """
+    return BLOCK.sub(lambda block: block[1] + _table(block[2].split(), results) + block[3], text)
+
+
+def write_quoted(root: Path, results: Path) -> None:
+    """Writes the tables into the documents of a clone."""
+    for name in DOCUMENTS:
+        path = root / name
+        path.write_text(with_results(path.read_text(), results))
+
+
+def _table(words: Sequence[str], results: Path) -> str:
+    name, *rest = words
+    options = [word for word in rest if word in OPTIONS]
+    across = next((word for word in rest if word not in OPTIONS), "attack")
+    kept = read_kept(results / name)
+    if any(across not in cell.labels for cell in kept.cells):
+        raise ValueError(f"results {name}: the grid has no axis {across!r}")
+    lines = _lines(kept, across, options)
+    header, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body))
+
+
+def _lines(kept: Kept, across: str, options: Sequence[str]) -> list[list[str]]:
+    columns = list(dict.fromkeys(cell.labels[across] for cell in kept.cells))
+    rows: dict[str, dict[str, Cell]] = {}
+    for cell in kept.cells:
+        rows.setdefault(_row(cell, across), {})[cell.labels[across]] = cell
+    worst = ["worst"] if "worst" in options else []
+    table = [["", *(named(across, column) for column in columns), *worst]]
+    for row, cells in rows.items():
+        line = [_entry(cells[c], options) if c in cells else "-" for c in columns]
+        table.append([row, *line, *([_worst(cells)] if worst else [])])
+    return table
+
+
+def _row(cell: Cell, across: str) -> str:
+    return " / ".join(named(axis, value) for axis, value in cell.labels.items() if axis != across)
+
+
+def _entry(cell: Cell, options: Sequence[str]) -> str:
+    if not cell.last:
+        return "n/a"
+    text = "diverged" if cell.status == "diverged" else f"{100 * np.mean(cell.last):.1f}"
+    if "deviation" in options and cell.status != "diverged" and len(cell.last) > 1:
+        text += f" ± {100 * np.std(cell.last, ddof=1):.1f}"
+    if "kept" in options and np.isfinite(cell.malicious_selected):
+        text += f" ({100 * cell.malicious_selected:.1f} kept)"
+    return text
+
+
+def _worst(cells: dict[str, Cell]) -> str:
+    """The lowest accuracy of a row, and where; the first that diverged is lower than all."""
+    ran = {column: cell for column, cell in cells.items() if cell.last}
+    if not ran:
+        return "-"
+    lost = [column for column, cell in ran.items() if cell.status == "diverged"]
+    if lost:
+        return f"diverged, {lost[0]}"
+    column = min(ran, key=lambda column: float(np.mean(ran[column].last)))
+    return f"{100 * np.mean(ran[column].last):.1f}, {column}"
