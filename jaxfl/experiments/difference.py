@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 NOT_SET = "not set"
+SAID = ("title", "findings")
+"""Keys of an experiment that say something of it and decide nothing of what runs."""
 
 
 def differences(first: Any, second: Any) -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import tomli_w
 
 from jaxfl.experiments.commit import Progress, read_progress
-from jaxfl.experiments.difference import NOT_SET, differences
+from jaxfl.experiments.difference import NOT_SET, SAID, differences
 from jaxfl.experiments.schema import GRIDS, Experiment, read
 
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
@@ -30,7 +30,8 @@ def table_of(experiment: Experiment) -> bytes:
 def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress | None:
     """How far the run in the folder is; None where nothing is there to be lost.
 
-    A run that is resumed may go on on other devices than it was begun on.
+    A run that is resumed may go on on other devices than it was begun on, and with another title
+    and other claims.
 
     Raises:
       ValueError: the run is of another experiment, or parts of it are missing or damaged.
@@ -54,7 +55,7 @@ def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress
     except (ValueError, OSError):
         raise ValueError(f"{file} is missing or damaged; {WAYS_OUT}") from None
     for where, theirs, mine in differences(there, experiment.table):
-        if resume and where in PLACES:
+        if resume and where in (*PLACES, *SAID):
             continue
         here = "" if NOT_SET in (theirs, mine) else f", {mine} here"
         set_there = "set" if mine == NOT_SET else theirs

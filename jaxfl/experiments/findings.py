@@ -6,7 +6,9 @@
     than = { aggregator = "NBS" }
     why = "why it need not come out so"
 
-compares every two cells whose labels are those, and that differ in nothing else.
+compares every two cells whose labels are those, and that differ in nothing else. Axes that only
+``than`` names make one cell the measure of many: ``than = { aggregator = "Mean", attack = "No
+attack" }`` is compared with TNBS under every attack, if ``better`` names the aggregator alone.
 """
 
 import dataclasses
@@ -30,7 +32,13 @@ UNITS = {
     "lifespan": (1.0, "lifespan in rounds"),
 }
 """By what the numbers of a verdict are multiplied and how they are called; else percent."""
-METRICS = ("accuracy", "attack_success", "lifespan", *(f"client_{name}" for name in FAIRNESS))
+METRICS = (
+    "accuracy",
+    "best_accuracy",
+    "attack_success",
+    "lifespan",
+    *(f"client_{name}" for name in FAIRNESS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Finding:
     claim: str
     better: dict[str, str]
     than: dict[str, str]
+    """Of the same axes, or of more."""
     metric: str = "accuracy"
     where: dict[str, str] = dataclasses.field(default_factory=dict)
     """Labels that both cells have."""
@@ -69,6 +78,8 @@ def findings(experiment: Experiment) -> list[Finding]:
         for key, kind in TYPES.items():
             if not isinstance(table.get(key, kind()), kind):
                 raise ValueError(f"{place}.{key} must be {NAMES[kind]}; got {table[key]!r}")
+        if unnamed := [axis for axis in table["better"] if axis not in table["than"]]:
+            raise ValueError(f"{place}.than must name {unnamed[0]}, as better does")
         by = table.get("by", 0.0)
         if isinstance(by, bool) or not isinstance(by, int | float):
             raise ValueError(f"{place}.by must be a number; got {by!r}")
@@ -83,22 +94,18 @@ def pairs(
 ) -> list[tuple[str, float, float]]:
     """What the compared cells have in common, and the metric of the better and of the other."""
 
-    def rest(result: Result, labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
-        return tuple((k, v) for k, v in result.cell.labels.items() if k not in labels)
-
-    def among(labels: dict[str, str]) -> dict[tuple[tuple[str, str], ...], float]:
+    def labelled(labels: dict[str, str]) -> list[Result]:
         wanted = finding.where | labels
-        return {
-            rest(r, labels): value_of(r, metric)
-            for r in results
-            if all(r.cell.labels.get(k) == v for k, v in wanted.items())
-        }
+        return [r for r in results if all(r.cell.labels.get(k) == v for k, v in wanted.items())]
 
-    better, than = among(finding.better), among(finding.than)
+    def rest(result: Result, named: dict[str, str]) -> tuple[str, ...]:
+        return tuple(v for k, v in result.cell.labels.items() if k not in named)
+
+    than = {rest(r, finding.than): value_of(r, metric) for r in labelled(finding.than)}
     return [
-        (", ".join(value for _, value in key) or "the run", better[key], than[key])
-        for key in better
-        if key in than
+        (", ".join(rest(r, finding.better)) or "the run", value_of(r, metric), than[key])
+        for r in labelled(finding.better)
+        if (key := rest(r, finding.than)) in than
     ]
 
 
@@ -113,7 +120,8 @@ def value_of(result: Result, metric: str) -> float:
     """
     if metric in ("attack_success", "lifespan"):
         return getattr(result, metric)
-    value = result.final if metric == "accuracy" else result.of_clients(metric[len("client_") :])
+    known = {"accuracy": result.final, "best_accuracy": result.best}
+    value = known[metric] if metric in known else result.of_clients(metric[len("client_") :])
     lost = result.status == "diverged" and math.isnan(value)
     return 0.0 if lost and metric not in SPREADS else value
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.conclusions import conclude, settled
-from jaxfl.experiments.difference import differences
+from jaxfl.experiments.difference import SAID, differences
 from jaxfl.experiments.finished import read_done
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, parse, read
@@ -89,7 +89,7 @@ class Kept:
           ValueError: with the first thing in which the other one differs.
         """
         for name, here, there in differences(self.table, table):
-            if name == "title":  # says what is run, and decides nothing
+            if name in SAID:
                 continue
             raise ValueError(
                 f"{where} keeps another experiment: {name} is {here} there, {there} here; "

@@ -105,7 +105,11 @@ HONESTY: Texts = {
 FINDINGS: Texts = {
     "claim": ("string", "", "What is claimed."),
     "better": ("table", "", "Labels (axis to value) of the cells that have more."),
-    "than": ("table", "", "Labels of the cells that have less; all else is equal."),
+    "than": (
+        "table",
+        "",
+        "Labels of the cells that have less; all else is equal. More axes than in `better` make one cell the measure of many.",
+    ),
     "metric": ("string", ", ".join(METRICS), "What is compared."),
     "where": ("table", "", "Labels that both cells have."),
     "by": ("number", "", "How much more: in percentage points, for lifespan in rounds."),

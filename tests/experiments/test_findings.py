@@ -109,6 +109,23 @@ def test_claims_are_compared_cell_by_cell():
     assert none.endswith("not compared, the sweep has no such cells.")
 
 
+def test_one_cell_may_be_the_measure_of_many():
+    claim = {
+        "claim": "all are near the median without noise",
+        "better": {},
+        "than": {"privacy.noise_multiplier": "0.0", "aggregator": "Median"},
+        "metric": "best_accuracy",
+        "by": -15.0,
+    }
+    asked = experiment(findings=[claim])
+    compared = pairs(findings(asked)[0], results(OUTCOME), "best_accuracy")
+    assert len(compared) == len(OUTCOME)
+    assert {less for *_, less in compared} == {0.9}
+    assert sorted(more for _, more, _ in compared) == sorted(a for a, _ in OUTCOME)
+    (verdict,) = verdicts(asked, results(OUTCOME))
+    assert verdict.word == "reproduced in 2 of 6 settings"
+
+
 def test_a_cell_that_diverged_counts_nothing_in_a_claim_and_no_spread_at_all():
     """Its accuracy is 0; its variance, which is best at 0, is not compared."""
     lost = [(0.9, 0.04), (0.8, 0.02), (math.nan, math.nan), *OUTCOME[3:]]
@@ -144,6 +161,10 @@ def test_a_claim_that_does_not_come_out_says_so():
     [
         ({"claim": "x", "better": {}}, r"findings\[0\].than is missing"),
         ({"claim": "x", "better": {}, "then": {}}, r"findings\[0\].then: .*did you mean 'than'"),
+        (
+            {"claim": "x", "better": {"attack": "IPM"}, "than": {"aggregator": "Mean"}},
+            r"findings\[0\].than must name attack, as better does",
+        ),
         ({"claim": "x", "better": "y", "than": {}}, r"findings\[0\].better must be a table"),
         ({"claim": "x", "better": {}, "than": {}, "by": "5"}, r"findings\[0\].by must be a number"),
         (

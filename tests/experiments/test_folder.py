@@ -327,7 +327,8 @@ def test_a_run_goes_on_on_other_devices_than_its_own(whole, tmp_path):
     elsewhere = small(devices=1, way="pmap")
     with pytest.raises(ValueError, match="another experiment: devices is not set there"):
         run(tmp_path / "run", experiment=elsewhere)
-    run(tmp_path / "run", experiment=elsewhere, resume=True)
+    told = small(devices=1, way="pmap", title="The same, told otherwise", findings=[])
+    run(tmp_path / "run", experiment=told, resume=True)
     logs = [folder / "rounds.jsonl" for folder in (tmp_path / "run", whole[0])]
     assert logs[0].read_bytes() == logs[1].read_bytes()
 

@@ -113,6 +113,7 @@ def test_a_grid_is_run_in_several_sittings(tmp_path):
     assert repr([without_run(c) for c in kept.cells]) == repr([without_run(c) for c in whole.cells])
     assert read_results(tmp_path / "second")[1][0].status == "done in another run"
 
+    read_kept(tmp_path / "kept").check_same(experiment.table | {"findings": []}, tmp_path)
     several(tmp_path / "other", rounds=2)
     with pytest.raises(ValueError, match=r"keeps another experiment: rounds is 4 there, 2 here"):
         keep(tmp_path / "other", tmp_path / "kept")
