@@ -108,7 +108,8 @@ FINDINGS: Texts = {
     "than": (
         "table",
         "",
-        "Labels of the cells that have less; all else is equal. More axes than in `better` make one cell the measure of many.",
+        "Labels of the cells that have less; all else is equal. With more axes than `better`, one "
+        "cell is the measure of many.",
     ),
     "metric": ("string", ", ".join(METRICS), "What is compared."),
     "where": ("table", "", "Labels that both cells have."),
