@@ -13,7 +13,9 @@ CONTRACTS := $(addprefix tests/, aggregators/test_contract.py attacks/test_every
 # each of which would compile jaxfl anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run test test-all lint format bench docs clean
+EXTRAS := flower hf tfds torch tensorboard wandb mlflow ray
+
+.PHONY: run test test-all test-extras $(EXTRAS:%=test-extra-%) lint format bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(READY_RUN)
@@ -30,6 +32,12 @@ test-all: $(READY_ALL)
 	$(BIN)/python -m pytest -n auto --default-compiler -m default_compiler
 	$(BIN)/python -m pytest -n auto $(CONTRACTS)
 	$(BIN)/mkdocs build --strict
+
+# What users install beside jaxfl, each alone in a new environment: some 10 GB for a time.
+test-extras: $(EXTRAS:%=test-extra-%)
+
+$(EXTRAS:%=test-extra-%): test-extra-%:
+	PYTHON=$(PYTHON) .ci/extra $*
 
 lint: $(READY)
 	$(BIN)/ruff check .
