@@ -86,19 +86,19 @@ def estimate(
 
     Cost: a trace of a round, up to a second.
     """
-    platform, shapes = device_of(data).platform, shapes_of(data)
-    one = _one_state(federation, plan)
-    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((runs, *x.shape), x.dtype), one)
-    given = shapes, one if runs == 1 else states
+    platform, together = device_of(data).platform, plan.together or runs
+    one, shapes = _one_state(federation, plan), shapes_of(data)
+    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((together, *x.shape), x.dtype), one)
+    given = _of_runs(shapes, together), one if together == 1 else states
 
     def rounds(data: FederatedData, state: FederationState) -> PyTree:
         return run_rounds(federation, plan, data, state, rounds=1)
 
     measured = functools.partial(evaluate, plan, backdoor=federation.attack.backdoor)
-    live = live_bytes(_over(runs, rounds), *given, platform=platform, donated=(1,))
-    measuring = live_bytes(_over(runs, measured), *given, platform=platform)
+    live = live_bytes(_over(together, rounds), *given, platform=platform, donated=(1,))
+    measuring = live_bytes(_over(together, measured), *given, platform=platform)
     least = _least(federation, plan, data, runs, devices)
-    matrix = runs * _updates_bytes(federation, plan)
+    matrix = together * _updates_bytes(federation, plan)
     copies = _copies(platform, devices)
     return dataclasses.replace(
         least,
@@ -137,6 +137,7 @@ def fitting(
 ) -> Plan:
     """The plan, with fewer clients at once where memory asks for it and the user did not choose.
 
+    Where that does not help, several runs take turns, half as many at once and so on down to one.
     Nothing is traced where a generous bound fits, or where the updates alone do not.
 
     Raises:
@@ -145,11 +146,32 @@ def fitting(
     available = memory_of_device(device_of(data))
     if available is None:
         return plan
+    tried = functools.partial(_fitting, federation, data, available, runs, devices, chosen)
+    found, together = tried(plan), runs
+    while isinstance(found, str) and together > 1:
+        together //= 2
+        found = tried(dataclasses.replace(plan, together=together))
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+def _fitting(
+    federation: Federation,
+    data: FederatedData,
+    available: int,
+    runs: int,
+    devices: int,
+    chosen: bool,
+    plan: Plan,
+) -> Plan | str:
+    """The plan with as many clients at once as fit, or why none does."""
     least = _least(federation, plan, data, runs, devices)
     if least.peak > available:
-        raise ValueError(refusal(least, federation, plan, runs, available))
-    pairs = runs * 4 * plan.spec.cohort**2
-    chunk = runs * plan.chunk * client_bytes(federation, plan.objective, data, plan.spec)
+        return refusal(least, federation, plan, runs, available)
+    together = plan.together or runs
+    pairs = together * 4 * plan.spec.cohort**2
+    chunk = together * plan.chunk * client_bytes(federation, plan.objective, data, plan.spec)
     more = COPIES * (least.updates + pairs) + 2 * least.memories + devices * chunk
     if least.peak + more <= available:
         return plan
@@ -158,7 +180,7 @@ def fitting(
         if needed.peak <= available:
             return plan
         if chosen or plan.chunk == 1:
-            raise ValueError(refusal(needed, federation, plan, runs, available))
+            return refusal(needed, federation, plan, runs, available)
         plan = dataclasses.replace(plan, chunk=plan.chunk // 2)
 
 
@@ -168,11 +190,13 @@ def _least(
     """What is there whatever the round does: nothing is traced."""
     one = _one_state(federation, plan)
     copies = _copies(device_of(data).platform, devices)
-    updates = runs * _updates_bytes(federation, plan)
+    updates = (plan.together or runs) * _updates_bytes(federation, plan)
+    # Of runs that take turns, what they carry is read from one place and written to another.
+    carried = copies * runs * (1 if plan.together is None else 2)
     return Estimate(
         data=copies * _bytes(shapes_of(data)),
-        memories=copies * runs * _bytes(one.clients),
-        state=copies * runs * (_bytes(one) - _bytes(one.clients)),
+        memories=carried * _bytes(one.clients),
+        state=carried * (_bytes(one) - _bytes(one.clients)),
         updates=updates * (1 if devices == 1 else 2) * copies // devices,
         work=0,
         evaluation=0,
@@ -182,7 +206,7 @@ def _least(
 def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, available: int) -> str:
     """Why a run does not fit, with the numbers, and what would help most."""
     spec = plan.spec
-    times = f" times {runs} runs at once" if runs > 1 else ""
+    times = f" times {runs} runs, {plan.together or runs} at once," if runs > 1 else ""
     parts = {
         f"updates of {spec.cohort:,} clients": needed.updates,
         f"what {type(federation.algorithm).__name__} keeps for {spec.population:,} clients": (
@@ -196,7 +220,7 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     listed = ", ".join(f"{what} {amount(size)}" for what, size in shown.items())
     least = "" if needed.work else "at least "
     fewer = ["fewer clients per round (participation)"]
-    fewer += ["fewer seeds or candidates at once"] if runs > 1 else []
+    fewer += ["fewer seeds or candidates"] if runs > 1 else []
     fewer += _other_storage(needed, federation, plan)
     fewer += ["a smaller client_chunk"] if plan.chunk > 1 else []
     fewer += ["an algorithm without memory of clients"] if needed.memories > available // 4 else []
@@ -226,14 +250,7 @@ def client_bytes(
     """Bytes of all that one client computes, as if none of it were freed before the end."""
     parts = Federation(algorithm=federation.algorithm, privacy=federation.privacy)
     sizes = dataclasses.replace(spec, max_byzantine=0)
-    one_partition = shapes_of(data)
-    if one_partition.start.ndim > 1:
-        one_partition = jax.tree.map(
-            lambda x, axis: x if axis is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-            one_partition,
-            data.axes(),
-            is_leaf=lambda x: x is None,
-        )
+    one_partition = _of_runs(shapes_of(data), 1)
     return _client_bytes(parts, objective, one_partition, sizes)  # pyright: ignore[reportArgumentType]
 
 
@@ -258,6 +275,18 @@ def _client_bytes(
 def shapes_of(data: FederatedData) -> FederatedData:
     """The data without their values."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+
+
+def _of_runs(shapes: FederatedData, runs: int) -> FederatedData:
+    """Shapes of the data of so many of the runs, where each has a partition of its own."""
+    if shapes.start.ndim == 1:
+        return shapes
+    lead = (runs,) if runs > 1 else ()
+
+    def of(x: Any, axis: int | None) -> Any:
+        return x if axis is None else jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
+
+    return jax.tree.map(of, shapes, shapes.axes(), is_leaf=lambda x: x is None)
 
 
 def _one_state(federation: Federation, plan: Plan) -> FederationState:

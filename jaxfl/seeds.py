@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device
@@ -40,7 +42,12 @@ def over_seeds(
         # All are in the same round: what is decided by its number is decided once.
         state = state.replace(round=state.round[0])
         states = jax.tree.map(lambda _: 0, state).replace(round=None)
-        return jax.vmap(one_seed, in_axes=(parts, partitions, states))(federation, data, state)
+        axes = parts, partitions, states
+        given = federation, data, state
+        if plan.together is None:
+            return jax.vmap(one_seed, in_axes=axes)(*given)
+        one = functools.partial(_in_turn, one_seed, axes, given)
+        return jax.lax.map(one, jnp.arange(state.byzantine.shape[0]), batch_size=plan.together)
 
     return compile_or_load(
         all_seeds if several else one_seed,
@@ -49,3 +56,12 @@ def over_seeds(
         devices=devices,
         donate=donate,
     )
+
+
+def _in_turn(function: Callable[..., PyTree], axes: PyTree, given: PyTree, run: Array) -> PyTree:
+    """What ``vmap`` with these ``in_axes`` gives for one of the runs."""
+
+    def own(axis: int | None, part: PyTree) -> PyTree:
+        return part if axis is None else jax.tree.map(lambda x: x[run], part)
+
+    return function(*jax.tree.map(own, axes, given, is_leaf=lambda axis: axis is None))

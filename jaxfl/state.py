@@ -38,6 +38,8 @@ class Plan:
     """Of the updates, one of ``STORAGES``."""
     signs: bool = False
     """Whether each round's record counts the signs of what was sent, which costs a read of it."""
+    together: int | None = None
+    """Runs vmapped at once, the others in turn; None: all."""
 
     @property
     def message_type(self) -> Any:

@@ -393,6 +393,29 @@ def test_federations_that_differ_in_numbers_are_one_program():
         Simulation(mixed, data, Softmax(), seeds=(1, 1, 2))
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own partitions", "one partition"])
+def test_runs_in_turn_give_what_all_at_once_give(monkeypatch, shared):
+    data = [DATASET.split(Dirichlet(alpha=0.5), clients=8, seed=s) for s in range(3)]
+    parts = [FEDERATION.replace(attack=ALIE(z=z), byzantine=m) for z, m in ((0, 1), (1, 2), (2, 2))]
+    histories = []
+    for together in (None, 2, 1):
+
+        def plan(*given, together=together, **settings):
+            return dataclasses.replace(make_plan(*given, **settings), together=together)
+
+        monkeypatch.setattr("jaxfl.simulation.make_plan", plan)
+        partitions = data[0] if shared else data
+        simulation = Simulation(parts, partitions, Softmax(), seeds=(5, 6, 7), evaluate_every=2)
+        histories.append(simulation.run(4))
+    for history in histories[1:]:
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+            *(jax.device_get((h.records, h.evaluations)) for h in (history, histories[0])),
+        )
+        np.testing.assert_array_equal(history.state.byzantine, histories[0].state.byzantine)
+    assert histories[0].state.byzantine.sum(axis=1).tolist() == [1, 2, 2]
+
+
 def test_wrong_numbers_of_rounds_and_partitions(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="got 1 partitions for 2 seeds"):

@@ -39,7 +39,7 @@ def plan(
         refused += [f"{label(cells)}: {reason}"] if reason else []
     console.print(table)
     left = "unknown" if available is None else amount(available)
-    said = f"Memory that this process may take: {left}. Seeds and candidates run at once."
+    said = f"Memory that this process may take: {left}. Seeds and candidates run at once, in turn where they do not fit."
     for line in (said, *refused):
         say(console, line)
 

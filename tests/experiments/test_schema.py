@@ -213,9 +213,10 @@ def test_a_grid_that_nobody_waits_for_is_refused_with_its_size(monkeypatch):
     [
         (
             {"model": {"name": "mlp", "hidden": [10**9]}},
-            # 4 features and 3 classes: 4h + h + 3h + 3 parameters; n + 1 vectors for 2 seeds.
-            rf"8,000,000,003 parameters times 2 runs at once need at least "
-            rf"{2 * 11 * 4 * (8 * 10**9 + 3) / 2**30:,.1f} GiB \(updates of 10 clients 596.0 GiB"
+            # 4 features and 3 classes: 4h + h + 3h + 3 parameters; n vectors of one of 2 seeds,
+            # and what both carry, twice.
+            rf"8,000,000,003 parameters times 2 runs, 1 at once, need at least "
+            rf"{14 * 4 * (8 * 10**9 + 3) / 2**30:,.1f} GiB \(updates of 10 clients 298.0 GiB"
             r".*than the device's [0-9.]+ GiB; what helps: fewer clients .* fewer seeds",
         ),
         ({"data": SMALL["data"] | {"samples": 10**13}}, r"data: 10,000,000,000,000 samples of 4 "),
