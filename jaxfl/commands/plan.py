@@ -39,7 +39,8 @@ def plan(
         refused += [f"{label(cells)}: {reason}"] if reason else []
     console.print(table)
     left = "unknown" if available is None else amount(available)
-    said = f"Memory that this process may take: {left}. Seeds and candidates run at once, in turn where they do not fit."
+    turns = "Seeds and candidates run at once, in turn where they do not fit."
+    said = f"Memory that this process may take: {left}. {turns}"
     for line in (said, *refused):
         say(console, line)
 
