@@ -30,6 +30,7 @@ from jaxfl import (
     NormClipping,
     Pipeline,
     Poisson,
+    SignGuard,
     Simulation,
     TrimmedMean,
 )
@@ -215,7 +216,25 @@ def stream() -> None:
 
 def traffic() -> None:
     """One all-to-all moves the updates; nothing gathers the whole matrix on a device."""
-    rule = Pipeline(pre=(NNM(f=BYZANTINE),), rule=TrimmedMean(f=BYZANTINE))
+    rules = (
+        Pipeline(pre=(NNM(f=BYZANTINE),), rule=TrimmedMean(f=BYZANTINE)),
+        Mean(),
+        Krum(f=BYZANTINE),
+        GeometricMedian(),
+        SignGuard(),
+    )
+    for rule in rules:
+        moved(rule)
+    wide = jax.random.normal(jax.random.key(0), (6, 8 * 10_000))
+    with jax.set_mesh(make_mesh(jax.devices())):
+        products = jax.jit(inner_products)(wide)
+    exact = np.asarray(wide, np.float64) @ np.asarray(wide, np.float64).T
+    np.testing.assert_allclose(products, exact, rtol=1e-4, atol=0.1)
+    print("products of wide rows agree", flush=True)
+
+
+def moved(rule: Aggregator) -> None:
+    """Looks at what the compiled rounds with a rule send from device to device."""
     simulation = Simulation(BASE.replace(aggregator=rule), DATA, Softmax())
     devices = jax.devices()
     arguments = copy_to((simulation.federation, DATA, simulation.state), devices)
@@ -232,13 +251,7 @@ def traffic() -> None:
         for shape in re.findall(r"\[([\d,]*)\]", result):
             size = np.prod([int(s) for s in shape.split(",") if s], initial=1)
             assert size < CLIENTS * DIM / 2, f"an all-gather of {result}"
-    print("traffic:", len(results), "small all-gathers", flush=True)
-    wide = jax.random.normal(jax.random.key(0), (6, 8 * 10_000))
-    with jax.set_mesh(make_mesh(devices)):
-        products = jax.jit(inner_products)(wide)
-    exact = np.asarray(wide, np.float64) @ np.asarray(wide, np.float64).T
-    np.testing.assert_allclose(products, exact, rtol=1e-4, atol=0.1)
-    print("products of wide rows agree", flush=True)
+    print("traffic:", repr(rule), len(results), "small all-gathers", flush=True)
 
 
 if __name__ == "__main__":

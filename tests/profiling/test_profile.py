@@ -244,7 +244,8 @@ def test_the_sum_of_50_clients_on_the_cnn():
 
 
 @pytest.mark.default_compiler
-def test_the_sum_of_1000_clients_on_the_mlp():
+@pytest.mark.parametrize("storage", ["matrix", "stream"])
+def test_the_sum_of_1000_clients_on_the_mlp(storage):
     data = divided(1000, 50, (784,), 10)
     given = parts(model=MLP(hidden=(128,)), data=data, client_chunk=None)
-    near(profile(**given | {"aggregator": jaxfl.Mean()}))
+    near(profile(**given | {"aggregator": jaxfl.Mean(), "storage": storage}))
