@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxfl
-from jaxfl.experiments.difference import changes
+from jaxfl.experiments.difference import SAID, changes
 from jaxfl.experiments.kept import Cell, Kept, read_kept
 from jaxfl.experiments.reported import (
     METRICS,
@@ -95,8 +95,8 @@ def reduction(path: Path, kept: Kept) -> list[str]:
     name = path.name.removesuffix(REDUCED)
     if name == path.name or name not in packaged():
         return []
-    whole = {k: v for k, v in read(packaged_file(name)).items() if k not in ("title", "reduced")}
-    ours = {k: v for k, v in kept.table.items() if k != "title"}
+    whole = {k: v for k, v in read(packaged_file(name)).items() if k not in (*SAID, "reduced")}
+    ours = {k: v for k, v in kept.table.items() if k not in SAID}
     changed = [
         f"`{key}` {_in_short(here)} ({_in_short(there)})"
         for key, there, here in changes(whole, ours)
