@@ -143,12 +143,34 @@ def test_the_arena_has_all_that_is_registered():
 
     Nor what is about adapters or texts, of which its model has none.
     """
+    attacks = ATTACKS.keys() - {"onset", "gauge", "token_backdoor"}
+    for name in ("arena", "arena-mnist"):
+        file = resources.files("jaxfl.experiments") / f"{name}.toml"
+        sweep = tomllib.loads(file.read_text())["sweep"]
+        assert set(map(name_in, sweep["attack"])) == attacks
+        if name == "arena":
+            rules = AGGREGATORS.keys() - {"oracle", "product_space"}
+            assert set(map(name_in, sweep["aggregator"])) == rules
+
+
+OF_A_LAW = {"anchored", "expected_mean", "gibbs_mean", "log_odds_median", "weighted_trimmed_mean"}
+"""Rules that without a law are the rule inside, the mean, the median, or their trimmed mean."""
+
+
+def test_the_arena_has_every_rule_behind_nnm_where_that_is_defined():
+    def takes_any_rows(rule):
+        knows = ("by_client", "needs_root", "needs_segments", "follows_model", "makes_inputs")
+        return rule.permutation_equivariant and not any(getattr(rule, name) for name in knows)
+
     file = resources.files("jaxfl.experiments") / "arena.toml"
-    sweep = tomllib.loads(file.read_text())["sweep"]
-    for axis, names in (
-        ("aggregator", AGGREGATORS.keys() - {"oracle", "product_space"}),
-        ("attack", ATTACKS.keys() - {"onset", "gauge", "token_backdoor"}),
-    ):
-        assert {
-            entry if isinstance(entry, str) else entry["name"] for entry in sweep[axis]
-        } == names
+    rules = tomllib.loads(file.read_text())["sweep"]["aggregator"]
+    behind = [entry["rule"] for entry in rules if name_in(entry) == "pipeline"]
+    made = {name: cls.example() for name, cls in AGGREGATORS.items()}
+    wanted = {name for name, rule in made.items() if takes_any_rows(rule)}
+    # MoNNA trusts one row, which is still that client's when it is mixed with its neighbours.
+    assert set(map(name_in, behind)) == wanted - OF_A_LAW - {"pipeline"} | {"monna"}
+
+
+def name_in(entry):
+    """What a part of a file is called."""
+    return entry if isinstance(entry, str) else entry["name"]
