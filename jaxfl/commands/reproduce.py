@@ -17,6 +17,7 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.scales import REDUCED, folder_name, largest_whole
 from jaxfl.files import write_aside
 from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
 
@@ -29,23 +30,33 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     write: Annotated[Path | None, typer.Option(help="The comparison as CSV.")] = None,
     reduced: Reduced = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="Run what is missing, whatever else is kept.")
+    ] = False,
 ) -> None:
     """Show a paper's table beside ours: from kept results, or by running what is missing.
 
-    Of an experiment that no paper reports our table alone.
+    Of an experiment that no paper reports our table alone. Where a smaller scale of the experiment
+    is kept, but not the whole, that is shown, and nothing runs without --run.
 
     A run that stopped goes on. What has run is kept in the folder of results, cell by cell, also
     when it is stopped by Ctrl-C: a large grid may be run in several sittings, or on machines.
     """
     tables = read_reported(name) if name in available() else []
     console = Console(width=None if sys.stdout.isatty() else 160)
-    full = f"{name}_reduced" if reduced else name
-    known = [folder / full for folder in _folders(results)]
-    at = next((path for path in known if is_kept(path)), known[0])
+    folders = _folders(results)
+    scale = REDUCED if reduced else None
+    full = folder_name(name, scale)
+    at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
     if not is_kept(at) or not read_kept(at).whole:
-        _run_what_is_missing(
-            schema.load(name, [], reduced=reduced), out or Path("runs") / full, at, console
-        )
+        smaller = None if run or scale else largest_whole(folders, name)
+        if smaller is None:
+            experiment = schema.load(name, [], reduced=reduced)
+            _run_what_is_missing(experiment, out or Path("runs") / full, at, console)
+        else:
+            here = len(read_kept(at).cells) if is_kept(at) else "none"
+            say(console, f"Shown: {smaller}. Of {at} {here} of the cells kept; --run runs the rest")
+            at = smaller
     kept = read_kept(at)
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]

@@ -20,6 +20,7 @@ from jaxfl.experiments.ranking import Ranked, ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.scales import REDUCED, folder_name
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
@@ -75,7 +76,7 @@ def run(
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
+    path = out or Path("runs") / folder_name(experiment.name, REDUCED if reduced else None)
     execute(experiment, path, console, resume=resume, force=force, quiet=quiet, launcher=launcher)
 
 

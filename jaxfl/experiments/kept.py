@@ -67,14 +67,19 @@ class Kept:
     cells: list[Cell]
 
     @functools.cached_property
-    def asked(self) -> int:
-        """How many cells the experiment has."""
-        return len(parse("kept", self.table).cells)
+    def experiment(self) -> Experiment:
+        """What was asked for; of it the cells here are a part."""
+        return parse("kept", self.table)
 
     @property
     def whole(self) -> bool:
         """Whether all cells are here."""
-        return len(self.cells) == self.asked
+        return len(self.cells) == len(self.experiment.cells)
+
+    @property
+    def rounds(self) -> int:
+        """How many were asked for, of all cells and seeds together."""
+        return sum(cell.rounds * len(cell.draws) for cell in self.experiment.cells)
 
     def done(self, experiment: Experiment) -> set[int]:
         """Numbers of the experiment's cells that are here, with all that ``tune`` chose them by."""

@@ -16,15 +16,14 @@ from jaxfl.experiments.reported import (
     compared,
     read_reported,
 )
-from jaxfl.experiments.schema import packaged, packaged_file, read
+from jaxfl.experiments.scales import scale_of
+from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report.tables import BACKDOORS, backdoor
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
 FAR = 5.0
 """Points from which a difference asks for a reason."""
-REDUCED = "_reduced"
-"""At the end of the name of what was run with ``--reduced``."""
 REASONS = "reasons.md"
 """Beside kept results, written by hand: what explains the differences, and how that was found."""
 HEADER = """# Replications
@@ -92,8 +91,8 @@ def reduction(path: Path, kept: Kept) -> list[str]:
     A title can have numbers of the whole one: the experiment as it comes with jaxfl now is
     compared, not what its file says of the reduced version.
     """
-    name = path.name.removesuffix(REDUCED)
-    if name == path.name or name not in packaged():
+    name, scale = scale_of(path)
+    if scale is None:
         return []
     whole = {k: v for k, v in read(packaged_file(name)).items() if k not in ("title", "reduced")}
     ours = {k: v for k, v in kept.table.items() if k != "title"}
@@ -113,7 +112,7 @@ def _in_short(value: Any) -> str:
 
 def _section(path: Path) -> str:
     kept = read_kept(path)
-    name = path.name.removesuffix(REDUCED)
+    name, _ = scale_of(path)
     said = [kept.table.get("title", name), *reduction(path, kept)]
     parts = [f"\n## {path.name}\n", f"{'. '.join(said)}. {_where(kept)}\n"]
     tables = read_reported(name) if name in available() else []
@@ -188,7 +187,9 @@ def _scale(kept: Kept) -> str:
 
 def _where(kept: Kept) -> str:
     """What is there yet; when, on what and how long it ran."""
-    cells = "" if kept.whole else f"{len(kept.cells)} of {kept.asked} cells so far. "
+    cells = (
+        "" if kept.whole else f"{len(kept.cells)} of {len(kept.experiment.cells)} cells so far. "
+    )
     return cells + " ".join(_run(kept, run) for run in range(len(kept.environments)))
 
 

@@ -3,7 +3,11 @@
 import dataclasses
 import json
 import math
+import os
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.scales import folder_name, largest_whole, scale_of
 from jaxfl.report.replications import replications_page
 from jaxfl.signals import StopSignals
 
@@ -313,6 +318,57 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     assert "90 cells: 81 within 1 point, 0 within 5, 9 farther" in result.output
     assert "1440 rounds, 1 seed; theirs: 60 epochs" in result.output
     assert len(out.read_text().splitlines()) == 91
+
+
+def test_the_repository_has_a_table_to_show_at_once(tmp_path):
+    """By the processor's time: the clock's depends on what else the machine does."""
+    words = [sys.executable, "-m", "jaxfl.cli", "reproduce", "signguard-table1-mnist"]
+    environment = os.environ | {"JAXFL_DATA_DIR": str(tmp_path)}  # no data: nothing can run
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert "90 cells: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def scales(tmp_path, monkeypatch):
+    """Kept: of the whole one cell of two, two smaller scales, and another experiment."""
+    one, two = ({"aggregator": rules} for rules in (["mean"], ["mean", "median"]))
+    for name, changes in (
+        ("attacks", {"sweep": one}),
+        ("attacks_reduced", {"sweep": two, "rounds": 2}),
+        ("attacks_tiny", {"sweep": two, "rounds": 1}),
+        ("attacks_mnist", {"sweep": two, "rounds": 3}),
+    ):
+        run_until(tmp_path / "run" / name, schema.parse(name, TABLE | changes))
+        keep(tmp_path / "run" / name, tmp_path / "results" / name)
+    table = TABLE | {"sweep": two}
+    (tmp_path / "results" / "attacks" / "experiment.toml").write_text(tomli_w.dumps(table))
+    monkeypatch.setattr(schema, "load", lambda *_, **__: schema.parse("attacks", table))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def test_a_smaller_scale_that_is_whole_is_shown_and_nothing_run(scales):
+    assert largest_whole([scales], "attacks") == scales / "attacks_reduced"
+    shown = reproduce("attacks", "--results", str(scales))
+    assert shown.exit_code == 0, shown.output
+    assert f"Shown: {scales / 'attacks_reduced'}. Of {scales / 'attacks'} 1 of the" in shown.output
+    assert "`rounds` 2 (200)" in shown.output
+    assert not (scales.parent / "runs").exists()
+    shown = reproduce("attacks", "--results", str(scales), "--run")
+    assert shown.exit_code == 0, shown.output
+    assert read_kept(scales / "attacks").whole
+    assert "Shown: " not in reproduce("attacks", "--results", str(scales)).output
+
+
+def test_the_name_of_a_folder_tells_experiment_and_scale():
+    for name, scale in (("attacks", None), ("attacks_mnist", None), ("attacks_mnist", "reduced"),
+                        ("attacks", "two_rules"), ("signguard-table1-mnist", "20-epochs")):  # fmt: skip
+        assert scale_of(Path("results") / folder_name(name, scale)) == (name, scale)
 
 
 def test_an_unknown_experiment_is_one_line(tmp_path):

@@ -1,0 +1,34 @@
+"""Scales of an experiment, each kept in a folder of its own: ``NAME``, ``NAME_reduced``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxfl.experiments.kept import read_kept
+from jaxfl.experiments.schema import packaged
+
+REDUCED = "reduced"
+"""The scale of what is run with ``--reduced``."""
+
+
+def folder_name(experiment: str, scale: str | None) -> str:
+    """What the folder of an experiment is called at a scale; None is the whole."""
+    return experiment if scale is None else f"{experiment}_{scale}"
+
+
+def scale_of(folder: Path) -> tuple[str, str | None]:
+    """The experiment and the scale that a folder is called by.
+
+    The longest name of an experiment counts: ``attacks_mnist`` is one, not a scale of ``attacks``.
+    """
+    begun = [name for name in packaged() if f"{folder.name}_".startswith(f"{name}_")]
+    name = max(begun, key=len, default=folder.name)
+    return name, folder.name[len(name) + 1 :] or None
+
+
+def largest_whole(folders: Sequence[Path], experiment: str) -> Path | None:
+    """Of the scales of an experiment that are kept whole the one that trained most."""
+    found = {}
+    for path in (cells.parent for folder in folders for cells in folder.glob("*/cells.jsonl")):
+        if scale_of(path)[0] == experiment and (kept := read_kept(path)).whole:
+            found[path] = kept.rounds
+    return max(found, key=lambda path: found[path], default=None)
