@@ -1,6 +1,7 @@
 """``jaxfl reproduce``: a paper's table, ours beside it; of other experiments what was run."""
 
 import csv
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -11,19 +12,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxfl.commands.common import Reduced, say
+from jaxfl.commands.common import Reduced, Settings, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.experiments.running import Interrupted
-from jaxfl.experiments.scales import REDUCED, folder_name, largest_whole
+from jaxfl.experiments.scales import REDUCED, check_scale, folder_name, largest_whole
 from jaxfl.files import write_aside
+from jaxfl.registry import unknown
 from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
 
 
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment.")],
+    settings: Settings = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--as", metavar="SCALE", help="Under this name, what --set changes is kept."),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Folder of kept results; default results.")
     ] = None,
@@ -37,34 +44,38 @@ def reproduce(
     """Show a paper's table beside ours: from kept results, or by running what is missing.
 
     Of an experiment that no paper reports our table alone. Where a smaller scale of the experiment
-    is kept, but not the whole, that is shown, and nothing runs without --run.
+    is kept, but not the whole, that is shown, and nothing runs without --run. Scales and selections
+    of one's own (--set, --as) are kept beside the others.
 
     A run that stopped goes on. What has run is kept in the folder of results, cell by cell, also
     when it is stopped by Ctrl-C: a large grid may be run in several sittings, or on machines.
     """
+    if name not in schema.packaged():
+        raise ValueError(f"no packaged experiment: {unknown(name, schema.packaged())}")
+    if scale is not None:
+        check_scale(name, scale)
+    elif settings:
+        raise ValueError("--set changes the experiment: --as SCALE names what is kept of it")
     tables = read_reported(name) if name in available() else []
     console = Console(width=None if sys.stdout.isatty() else 160)
     folders = _folders(results)
-    scale = REDUCED if reduced else None
-    full = folder_name(name, scale)
+    full = folder_name(name, scale or (REDUCED if reduced else None))
     at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
-    if not is_kept(at) or not read_kept(at).whole:
-        smaller = None if run or scale else largest_whole(folders, name)
-        if smaller is None:
-            experiment = schema.load(name, [], reduced=reduced)
-            _run_what_is_missing(experiment, out or Path("runs") / full, at, console)
-        else:
-            here = len(read_kept(at).cells) if is_kept(at) else "none"
-            say(console, f"Shown: {smaller}. Of {at} {here} of the cells kept; --run runs the rest")
-            at = smaller
+    whole = is_kept(at) and read_kept(at).whole
+    smaller = None if whole or run or full != name else largest_whole(folders, name)
+    if smaller is not None:
+        here = len(read_kept(at).cells) if is_kept(at) else "none"
+        say(console, f"Shown: {smaller}. Of {at} {here} of the cells kept; --run runs the rest")
+        at = smaller
+    elif settings or not whole:
+        experiment = _asked(name, scale, settings or [], at, reduced=reduced)
+        _run_what_is_missing(experiment, out or Path("runs") / full, at, console)
     kept = read_kept(at)
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]
-    if tables and not pairs:
-        raise ValueError(f"{at} has no cell of the table that is reported")
     for line in reduction(at, kept):
         say(console, line)
-    if not tables:
+    if not pairs:
         lines = [list(map(escape, line)) for line in own(kept)]
         console.print(as_table(lines, kept, caption="Last test accuracy in %"))
     for reported, found in pairs:
@@ -79,6 +90,22 @@ def reproduce(
         as_csv(write, pairs)
 
 
+def _asked(
+    name: str, scale: str | None, settings: list[str], at: Path, *, reduced: bool
+) -> schema.Experiment:
+    """The experiment at this scale: as it is kept where nothing else says how it is changed."""
+    if scale is None:
+        return schema.load(name, reduced=reduced)
+    if settings or reduced:
+        experiment = schema.load(name, settings, reduced=reduced)
+        title = f"{experiment.title}: {scale}"
+        table = experiment.table | {"title": title}
+        return dataclasses.replace(experiment, title=title, table=table)
+    if not is_kept(at):
+        raise ValueError(f"{at} is not kept: --set says what it changes")
+    return schema.parse(name, read_kept(at).table)
+
+
 def _run_what_is_missing(
     experiment: schema.Experiment, path: Path, at: Path, console: Console
 ) -> None:
@@ -87,6 +114,8 @@ def _run_what_is_missing(
     if is_kept(at):
         kept = read_kept(at)
         kept.check_same(experiment.table, at)
+        if kept.whole:
+            return
         done = kept.done(experiment)
         say(console, f"Kept in {at}: {len(done)} of {len(experiment.cells)} cells")
     try:

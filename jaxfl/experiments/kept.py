@@ -98,7 +98,7 @@ class Kept:
                 continue
             raise ValueError(
                 f"{where} keeps another experiment: {name} is {here} there, {there} here; "
-                "--results chooses another folder"
+                "--results or --as chooses another folder"
             )
 
 

@@ -82,15 +82,21 @@ def _reported(table: dict[str, Any]) -> Reported:
 
 
 def compared(kept: Kept, reported: Reported) -> list[Compared]:
-    """Every number of the paper with ours; those that were not run are left out."""
+    """Every number of the paper with ours.
+
+    Those that were not run are left out, and those that several cells of ours could stand for: a
+    grid that goes over more than the paper's has no table of the paper's.
+    """
     down, across = reported.axes
-    cells = {(cell.labels.get(down), cell.labels.get(across)): cell for cell in kept.cells}
+    cells: dict[tuple[str | None, str | None], list[Cell]] = {}
+    for cell in kept.cells:
+        cells.setdefault((cell.labels.get(down), cell.labels.get(across)), []).append(cell)
     found = []
     for row, values in reported.rows.items():
         for column, theirs in zip(reported.columns, values, strict=True):
-            cell = cells.get((row, column))
-            if cell is not None and cell.last and not math.isnan(theirs):
-                found.append(_beside(cell, row, column, theirs, reported.metric))
+            ours = cells.get((row, column), [])
+            if len(ours) == 1 and ours[0].last and not math.isnan(theirs):
+                found.append(_beside(ours[0], row, column, theirs, reported.metric))
     return found
 
 

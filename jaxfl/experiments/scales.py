@@ -1,5 +1,11 @@
-"""Scales of an experiment, each kept in a folder of its own: ``NAME``, ``NAME_reduced``."""
+"""Scales of an experiment, each kept in a folder of its own.
 
+NAME            the whole
+NAME_reduced    as its file's ``[reduced]`` has it
+NAME_SCALE      with changes of one's own, by the name that was given to them
+"""
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +19,19 @@ REDUCED = "reduced"
 def folder_name(experiment: str, scale: str | None) -> str:
     """What the folder of an experiment is called at a scale; None is the whole."""
     return experiment if scale is None else f"{experiment}_{scale}"
+
+
+def check_scale(experiment: str, scale: str) -> None:
+    """Refuses a name that is not to be told from another folder's.
+
+    Raises:
+      ValueError: it is no name, or another experiment or ``--reduced`` has the folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", scale):
+        raise ValueError(f"--as wants letters, digits, -, _ and dots; got {scale!r}")
+    folder = folder_name(experiment, scale)
+    if scale == REDUCED or scale_of(Path(folder)) != (experiment, scale):
+        raise ValueError(f"--as {scale}: {folder} has its own meaning; choose another name")
 
 
 def scale_of(folder: Path) -> tuple[str, str | None]:

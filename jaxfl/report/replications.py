@@ -8,6 +8,7 @@ from typing import Any
 import jaxfl
 from jaxfl.experiments.difference import changes
 from jaxfl.experiments.kept import Cell, Kept, read_kept
+from jaxfl.experiments.labels import brief
 from jaxfl.experiments.reported import (
     METRICS,
     Compared,
@@ -16,7 +17,7 @@ from jaxfl.experiments.reported import (
     compared,
     read_reported,
 )
-from jaxfl.experiments.scales import scale_of
+from jaxfl.experiments.scales import REDUCED, scale_of
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report.tables import BACKDOORS, backdoor
 
@@ -86,7 +87,7 @@ def verdict(reported: Reported, kept: Kept, found: Sequence[Compared]) -> list[s
 
 
 def reduction(path: Path, kept: Kept) -> list[str]:
-    """What ``--reduced`` changed, in one sentence; nothing of a whole experiment.
+    """What a scale changes, in one sentence; nothing of a whole experiment.
 
     A title can have numbers of the whole one: the experiment as it comes with jaxfl now is
     compared, not what its file says of the reduced version.
@@ -100,14 +101,15 @@ def reduction(path: Path, kept: Kept) -> list[str]:
         f"`{key}` {_in_short(here)} ({_in_short(there)})"
         for key, there, here in changes(whole, ours)
     ]
-    return [f"Reduced (the whole one's in brackets): {', '.join(changed)}"] if changed else []
+    word = "Reduced" if scale == REDUCED else "Changed"
+    return [f"{word} (the whole one's in brackets): {', '.join(changed)}"] if changed else []
 
 
 def _in_short(value: Any) -> str:
-    """A value of a table; of a list how many it has, of a table its name."""
+    """A value of a table; of a list how many it has."""
     if isinstance(value, list):
         return f"{len(value)} value{'s' if len(value) != 1 else ''}"
-    return str(value.get("name", "a table") if isinstance(value, dict) else value)
+    return brief(value)
 
 
 def _section(path: Path) -> str:

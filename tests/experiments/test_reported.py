@@ -365,10 +365,90 @@ def test_a_smaller_scale_that_is_whole_is_shown_and_nothing_run(scales):
     assert "Shown: " not in reproduce("attacks", "--results", str(scales)).output
 
 
-def test_the_name_of_a_folder_tells_experiment_and_scale():
-    for name, scale in (("attacks", None), ("attacks_mnist", None), ("attacks_mnist", "reduced"),
-                        ("attacks", "two_rules"), ("signguard-table1-mnist", "20-epochs")):  # fmt: skip
-        assert scale_of(Path("results") / folder_name(name, scale)) == (name, scale)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("attacks", None),
+        ("attacks_mnist", None),
+        ("attacks_mnist", "reduced"),
+        ("attacks", "two_rules"),
+        ("signguard-table1-mnist", "20-epochs"),
+    ],
+)
+def test_the_name_of_a_folder_tells_experiment_and_scale(name, scale):
+    assert scale_of(Path("results") / folder_name(name, scale)) == (name, scale)
+
+
+NAME = "signguard-table1-mnist"
+SMALL = {
+    "data": '{name="synthetic", clients=5, samples=60, features=4, classes=2}',
+    "model": "softmax",
+    "byzantine": "1",
+    "algorithm.batch_size": "4",
+    "rounds": "2",
+    "sweep.aggregator": '["mean", "median"]',
+    "sweep.attack": '["none", "sign_flip"]',
+}
+
+
+def settings(**changes):
+    return [
+        word for key, value in (SMALL | changes).items() for word in ("--set", f"{key}={value}")
+    ]
+
+
+def test_a_scale_of_ones_own_is_kept_under_its_name(tmp_path, monkeypatch):
+    """It stands beside the paper, cells that are not in it are absent, and it is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    shown = reproduce(NAME, *settings(), "--as", "two-rules")
+    assert shown.exit_code == 0, shown.output
+    kept = Path("results") / f"{NAME}_two-rules"
+    assert (len(read_kept(kept).cells), read_kept(kept).whole) == (4, True)
+    assert "4 cells: " in shown.output
+    assert "(99.2)" in shown.output
+    assert "MultiKrum" not in shown.output
+    page = replications_page(Path("results"))
+    assert f"## {NAME}_two-rules\n" in page
+    assert (
+        "10 of them Byzantine: two-rules. Changed (the whole one's in brackets): `rounds` 2" in page
+    )
+    assert "`sweep.aggregator` 2 values (10 values)" in page
+    assert "| aggregator | No attack | SignFlip |\n" in page
+    assert (Path("runs") / f"{NAME}_two-rules" / "summary.csv").is_file()
+
+    shutil.rmtree("runs")
+    lines = (kept / "cells.jsonl").read_text().splitlines(keepends=True)
+    (kept / "cells.jsonl").write_text("".join(lines[:3]))
+    shown = reproduce(NAME, "--as", "two-rules")
+    assert f"Kept in {kept}: 3 of 4 cells" in shown.output, shown.output
+    assert read_kept(kept).whole
+    shutil.rmtree("runs")
+    assert reproduce(NAME, *settings(), "--as", "two-rules").exit_code == 0
+    assert not Path("runs").exists()
+    other = reproduce(NAME, *settings(rounds="3"), "--as", "two-rules")
+    assert "keeps another experiment: rounds is 2 there, 3 here" in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((NAME, *settings()), "--as SCALE names what is kept"),
+        ((NAME, "--as", "small"), "is not kept: --set says what it changes"),
+        ((NAME, *settings(), "--as", "reduced"), "has its own meaning"),
+        (("attacks", "--set", "rounds=2", "--as", "mnist"), "attacks_mnist has its own meaning"),
+        ((NAME, *settings(), "--as", "../up"), "--as wants letters"),
+        ((NAME, "--set", "runds=2", "--as", "small"), "unknown name 'runds'"),
+    ],
+)
+def test_a_scale_that_is_not_one_is_refused(tmp_path, words, message):
+    refused = reproduce(*words, "--results", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert message in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_over_more_than_the_papers_is_not_its_table():
+    reported = Reported("p", "best", "", ("aggregator", "attack"), ("a",), {"r": (40.0,)})
+    assert compared(Kept({}, [], 2 * [cell("r", "a", [0.9], [0.9])]), reported) == []
 
 
 def test_an_unknown_experiment_is_one_line(tmp_path):
