@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxfl.commands.common import Reduced, Settings, say
+from jaxfl.commands.common import Reduced, Settings, end_with, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.experiments.running import Interrupted
-from jaxfl.experiments.scales import REDUCED, check_scale, folder_name, largest_whole
+from jaxfl.experiments.scales import REDUCED, check_scale, folder_name, largest
 from jaxfl.files import write_aside
 from jaxfl.registry import unknown
 from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
@@ -56,21 +56,34 @@ def reproduce(
         check_scale(name, scale)
     elif settings:
         raise ValueError("--set changes the experiment: --as SCALE names what is kept of it")
-    tables = read_reported(name) if name in available() else []
     console = Console(width=None if sys.stdout.isatty() else 160)
     folders = _folders(results)
     full = folder_name(name, scale or (REDUCED if reduced else None))
     at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
-    whole = is_kept(at) and read_kept(at).whole
-    smaller = None if whole or run or full != name else largest_whole(folders, name)
+    kept = read_kept(at) if is_kept(at) else None
+    enough = kept is not None and (kept.whole if run else kept.was_whole)
+    smaller, damaged = (None, []) if enough or run or full != name else largest(folders, name)
     if smaller is not None:
-        here = len(read_kept(at).cells) if is_kept(at) else "none"
+        here = "none" if kept is None else len(kept.cells)
         say(console, f"Shown: {smaller}. Of {at} {here} of the cells kept; --run runs the rest")
         at = smaller
-    elif settings or not whole:
-        experiment = _asked(name, scale, settings or [], at, reduced=reduced)
-        _run_what_is_missing(experiment, out or Path("runs") / full, at, console)
+    elif settings or not enough:
+        experiment = _asked(name, scale, settings or [], kept, at, reduced=reduced)
+        if kept is not None:
+            kept.check_same(experiment.table, at)
+        if not enough:
+            _run_what_is_missing(experiment, kept, out or Path("runs") / full, at, console)
     kept = read_kept(at)
+    pairs = _show(at, kept, read_reported(name) if name in available() else [], console)
+    if write is not None:
+        as_csv(write, pairs)
+    end_with([*damaged, *kept.damaged])
+
+
+def _show(
+    at: Path, kept: Kept, tables: list[Reported], console: Console
+) -> list[tuple[Reported, list[Compared]]]:
+    """Prints the paper's tables that ours can stand beside, or ours alone; gives the former."""
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]
     for line in reduction(at, kept):
@@ -86,12 +99,17 @@ def reproduce(
         console.print(as_table(lines, kept, f"\nours (theirs: {escape(reported.source)})"))
         for line in verdict(reported, kept, found):
             say(console, line)
-    if write is not None:
-        as_csv(write, pairs)
+    return pairs
 
 
 def _asked(
-    name: str, scale: str | None, settings: list[str], at: Path, *, reduced: bool
+    name: str,
+    scale: str | None,
+    settings: list[str],
+    kept: Kept | None,
+    at: Path,
+    *,
+    reduced: bool,
 ) -> schema.Experiment:
     """The experiment at this scale: as it is kept where nothing else says how it is changed."""
     if scale is None:
@@ -101,22 +119,17 @@ def _asked(
         title = f"{experiment.title}: {scale}"
         table = experiment.table | {"title": title}
         return dataclasses.replace(experiment, title=title, table=table)
-    if not is_kept(at):
+    if kept is None:
         raise ValueError(f"{at} is not kept: --set says what it changes")
-    return schema.parse(name, read_kept(at).table)
+    return schema.parse(name, kept.table)
 
 
 def _run_what_is_missing(
-    experiment: schema.Experiment, path: Path, at: Path, console: Console
+    experiment: schema.Experiment, kept: Kept | None, path: Path, at: Path, console: Console
 ) -> None:
     """Runs the cells that are not kept, and keeps them."""
-    done: set[int] = set()
-    if is_kept(at):
-        kept = read_kept(at)
-        kept.check_same(experiment.table, at)
-        if kept.whole:
-            return
-        done = kept.done(experiment)
+    done = set() if kept is None else kept.done(experiment)
+    if kept is not None:
         say(console, f"Kept in {at}: {len(done)} of {len(experiment.cells)} cells")
     try:
         execute(experiment, path, console, resume=True, elsewhere=done)

@@ -44,10 +44,20 @@ def scale_of(folder: Path) -> tuple[str, str | None]:
     return name, folder.name[len(name) + 1 :] or None
 
 
-def largest_whole(folders: Sequence[Path], experiment: str) -> Path | None:
-    """Of the scales of an experiment that are kept whole the one that trained most."""
-    found = {}
+def largest(folders: Sequence[Path], experiment: str) -> tuple[Path | None, list[str]]:
+    """Of the scales of an experiment that are kept whole the one that trained most.
+
+    Returns:
+      its folder, None where there is none; what is said of other folders that cannot be read.
+    """
+    found, damaged = {}, []
     for path in (cells.parent for folder in folders for cells in folder.glob("*/cells.jsonl")):
-        if scale_of(path)[0] == experiment and (kept := read_kept(path)).whole:
-            found[path] = kept.rounds
-    return max(found, key=lambda path: found[path], default=None)
+        if scale_of(path)[0] != experiment:
+            continue
+        try:
+            kept = read_kept(path)
+            if kept.was_whole:
+                found[path] = kept.rounds
+        except ValueError as error:
+            damaged.append(str(error))
+    return max(found, key=lambda path: found[path], default=None), damaged

@@ -1,6 +1,7 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def repository_results() -> Path:
 def replications_page(folder: Path) -> str:
     """The page of all kept results in a folder."""
     found = sorted(path.parent for path in folder.glob("*/cells.jsonl"))
-    return "\n".join([HEADER, *(_section(path) for path in found)]).rstrip() + "\n"
+    return "\n".join([HEADER, *map(_section, found)]).rstrip() + "\n"
 
 
 def is_far(cell: Compared) -> bool:
@@ -113,10 +114,23 @@ def _in_short(value: Any) -> str:
 
 
 def _section(path: Path) -> str:
-    kept = read_kept(path)
+    """What is kept in a folder; where it cannot be read, what is damaged."""
+    try:
+        kept = read_kept(path)
+        text = _told(path, kept)
+        damaged = kept.damaged
+    except ValueError as error:
+        text, damaged = "", (str(error),)
+    here = f"{path.parent}{os.sep}"
+    named = [f"**Not shown:** {' '.join(said.split()).replace(here, '')}.\n" for said in damaged]
+    return "\n".join([f"\n## {path.name}\n", *named, *([text] if text else [])])
+
+
+def _told(path: Path, kept: Kept) -> str:
+    """All that is known of what is kept in a folder."""
     name, _ = scale_of(path)
-    said = [kept.table.get("title", name), *reduction(path, kept)]
-    parts = [f"\n## {path.name}\n", f"{'. '.join(said)}. {_where(kept)}\n"]
+    said = [str(kept.table.get("title", name)), *reduction(path, kept)]
+    parts = [f"{'. '.join(said)}. {_where(kept)}\n"]
     tables = read_reported(name) if name in available() else []
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     for reported, found in pairs:

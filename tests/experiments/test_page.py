@@ -173,7 +173,21 @@ def test_grids_of_other_axes(tmp_path, changes, attacks, rows):
 def test_a_damaged_run_is_named(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     (other / "rounds.jsonl").write_text("{}\n")
-    assert "is damaged" in str(CliRunner().invoke(app, ["report", str(other)]).exception)
+    refused = CliRunner().invoke(app, ["report", str(other)])
+    assert "is damaged" in str(refused.exception)
+
+
+def test_a_damaged_run_hides_no_other(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "rounds.jsonl").write_text("{}\n")
+    out = tmp_path / "both.html"
+    words = ["report", str(other), str(run), str(tmp_path / "none"), "--out", str(out)]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 1
+    assert [found["name"] for found in data_of(out)] == [run.name]
+    damaged, none = shown.stderr.splitlines()
+    assert re.match(r"jaxfl: warning: .*other/rounds.jsonl is damaged", damaged)
+    assert none.endswith("none holds no run")
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, MOST_POINTS, MOST_POINTS + 1, 10_000])

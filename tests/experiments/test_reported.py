@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.running import Interrupted
-from jaxfl.experiments.scales import folder_name, largest_whole, scale_of
+from jaxfl.experiments.scales import folder_name, largest, scale_of
 from jaxfl.report.replications import replications_page
 from jaxfl.signals import StopSignals
 
@@ -229,11 +230,13 @@ def test_reproduce_runs_what_is_not_kept(tmp_path, monkeypatch, stopped):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: (p / "environment.json").write_text("[]"), "a run of these cells is missing"),
+        (lambda p: (p / "environment.json").write_text("[]"), "environment.json has no run 0"),
         (lambda p: (p / "cells.jsonl").unlink(), "holds no results that were kept"),
         (lambda p: (p / "environment.json").write_text("{"), "holds no results that were kept"),
+        (lambda p: (p / "environment.json").write_text("[1]"), "is no list of tables"),
+        (lambda p: (p / "cells.jsonl").write_text(""), "cells.jsonl is empty"),
         (lambda p: (p / "cells.jsonl").write_text("{}\n"), r"cells.jsonl, line 1 is damaged"),
-        (lambda p: (p / "cells.jsonl").write_text("[1]\n"), r"cells.jsonl, line 1 is damaged"),
+        (lambda p: (p / "experiment.toml").write_text("rounds"), "not valid TOML"),
     ],
 )
 def test_what_is_damaged_is_named(run, tmp_path, change, message):
@@ -241,6 +244,75 @@ def test_what_is_damaged_is_named(run, tmp_path, change, message):
     change(tmp_path / "kept")
     with pytest.raises(ValueError, match=message):
         read_kept(tmp_path / "kept")
+    page = replications_page(tmp_path)
+    if "holds" not in message or (tmp_path / "kept" / "cells.jsonl").exists():
+        assert re.search(rf"\*\*Not shown:\*\* kept.*{message}", page)
+    assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"),
+        *({"seeds": 3}, {"labels": []}, {"labels": {"aggregator": 1}}, {"best": ["a"]}),
+        *({"status": None}, {"run": 1}, {"run": "0"}, {"run": -1}, {"more": 1}, {"last": None}),
+    ],
+    ids=str,
+)
+def test_a_damaged_line_hides_no_other(run, tmp_path, line):
+    """The table is shown without it, with a warning, and nothing is run in its place."""
+    for name in ("quickstart_reduced", "mnist"):
+        keep(run, tmp_path / name)
+    path = tmp_path / "quickstart_reduced" / "cells.jsonl"
+    first, second = path.read_bytes().splitlines()
+    bad = line if isinstance(line, bytes) else json.dumps(json.loads(second) | line).encode()
+    path.write_bytes(b"\n".join([bad, first, b""]))
+    kept = read_kept(path.parent)
+    assert [cell.labels["aggregator"] for cell in kept.cells] == ["Mean"]
+    (said,) = kept.damaged
+    assert said.startswith(f"{path}, line 1 is damaged: ")
+    shown = reproduce("quickstart", "--results", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert shown.exit_code == 1
+    share = f"{100 * np.mean(kept.cells[0].last):.1f}"
+    assert f"│ Mean │     {share} │" in shown.stdout
+    assert len(shown.stderr.splitlines()) == 1
+    assert shown.stderr == f"jaxfl: warning: {said}\n"
+    assert not (tmp_path / "run").exists()
+    page = replications_page(tmp_path)
+    assert "**Not shown:** quickstart_reduced/cells.jsonl, line 1 is damaged" in page
+    assert page.count(f"| Mean | {share} |") == 2
+
+
+def test_a_scale_that_cannot_be_read_hides_no_other(run, tmp_path):
+    for name in ("quickstart_reduced", "quickstart_other", "mnist"):
+        keep(run, tmp_path / name)
+    (tmp_path / "quickstart_reduced" / "environment.json").unlink()
+    shown = reproduce("quickstart", "--results", str(tmp_path))
+    assert shown.exit_code == 1
+    assert "quickstart_other. Of" in shown.stdout
+    (warning,) = shown.stderr.splitlines()
+    assert "warning" in warning
+    assert "quickstart_reduced holds no results" in warning
+    page = replications_page(tmp_path)
+    assert "**Not shown:** quickstart_reduced holds no results that were kept" in page
+    assert page.count("| Bulyan | n/a |") == 2
+
+
+def test_a_damaged_line_is_run_again_where_that_is_asked(scales):
+    path = scales / "attacks_reduced" / "cells.jsonl"
+    path.write_text(path.read_text().replace('"aggregator": "Mean"', '"aggregator": 1'))
+    table = read_kept(path.parent).table
+    assert read_kept(path.parent).damaged
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "load", lambda *_, **__: schema.parse("attacks", table))
+        shown = reproduce("attacks", "--reduced", "--run", "--results", str(scales))
+    assert "1 of 2 cells" in shown.output
+    assert (shown.exit_code, read_kept(path.parent).whole) == (0, True)
+
+
+def test_nothing_that_the_repository_keeps_is_damaged():
+    for path in (Path(__file__).parents[2] / "results").glob("*/cells.jsonl"):
+        assert read_kept(path.parent).damaged == ()
 
 
 @pytest.mark.parametrize("name", available())
@@ -353,7 +425,7 @@ def scales(tmp_path, monkeypatch):
 
 
 def test_a_smaller_scale_that_is_whole_is_shown_and_nothing_run(scales):
-    assert largest_whole([scales], "attacks") == scales / "attacks_reduced"
+    assert largest([scales], "attacks") == (scales / "attacks_reduced", [])
     shown = reproduce("attacks", "--results", str(scales))
     assert shown.exit_code == 0, shown.output
     assert f"Shown: {scales / 'attacks_reduced'}. Of {scales / 'attacks'} 1 of the" in shown.output
