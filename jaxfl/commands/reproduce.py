@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +17,27 @@ from jaxfl.commands.common import Reduced, Settings, end_with, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
-from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
+from jaxfl.experiments.reported import (
+    Compared,
+    Reported,
+    alone,
+    available,
+    compared,
+    read_reported,
+)
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import REDUCED, check_scale, folder_name, largest
 from jaxfl.files import write_aside
 from jaxfl.registry import unknown
-from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
+from jaxfl.report.replications import (
+    APART,
+    apart,
+    beside,
+    own,
+    reduction,
+    repository_results,
+    verdict,
+)
 
 
 def reproduce(
@@ -76,7 +92,8 @@ def reproduce(
     kept = read_kept(at)
     pairs = _show(at, kept, read_reported(name) if name in available() else [], console)
     if write is not None:
-        as_csv(write, pairs)
+        beside_theirs = [(reported.metric, cell) for reported, found in pairs for cell in found]
+        as_csv(write, beside_theirs or alone(kept))
     end_with([*damaged, *kept.damaged])
 
 
@@ -92,11 +109,16 @@ def _show(
         lines = [list(map(escape, line)) for line in own(kept)]
         console.print(as_table(lines, kept, caption="Last test accuracy in %"))
     for reported, found in pairs:
-        lines = [
-            [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
-            for line in beside(reported, found)
-        ]
-        console.print(as_table(lines, kept, f"\nours (theirs: {escape(reported.source)})"))
+        source = f"\nours (theirs: {escape(reported.source)})"
+        for lines, what, caption in (
+            (beside(reported, found), source, None),
+            (apart(reported, found), "\nours less theirs (ours, last)", APART),
+        ):
+            marked = [
+                [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
+                for line in lines
+            ]
+            console.print(as_table(marked, kept, what, caption))
         for line in verdict(reported, kept, found):
             say(console, line)
     return pairs
@@ -160,16 +182,16 @@ def as_table(
     return table
 
 
-def as_csv(path: Path, pairs: list[tuple[Reported, list[Compared]]]) -> None:
-    """Writes every cell: ours by the paper's metric, our last accuracy, theirs, the difference."""
+def as_csv(path: Path, cells: list[tuple[str, Compared]]) -> None:
+    """Writes every cell: ours by the metric, our last accuracy, theirs, the difference."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(
         ("metric", "row", "column", "ours", "last", "theirs", "difference", "within_seeds")
     )
-    for reported, found in pairs:
-        for c in found:
-            within = "" if c.within is None else c.within
-            numbers = (f"{value:.2f}" for value in (c.ours, c.last, c.theirs, c.difference))
-            writer.writerow((reported.metric, c.row, c.column, *numbers, within))
+    for metric, c in cells:
+        numbers = (c.ours, c.last, c.theirs, c.difference)
+        told = ("" if math.isnan(value) else f"{value:.2f}" for value in numbers)
+        within = "" if c.within is None else c.within
+        writer.writerow((metric, c.row, c.column, *told, within))
     write_aside(path, text.getvalue().encode())

@@ -56,6 +56,12 @@ class Cell:
     outlived: float = math.nan
     """Share of the seeds in which it was there after the last round."""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Row and column in a table of ours: attacks across where they are swept, the rest down."""
+        rest = " / ".join(value for axis, value in self.labels.items() if axis != "attack")
+        return rest or "-", self.labels.get("attack", "accuracy")
+
 
 @dataclasses.dataclass(frozen=True)
 class Kept:

@@ -42,7 +42,7 @@ class Reported:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A cell of ours beside the paper's number, in percent."""
+    """A cell of ours beside the paper's number, in percent; NaN where no paper has one."""
 
     row: str
     column: str
@@ -100,11 +100,22 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
     return found
 
 
+def alone(kept: Kept) -> list[tuple[str, Compared]]:
+    """Every number of ours by its metric, with nobody's beside it."""
+    found = [
+        (metric, _beside(cell, *cell.place, math.nan, metric))
+        for metric, (_, of) in METRICS.items()
+        for cell in kept.cells
+        if cell.last and len(of(cell))
+    ]
+    return [(metric, cell) for metric, cell in found if math.isfinite(cell.ours)]
+
+
 def _beside(cell: Cell, row: str, column: str, theirs: float, metric: str) -> Compared:
     _, of = METRICS[metric]
     ours, last = (100 * np.asarray(values, float) for values in (of(cell), cell.last))
     difference, half = float(np.mean(ours)) - theirs, half_interval(ours)
-    within = None if math.isnan(half) else abs(difference) <= half
+    within = None if math.isnan(half) or math.isnan(theirs) else abs(difference) <= half
     return Compared(
         row, column, float(np.mean(ours)), float(np.mean(last)), theirs, difference, within
     )

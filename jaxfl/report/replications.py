@@ -33,8 +33,8 @@ HEADER = """# Replications
 <!-- Written by `python -m jaxfl.report.reference docs` from `results/`; a test compares it. -->
 
 What was really run, kept in the repository's folder `results/`: the experiment, the environment
-and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets;
-differences of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
+and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets, and below
+are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
 """
 
 
@@ -56,6 +56,29 @@ def is_far(cell: Compared) -> bool:
 
 def beside(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str, bool]]]:
     """Ours and, in brackets, theirs, with whether they are far apart: header, a line per row."""
+    return _laid_out(reported, found, lambda c: f"{c.ours:.1f} ({c.theirs:.1f})")
+
+
+def apart(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str, bool]]]:
+    """The differences and, in brackets, our last accuracy, laid out as ``beside``."""
+
+    def text(cell: Compared) -> str:
+        last = "diverged" if math.isnan(cell.last) else f"{cell.last:.1f}"
+        return f"{cell.difference:+.1f}{'*' if cell.within else ''} ({last})"
+
+    return _laid_out(reported, found, text)
+
+
+APART = (
+    "Ours less theirs in points, starred where that is within the 95 % interval of our seeds (one "
+    "seed has none); in brackets our test accuracy after the last round in %"
+)
+"""What ``apart`` says."""
+
+
+def _laid_out(
+    reported: Reported, found: Sequence[Compared], text: Callable[[Compared], str]
+) -> list[list[tuple[str, bool]]]:
     columns = [column for column in reported.columns if any(c.column == column for c in found)]
     cells = {(c.row, c.column): c for c in found}
     table = [[(name, False) for name in (reported.axes[0], *columns)]]
@@ -63,10 +86,7 @@ def beside(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str
         line = [(row, False)]
         for column in columns:
             cell = cells.get((row, column))
-            if cell is None:
-                line.append(("-", False))
-            else:
-                line.append((f"{cell.ours:.1f} ({cell.theirs:.1f})", is_far(cell)))
+            line.append(("-", False) if cell is None else (text(cell), is_far(cell)))
         table.append(line)
     return table
 
@@ -135,13 +155,12 @@ def _told(path: Path, kept: Kept) -> str:
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     for reported, found in pairs:
         if found:
-            lines = [
-                [f"**{t}**" if far else t for t, far in line] for line in beside(reported, found)
-            ]
-            parts += [
-                _markdown(lines),
-                f"\n{'. '.join(verdict(reported, kept, found))}. {reported.source}.\n",
-            ]
+            said = f"{'. '.join(verdict(reported, kept, found))}. {reported.source}"
+            for table, caption in ((beside, said), (apart, APART)):
+                lines = [
+                    [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
+                ]
+                parts += [_markdown(lines), f"\n{caption}.\n"]
     if not any(found for _, found in pairs):
         for table, caption in (
             (own(kept), f"Test accuracy after the last round in %; {_scale(kept)}."),
@@ -163,19 +182,14 @@ def own(kept: Kept) -> list[list[str]]:
 
 def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
     """Each cell in words; what was not run is "-"."""
-    down = list(dict.fromkeys(_rest(cell) for cell in kept.cells))
-    across = list(dict.fromkeys(cell.labels.get("attack", "accuracy") for cell in kept.cells))
-    cells = {(_rest(c), c.labels.get("attack", "accuracy")): c for c in kept.cells}
+    cells = {cell.place: cell for cell in kept.cells}
+    down, across = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
 
     def at(row: str, column: str) -> str:
         cell = cells.get((row, column))
         return "-" if cell is None else text(cell)
 
     return [["", *across], *([row, *(at(row, column) for column in across)] for row in down)]
-
-
-def _rest(cell: Cell) -> str:
-    return " / ".join(value for axis, value in cell.labels.items() if axis != "attack") or "-"
 
 
 def _percent(cell: Cell) -> str:

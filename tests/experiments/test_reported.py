@@ -1,5 +1,6 @@
 """What is kept of a run, and a paper's numbers beside it."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -26,7 +27,7 @@ from jaxfl.experiments.reported import METRICS, Reported, available, compared, r
 from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import folder_name, largest, scale_of
-from jaxfl.report.replications import replications_page
+from jaxfl.report.replications import apart, replications_page
 from jaxfl.signals import StopSignals
 
 TABLE = {
@@ -350,6 +351,24 @@ def test_ours_stands_beside_theirs():
     assert found.within is None
 
 
+def test_differences_and_the_last_accuracy_stand_below():
+    labels = ("aggregator", "attack")
+    theirs = {"r": (90.0, 80.0), "s": (10.0, 90.5), "t": (50.0, 1.0)}
+    reported = Reported("paper", "best", "", labels, ("a", "b"), theirs)
+    cells = [
+        cell("r", "a", [0.91, 0.93], [0.9, 0.9]),
+        cell("r", "b", [0.7], [0.123]),
+        cell("s", "b", [0.9, 0.9], [0.9, math.nan]),
+        cell("t", "a", [math.nan], [math.nan]),
+    ]
+    assert apart(reported, compared(Kept({}, [], cells), reported)) == [
+        [("aggregator", False), ("a", False), ("b", False)],
+        [("r", False), ("+2.0* (90.0)", False), ("-10.0 (12.3)", True)],
+        [("s", False), ("-", False), ("-0.5 (diverged)", False)],
+        [("t", False), ("+nan (diverged)", True), ("-", False)],
+    ]
+
+
 def test_rates_of_selection_are_set_beside_the_papers():
     kept = Kept({}, [], [cell("r", "a", [0.9, 0.9], [0.9, 0.9])])
     for metric, ours in (("honest_selected", 100.0), ("malicious_selected", 0.0)):
@@ -390,6 +409,8 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     assert "90 cells: 81 within 1 point, 0 within 5, 9 farther" in result.output
     assert "1440 rounds, 1 seed; theirs: 60 epochs" in result.output
     assert len(out.read_text().splitlines()) == 91
+    assert "-10.0 (50.0)" in result.output
+    assert "+0.0 (50.0)" in result.output
 
 
 def test_the_repository_has_a_table_to_show_at_once(tmp_path):
@@ -485,7 +506,8 @@ def test_a_scale_of_ones_own_is_kept_under_its_name(tmp_path, monkeypatch):
         "10 of them Byzantine: two-rules. Changed (the whole one's in brackets): `rounds` 2" in page
     )
     assert "`sweep.aggregator` 2 values (10 values)" in page
-    assert "| aggregator | No attack | SignFlip |\n" in page
+    assert page.count("| aggregator | No attack | SignFlip |\n") == 2
+    assert "Ours less theirs in points" in page
     assert (Path("runs") / f"{NAME}_two-rules" / "summary.csv").is_file()
 
     shutil.rmtree("runs")
@@ -539,6 +561,35 @@ def test_what_no_paper_reports_is_shown_alone_and_on_the_page(run, tmp_path):
     assert f"| Mean | {share} |\n| Bulyan" in page
     assert "4 rounds, 2 seeds" in page
     assert str(run.parent) not in (tmp_path / "quickstart" / "environment.json").read_text()
+
+
+def test_our_numbers_alone_are_written(run, tmp_path):
+    """Of every metric that a cell has; nobody's stand beside them."""
+    keep(run, tmp_path / "quickstart")
+    path = tmp_path / "quickstart" / "cells.jsonl"
+    mean, bulyan = path.read_text().splitlines()
+    lost = {"labels": {"aggregator": "Lost"}, "last": [None, 0.5], "best": [1.0, 1.0]}
+    lost |= {"success": [0.25, 0.5], "honest_selected": None}
+    path.write_text("\n".join([mean, bulyan, json.dumps(json.loads(mean) | lost)]))
+    out = tmp_path / "all.csv"
+    words = ("quickstart", "--results", str(tmp_path), "--write", str(out))
+    assert reproduce(*words).exit_code == 0
+    with out.open() as file:
+        lines = list(csv.DictReader(file))
+    found = {(line["metric"], line["row"]): line for line in lines}
+    assert {line["column"] for line in lines} == {"accuracy"}
+    assert {row for _, row in found} == {"Mean", "Lost"}
+    first = read_kept(path.parent).cells[0]
+    assert found["best", "Mean"]["ours"] == f"{100 * np.mean(first.best):.2f}"
+    assert found["best", "Mean"]["last"] == f"{100 * np.mean(first.last):.2f}"
+    assert found["honest_selected", "Mean"]["ours"] == "100.00"
+    assert {metric for metric, row in found if row == "Lost"} == {
+        *("best", "success", "malicious_selected"),
+    }
+    assert found["best", "Lost"]["last"] == ""
+    assert found["success", "Lost"]["ours"] == "37.50"
+    theirs = {(line["theirs"], line["difference"], line["within_seeds"]) for line in lines}
+    assert theirs == {("", "", "")}
 
 
 def test_a_reduced_version_says_in_which_numbers(run, tmp_path):
