@@ -105,9 +105,6 @@ def _show(
     pairs = [(reported, found) for reported, found in pairs if found]
     for line in reduction(at, kept):
         say(console, line)
-    if not pairs:
-        lines = [list(map(escape, line)) for line in own(kept)]
-        console.print(as_table(lines, kept, caption="Last test accuracy in %"))
     for reported, found in pairs:
         source = f"\nours (theirs: {escape(reported.source)})"
         for lines, what, caption in (
@@ -121,6 +118,9 @@ def _show(
             console.print(as_table(marked, kept, what, caption))
         for line in verdict(reported, kept, found):
             say(console, line)
+    for lines, caption in own(kept, beside=bool(pairs)):
+        escaped = [list(map(escape, line)) for line in lines]
+        console.print(as_table(escaped, kept, caption=escape(caption)))
     return pairs
 
 

@@ -24,6 +24,7 @@ from jaxfl.experiments.scales import REDUCED, folder_name
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
+from jaxfl.report.backdoors import backdoor_table
 from jaxfl.report.over_sets import has_sets, write_over_sets
 from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, signs_plot, sweep_plot
@@ -159,6 +160,9 @@ def print_results(
     """Prints the tables, whether the stated findings hold, and where the files are."""
     if attacks(experiment) <= MOST_COLUMNS:
         console.print(result_table(experiment, results))
+    backdoors = backdoor_table(experiment, results)
+    if backdoors is not None and len(backdoors.columns) <= MOST_COLUMNS:
+        console.print(backdoors)
     if ranking is not None:
         console.print(ranking_table(experiment, ranking))
     for verdict in verdicts(experiment, results):

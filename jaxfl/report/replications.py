@@ -20,7 +20,7 @@ from jaxfl.experiments.reported import (
 )
 from jaxfl.experiments.scales import REDUCED, scale_of
 from jaxfl.experiments.schema import packaged_file, read
-from jaxfl.report.tables import BACKDOORS, backdoor
+from jaxfl.report import backdoors
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
@@ -161,23 +161,27 @@ def _told(path: Path, kept: Kept) -> str:
                     [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
                 ]
                 parts += [_markdown(lines), f"\n{caption}.\n"]
-    if not any(found for _, found in pairs):
-        for table, caption in (
-            (own(kept), f"Test accuracy after the last round in %; {_scale(kept)}."),
-            (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %."),
-            (_grid(kept, _planted), BACKDOORS),
-        ):
-            header, *lines = table
-            telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
-            if telling:
-                parts += [_markdown([header, *telling]), f"\n{caption}\n"]
+    for lines, caption in own(kept, beside=any(found for _, found in pairs)):
+        parts += [_markdown(lines), f"\n{caption}\n"]
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
-def own(kept: Kept) -> list[list[str]]:
-    """Last accuracies: attacks across where they are swept, all else down."""
-    return _grid(kept, _percent)
+def own(kept: Kept, *, beside: bool) -> list[tuple[list[list[str]], str]]:
+    """Tables of ours, attacks across where they are swept, all else down; and what they say.
+
+    Accuracies and who was selected where no paper's numbers stand beside ours; backdoors always.
+    """
+    accuracy = (_grid(kept, _percent), f"Test accuracy after the last round in %; {_scale(kept)}.")
+    taken = (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %.")
+    tables = []
+    for (header, *lines), caption in (
+        *(() if beside else (accuracy, taken)),
+        (_grid(kept, _backdoor), backdoors.CAPTION),
+    ):
+        telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
+        tables += [([header, *telling], caption)] if telling else []
+    return tables
 
 
 def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
@@ -205,9 +209,9 @@ def _selected(cell: Cell) -> str:
     return f"{100 * taken:.0f}" if math.isfinite(taken) else "-"
 
 
-def _planted(cell: Cell) -> str:
+def _backdoor(cell: Cell) -> str:
     success = sum(cell.success) / len(cell.success) if cell.success else math.nan
-    return backdoor(success, cell.planted, cell.lifespan, cell.outlived)
+    return backdoors.in_words(success, cell.planted, cell.lifespan, cell.outlived)
 
 
 def _scale(kept: Kept) -> str:

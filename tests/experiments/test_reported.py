@@ -63,8 +63,8 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
 
 
 def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path):
-    keep(run, tmp_path / "kept")
-    path = tmp_path / "kept" / "cells.jsonl"
+    keep(run, tmp_path / "quickstart")
+    path = tmp_path / "quickstart" / "cells.jsonl"
     table = "| Mean | {} |"
     # The mean takes all: it does not choose.
     assert "Byzantine messages" not in replications_page(tmp_path)
@@ -78,6 +78,10 @@ def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path)
     assert table.format("40.0; 100.0; > 7") in page
     assert "taken, in %" in page
     assert "for how many rounds it lasted" in page
+    shown = reproduce("quickstart", "--results", str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    assert "│ Mean │       25 │" in shown.output
+    assert "│ Mean │ 40.0; 100.0; > 7 │" in shown.output
     assert page.count("| Bulyan |") == 1  # not applicable: in the table of accuracies alone
 
 
