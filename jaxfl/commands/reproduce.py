@@ -26,7 +26,13 @@ from jaxfl.experiments.reported import (
     read_reported,
 )
 from jaxfl.experiments.running import Interrupted
-from jaxfl.experiments.scales import REDUCED, check_scale, folder_name, largest
+from jaxfl.experiments.scales import (
+    REDUCED,
+    check_scale,
+    folder_name,
+    scale_of,
+    whole_scales,
+)
 from jaxfl.files import write_aside
 from jaxfl.registry import unknown
 from jaxfl.report.replications import (
@@ -78,11 +84,12 @@ def reproduce(
     at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
     kept = read_kept(at) if is_kept(at) else None
     enough = kept is not None and (kept.whole if run else kept.was_whole)
-    smaller, damaged = (None, []) if enough or run or full != name else largest(folders, name)
-    if smaller is not None:
+    smaller, damaged = ([], []) if enough or run or full != name else whole_scales(folders, name)
+    if smaller:
         here = "none" if kept is None else len(kept.cells)
-        say(console, f"Shown: {smaller}. Of {at} {here} of the cells kept; --run runs the rest")
-        at = smaller
+        at, *others = smaller
+        also = f"; also kept: {', '.join(map(_option, others))}" if others else ""
+        say(console, f"Shown: {at}{also}. Of {name} {here} of the cells kept; --run runs the rest")
     elif settings or not enough:
         experiment = _asked(name, scale, settings or [], kept, at, reduced=reduced)
         if kept is not None:
@@ -95,6 +102,12 @@ def reproduce(
         beside_theirs = [(reported.metric, cell) for reported, found in pairs for cell in found]
         as_csv(write, beside_theirs or alone(kept))
     end_with([*damaged, *kept.damaged])
+
+
+def _option(folder: Path) -> str:
+    """What asks for the scale that is kept in a folder."""
+    _, scale = scale_of(folder)
+    return "--reduced" if scale == REDUCED else f"--as {scale}"
 
 
 def _show(

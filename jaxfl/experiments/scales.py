@@ -44,20 +44,22 @@ def scale_of(folder: Path) -> tuple[str, str | None]:
     return name, folder.name[len(name) + 1 :] or None
 
 
-def largest(folders: Sequence[Path], experiment: str) -> tuple[Path | None, list[str]]:
-    """Of the scales of an experiment that are kept whole the one that trained most.
+def whole_scales(folders: Sequence[Path], experiment: str) -> tuple[list[Path], list[str]]:
+    """The scales of an experiment that are kept whole: first the one that trained most.
 
     Returns:
-      its folder, None where there is none; what is said of other folders that cannot be read.
+      their folders, of those of one name the first; what is said of others that cannot be read.
     """
-    found, damaged = {}, []
+    found: dict[str, tuple[int, Path]] = {}
+    damaged = []
     for path in (cells.parent for folder in folders for cells in folder.glob("*/cells.jsonl")):
-        if scale_of(path)[0] != experiment:
+        if scale_of(path)[0] != experiment or path.name in found:
             continue
         try:
             kept = read_kept(path)
             if kept.was_whole:
-                found[path] = kept.rounds
+                found[path.name] = kept.rounds, path
         except ValueError as error:
             damaged.append(str(error))
-    return max(found, key=lambda path: found[path], default=None), damaged
+    ordered = sorted(found.values(), key=lambda item: item[0], reverse=True)
+    return [path for _, path in ordered], damaged

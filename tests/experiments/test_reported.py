@@ -26,7 +26,7 @@ from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.running import Interrupted
-from jaxfl.experiments.scales import folder_name, largest, scale_of
+from jaxfl.experiments.scales import folder_name, scale_of, whole_scales
 from jaxfl.report.replications import apart, replications_page
 from jaxfl.signals import StopSignals
 
@@ -450,10 +450,13 @@ def scales(tmp_path, monkeypatch):
 
 
 def test_a_smaller_scale_that_is_whole_is_shown_and_nothing_run(scales):
-    assert largest([scales], "attacks") == (scales / "attacks_reduced", [])
+    whole, damaged = whole_scales([scales, scales], "attacks")
+    assert whole == [scales / "attacks_reduced", scales / "attacks_tiny"]
+    assert damaged == []
     shown = reproduce("attacks", "--results", str(scales))
     assert shown.exit_code == 0, shown.output
-    assert f"Shown: {scales / 'attacks_reduced'}. Of {scales / 'attacks'} 1 of the" in shown.output
+    said = f"Shown: {scales / 'attacks_reduced'}; also kept: --as tiny. Of attacks 1 of the cells"
+    assert said in shown.output
     assert "`rounds` 2 (200)" in shown.output
     assert not (scales.parent / "runs").exists()
     shown = reproduce("attacks", "--results", str(scales), "--run")
