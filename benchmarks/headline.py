@@ -32,7 +32,7 @@ from jaxfl.experiments.over_sets import (
     standings,
     standings_of,
 )
-from jaxfl.experiments.schema import Experiment, parse
+from jaxfl.experiments.schema import Experiment
 
 BASELINES = ("NNM", "Bucketing")
 """How labels of what is to be beaten begin."""
@@ -112,7 +112,8 @@ def read(path: Path) -> tuple[Experiment, dict[Labels, list[Standing]], str]:
     kept = read_kept(path)
     ran = [cell for cell in kept.cells if cell.last]
     found = standings_of([Outcome(cell.labels, np.nan_to_num(cell.last)) for cell in ran])
-    return parse("kept", kept.table), found, f"{len(kept.cells)} of {kept.asked} cells kept"
+    asked = kept.experiment
+    return asked, found, f"{len(kept.cells)} of {len(asked.cells)} cells kept"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from jaxfl import __version__
-from jaxfl.commands.common import Name, Reduced, Settings, say
+from jaxfl.commands.common import Name, Reduced, Settings, reason, say
 from jaxfl.commands.doctor import doctor
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
@@ -184,15 +184,6 @@ def print_warning(
     """A warning on one line; with its place in the code unless it is meant for users."""
     place = "" if issubclass(category, UserWarning) else f" ({filename}:{lineno})"
     print(f"jaxfl: warning: {' '.join(str(message).split())}{place}", file=sys.stderr)
-
-
-def reason(error: Exception) -> str | None:
-    """What to say of an error; None where it is no mistake of the user's."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "out of memory: lower client_chunk, or run fewer seeds or candidates at once"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename2 or error.filename}: {error.strerror}"
-    return str(error) if isinstance(error, ValueError | OSError) else None
 
 
 def main() -> None:

@@ -53,6 +53,14 @@ COMMANDS = [
     (["run", "quickstart\n"], "quickstart"),
     (["run", "-1"], "No such option"),
     (["run", "good.toml", "good.toml"], "unexpected extra argument"),
+    (["reproduce", "good.toml"], "no packaged experiment"),
+    (["reproduce", "../quickstart"], "no packaged experiment"),
+    (["reproduce", "quickstart", "--set", "rounds=1"], "--as SCALE names"),
+    (["reproduce", "quickstart", "--as", ""], "--as wants letters"),
+    (["reproduce", "quickstart", "--as", "a b", "--set", "rounds=1"], "--as wants letters"),
+    (["reproduce", "quickstart", "--as", "x", "--set", "rounds=0"], "at least 1; got 0"),
+    (["reproduce", "quickstart", "--as", "x" * 300, "--set", "rounds=1"], "File name too long"),
+    (["report", "nope", "good.toml"], "nope holds no run; good.toml holds no run"),
     (["run", "good.toml", "--out", "good.toml"], "is a file"),
     (["run", "good.toml", "--out", "good.toml/x"], "Not a directory"),
     (["run", "good.toml", "--out", "x" * 300], "File name too long"),
@@ -207,7 +215,7 @@ FILES = [
 ]
 
 
-COMPARED = {
+READ = {
     ("progress.json", None): "out holds no run",
     ("experiment.toml", b""): "experiment.toml is empty",
     ("experiment.toml", b"\xff"): "experiment.toml is not valid TOML",
@@ -217,7 +225,7 @@ COMPARED = {
     ("summary.csv", None): "done",
     ("accuracy.png", None): "done",
 }
-"""What comparing says where it is not what going on does."""
+"""What comparing and reporting say where it is not what going on does."""
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +270,7 @@ def test_a_hostile_experiment(capsys, monkeypatch, text, expected):
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), FILES)
-@pytest.mark.parametrize("command", ["resume", "compare"])
+@pytest.mark.parametrize("command", ["resume", "compare", "report"])
 def test_a_hostile_folder(capsys, monkeypatch, run_once, name, content, expected, command):
     shutil.copytree(run_once, "out")
     victim = Path("out") / name
@@ -272,8 +280,8 @@ def test_a_hostile_folder(capsys, monkeypatch, run_once, name, content, expected
     else:
         victim.write_bytes(content)
     words = ["run", "good.toml", "--out", "out", "--quiet", "--resume"]
-    if command == "compare":
-        words, expected = ["compare", "out", "out"], COMPARED.get((name, content), expected)
+    if command != "resume":
+        words, expected = [command, "out", "out"], READ.get((name, content), expected)
     ends_well(capsys, monkeypatch, words, expected)
 
 

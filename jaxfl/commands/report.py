@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxfl.commands.common import say
+from jaxfl.commands.common import end_with, reason, say
 from jaxfl.experiments.earlier import REPORT
 from jaxfl.experiments.finished import read_results
 from jaxfl.report.page import write_page
@@ -19,8 +19,19 @@ def report(
         typer.Option(help="The file; default report.html, in the folder where there is one."),
     ] = None,
 ) -> None:
-    """Write one HTML file of finished runs, to be opened in a browser without a network."""
-    runs = [(folder, *read_results(folder)) for folder in folders]
+    """Write one HTML file of finished runs, to be opened in a browser without a network.
+
+    Folders that hold none, or a damaged one, are left out, and named: exit code 1.
+    """
+    runs, damaged = [], []
+    for folder in folders:
+        try:
+            runs.append((folder, *read_results(folder)))
+        except (ValueError, OSError) as error:
+            damaged.append(f"{reason(error)}")
+    if not runs:
+        raise ValueError("; ".join(damaged))
     path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     write_page(path, runs)
     say(Console(), f"Report: {path}")
+    end_with(damaged)

@@ -1,7 +1,9 @@
 """``jaxfl reproduce``: a paper's table, ours beside it; of other experiments what was run."""
 
 import csv
+import dataclasses
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,72 +13,158 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxfl.commands.common import Reduced, say
+from jaxfl.commands.common import Reduced, Settings, end_with, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
-from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
+from jaxfl.experiments.reported import (
+    Compared,
+    Reported,
+    alone,
+    available,
+    compared,
+    read_reported,
+)
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.scales import (
+    REDUCED,
+    check_scale,
+    folder_name,
+    scale_of,
+    whole_scales,
+)
 from jaxfl.files import write_aside
-from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
+from jaxfl.registry import unknown
+from jaxfl.report.replications import (
+    APART,
+    apart,
+    beside,
+    own,
+    reduction,
+    repository_results,
+    verdict,
+)
 
 
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment.")],
+    settings: Settings = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--as", metavar="SCALE", help="Under this name, what --set changes is kept."),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Folder of kept results; default results.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     write: Annotated[Path | None, typer.Option(help="The comparison as CSV.")] = None,
     reduced: Reduced = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="Run what is missing, whatever else is kept.")
+    ] = False,
 ) -> None:
     """Show a paper's table beside ours: from kept results, or by running what is missing.
 
-    Of an experiment that no paper reports our table alone.
+    Of an experiment that no paper reports our table alone. Where a smaller scale of the experiment
+    is kept, but not the whole, that is shown, and nothing runs without --run. Scales and selections
+    of one's own (--set, --as) are kept beside the others.
 
     A run that stopped goes on. What has run is kept in the folder of results, cell by cell, also
     when it is stopped by Ctrl-C: a large grid may be run in several sittings, or on machines.
     """
-    tables = read_reported(name) if name in available() else []
+    if name not in schema.packaged():
+        raise ValueError(f"no packaged experiment: {unknown(name, schema.packaged())}")
+    if scale is not None:
+        check_scale(name, scale)
+    elif settings:
+        raise ValueError("--set changes the experiment: --as SCALE names what is kept of it")
     console = Console(width=None if sys.stdout.isatty() else 160)
-    full = f"{name}_reduced" if reduced else name
-    known = [folder / full for folder in _folders(results)]
-    at = next((path for path in known if is_kept(path)), known[0])
-    if not is_kept(at) or not read_kept(at).whole:
-        _run_what_is_missing(
-            schema.load(name, [], reduced=reduced), out or Path("runs") / full, at, console
-        )
+    folders = _folders(results)
+    full = folder_name(name, scale or (REDUCED if reduced else None))
+    at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
+    kept = read_kept(at) if is_kept(at) else None
+    enough = kept is not None and (kept.whole if run else kept.was_whole)
+    smaller, damaged = ([], []) if enough or run or full != name else whole_scales(folders, name)
+    if smaller:
+        here = "none" if kept is None else len(kept.cells)
+        at, *others = smaller
+        also = f"; also kept: {', '.join(map(_option, others))}" if others else ""
+        say(console, f"Shown: {at}{also}. Of {name} {here} of the cells kept; --run runs the rest")
+    elif settings or not enough:
+        experiment = _asked(name, scale, settings or [], kept, at, reduced=reduced)
+        if kept is not None:
+            kept.check_same(experiment.table, at)
+        if not enough:
+            _run_what_is_missing(experiment, kept, out or Path("runs") / full, at, console)
     kept = read_kept(at)
+    pairs = _show(at, kept, read_reported(name) if name in available() else [], console)
+    if write is not None:
+        beside_theirs = [(reported.metric, cell) for reported, found in pairs for cell in found]
+        as_csv(write, beside_theirs or alone(kept))
+    end_with([*damaged, *kept.damaged])
+
+
+def _option(folder: Path) -> str:
+    """What asks for the scale that is kept in a folder."""
+    _, scale = scale_of(folder)
+    return "--reduced" if scale == REDUCED else f"--as {scale}"
+
+
+def _show(
+    at: Path, kept: Kept, tables: list[Reported], console: Console
+) -> list[tuple[Reported, list[Compared]]]:
+    """Prints the paper's tables that ours can stand beside, or ours alone; gives the former."""
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     pairs = [(reported, found) for reported, found in pairs if found]
-    if tables and not pairs:
-        raise ValueError(f"{at} has no cell of the table that is reported")
     for line in reduction(at, kept):
         say(console, line)
-    if not tables:
-        lines = [list(map(escape, line)) for line in own(kept)]
-        console.print(as_table(lines, kept, caption="Last test accuracy in %"))
     for reported, found in pairs:
-        lines = [
-            [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
-            for line in beside(reported, found)
-        ]
-        console.print(as_table(lines, kept, f"\nours (theirs: {escape(reported.source)})"))
+        source = f"\nours (theirs: {escape(reported.source)})"
+        for lines, what, caption in (
+            (beside(reported, found), source, None),
+            (apart(reported, found), "\nours less theirs (ours, last)", APART),
+        ):
+            marked = [
+                [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]
+                for line in lines
+            ]
+            console.print(as_table(marked, kept, what, caption))
         for line in verdict(reported, kept, found):
             say(console, line)
-    if write is not None:
-        as_csv(write, pairs)
+    for lines, caption in own(kept, beside=bool(pairs)):
+        escaped = [list(map(escape, line)) for line in lines]
+        console.print(as_table(escaped, kept, caption=escape(caption)))
+    return pairs
+
+
+def _asked(
+    name: str,
+    scale: str | None,
+    settings: list[str],
+    kept: Kept | None,
+    at: Path,
+    *,
+    reduced: bool,
+) -> schema.Experiment:
+    """The experiment at this scale: as it is kept where nothing else says how it is changed."""
+    if scale is None:
+        return schema.load(name, reduced=reduced)
+    if settings or reduced:
+        experiment = schema.load(name, settings, reduced=reduced)
+        title = f"{experiment.title}: {scale}"
+        table = experiment.table | {"title": title}
+        return dataclasses.replace(experiment, title=title, table=table)
+    if kept is None:
+        raise ValueError(f"{at} is not kept: --set says what it changes")
+    return schema.parse(name, kept.table)
 
 
 def _run_what_is_missing(
-    experiment: schema.Experiment, path: Path, at: Path, console: Console
+    experiment: schema.Experiment, kept: Kept | None, path: Path, at: Path, console: Console
 ) -> None:
     """Runs the cells that are not kept, and keeps them."""
-    done: set[int] = set()
-    if is_kept(at):
-        kept = read_kept(at)
-        kept.check_same(experiment.table, at)
-        done = kept.done(experiment)
+    done = set() if kept is None else kept.done(experiment)
+    if kept is not None:
         say(console, f"Kept in {at}: {len(done)} of {len(experiment.cells)} cells")
     try:
         execute(experiment, path, console, resume=True, elsewhere=done)
@@ -107,16 +195,16 @@ def as_table(
     return table
 
 
-def as_csv(path: Path, pairs: list[tuple[Reported, list[Compared]]]) -> None:
-    """Writes every cell: ours by the paper's metric, our last accuracy, theirs, the difference."""
+def as_csv(path: Path, cells: list[tuple[str, Compared]]) -> None:
+    """Writes every cell: ours by the metric, our last accuracy, theirs, the difference."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(
         ("metric", "row", "column", "ours", "last", "theirs", "difference", "within_seeds")
     )
-    for reported, found in pairs:
-        for c in found:
-            within = "" if c.within is None else c.within
-            numbers = (f"{value:.2f}" for value in (c.ours, c.last, c.theirs, c.difference))
-            writer.writerow((reported.metric, c.row, c.column, *numbers, within))
+    for metric, c in cells:
+        numbers = (c.ours, c.last, c.theirs, c.difference)
+        told = ("" if math.isnan(value) else f"{value:.2f}" for value in numbers)
+        within = "" if c.within is None else c.within
+        writer.writerow((metric, c.row, c.column, *told, within))
     write_aside(path, text.getvalue().encode())

@@ -20,9 +20,11 @@ from jaxfl.experiments.ranking import Ranked, ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.scales import REDUCED, folder_name
 from jaxfl.files import user_cache
 from jaxfl.programs import keep_in
 from jaxfl.registry import unknown
+from jaxfl.report.backdoors import backdoor_table
 from jaxfl.report.over_sets import has_sets, write_over_sets
 from jaxfl.report.page import write_page
 from jaxfl.report.plots import accuracy_plot, signs_plot, sweep_plot
@@ -75,7 +77,7 @@ def run(
     changes = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     experiment = schema.load(name, [*(settings or []), *changes], reduced=reduced)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    path = out or Path("runs") / (f"{experiment.name}_reduced" if reduced else experiment.name)
+    path = out or Path("runs") / folder_name(experiment.name, REDUCED if reduced else None)
     execute(experiment, path, console, resume=resume, force=force, quiet=quiet, launcher=launcher)
 
 
@@ -158,6 +160,9 @@ def print_results(
     """Prints the tables, whether the stated findings hold, and where the files are."""
     if attacks(experiment) <= MOST_COLUMNS:
         console.print(result_table(experiment, results))
+    backdoors = backdoor_table(experiment, results)
+    if backdoors is not None and len(backdoors.columns) <= MOST_COLUMNS:
+        console.print(backdoors)
     if ranking is not None:
         console.print(ranking_table(experiment, ranking))
     for verdict in verdicts(experiment, results):

@@ -85,7 +85,7 @@ def findings(experiment: Experiment) -> list[Finding]:
             raise ValueError(f"{place}.by must be a number; got {by!r}")
         if table.get("metric", "accuracy") not in METRICS:
             raise ValueError(f"{place}.metric: {unknown(table['metric'], METRICS)}")
-        found.append(Finding(**table))
+        found.append(Finding(**table | {"by": float(by)}))
     return found
 
 

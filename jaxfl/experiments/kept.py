@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -56,6 +56,12 @@ class Cell:
     outlived: float = math.nan
     """Share of the seeds in which it was there after the last round."""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Row and column in a table of ours: attacks across where they are swept, the rest down."""
+        rest = " / ".join(value for axis, value in self.labels.items() if axis != "attack")
+        return rest or "-", self.labels.get("attack", "accuracy")
+
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
@@ -65,16 +71,28 @@ class Kept:
     """The experiment."""
     environments: list[dict[str, Any]]
     cells: list[Cell]
+    damaged: tuple[str, ...] = ()
+    """Of each line of cells that could not be read which, and why."""
 
     @functools.cached_property
-    def asked(self) -> int:
-        """How many cells the experiment has."""
-        return len(parse("kept", self.table).cells)
+    def experiment(self) -> Experiment:
+        """What was asked for; of it the cells here are a part."""
+        return parse("kept", self.table)
 
     @property
     def whole(self) -> bool:
         """Whether all cells are here."""
-        return len(self.cells) == self.asked
+        return len(self.cells) == len(self.experiment.cells)
+
+    @property
+    def was_whole(self) -> bool:
+        """Whether all cells are here, or would be if no line were damaged."""
+        return len(self.cells) + len(self.damaged) >= len(self.experiment.cells)
+
+    @property
+    def rounds(self) -> int:
+        """How many were asked for, of all cells and seeds together."""
+        return sum(cell.rounds * len(cell.draws) for cell in self.experiment.cells)
 
     def done(self, experiment: Experiment) -> set[int]:
         """Numbers of the experiment's cells that are here, with all that ``tune`` chose them by."""
@@ -93,7 +111,7 @@ class Kept:
                 continue
             raise ValueError(
                 f"{where} keeps another experiment: {name} is {here} there, {there} here; "
-                "--results chooses another folder"
+                "--results or --as chooses another folder"
             )
 
 
@@ -139,25 +157,55 @@ def keep(folder: Path, into: Path) -> None:
 
 
 def read_kept(path: Path) -> Kept:
-    """What is kept in a folder.
+    """What is kept in a folder; lines of cells that are damaged are left out, and named.
 
     Raises:
-      ValueError: something is missing or damaged: the file, and the line where there is one.
+      ValueError: something is missing or damaged, and no cell can be read without it.
     """
-    cells = []
+    cells, damaged = [], []
     try:
-        lines = (path / "cells.jsonl").read_text().splitlines()
+        table = read(path / "experiment.toml")
+        lines = (path / "cells.jsonl").read_bytes().splitlines()
         environments = json.loads((path / "environment.json").read_bytes())
-    except (OSError, ValueError) as error:
+        if not isinstance(environments, list) or not all(isinstance(e, dict) for e in environments):
+            raise ValueError("environment.json is no list of tables")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no results that were kept: {error}") from None
     for number, line in enumerate(lines, 1):
         try:
-            cells.append(Cell(**_numbers(json.loads(line))))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path / 'cells.jsonl'}, line {number} is damaged: {error}") from None
-    if not isinstance(environments, list) or any(cell.run >= len(environments) for cell in cells):
-        raise ValueError(f"{path / 'environment.json'} is damaged: a run of these cells is missing")
-    return Kept(read(path / "experiment.toml"), environments, cells)
+            cells.append(_cell(json.loads(line), len(environments)))
+        except (ValueError, RecursionError) as error:
+            damaged.append(f"{path / 'cells.jsonl'}, line {number} is damaged: {error}")
+    if not cells:
+        raise ValueError(damaged[0] if damaged else f"{path / 'cells.jsonl'} is empty")
+    return Kept(table, environments, cells, tuple(damaged))
+
+
+def _cell(line: Any, runs: int) -> Cell:
+    """A cell from its line; refuses what is not of the right kind, or of none of so many runs."""
+    if not isinstance(line, dict):
+        raise ValueError("it is no table")
+    hints, given = get_type_hints(Cell), _numbers(line)
+    needed = {f.name for f in dataclasses.fields(Cell) if f.default is dataclasses.MISSING}
+    for name in [*given, *sorted(needed.difference(given))]:
+        if name not in hints or name not in given:
+            raise ValueError(f"{name} is {'missing' if name in hints else 'not known'}")
+        if not _is(given[name], hints[name]):
+            raise ValueError(f"{name} is {given[name]!r}")
+    cell = Cell(**given)
+    if cell.run not in range(runs):
+        raise ValueError(f"environment.json has no run {cell.run}")
+    return cell
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the kind of a cell's field."""
+    of = get_args(hint)
+    if isinstance(value, dict):
+        return get_origin(hint) is dict and all(_is(v, of[1]) for v in value.values())
+    if isinstance(value, list):
+        return get_origin(hint) is list and all(_is(v, of[0]) for v in value)
+    return not of and isinstance(value, int | float if hint is float else hint)
 
 
 def cell_of(result: Result) -> Cell:

@@ -42,7 +42,7 @@ class Reported:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A cell of ours beside the paper's number, in percent."""
+    """A cell of ours beside the paper's number, in percent; NaN where no paper has one."""
 
     row: str
     column: str
@@ -82,23 +82,40 @@ def _reported(table: dict[str, Any]) -> Reported:
 
 
 def compared(kept: Kept, reported: Reported) -> list[Compared]:
-    """Every number of the paper with ours; those that were not run are left out."""
+    """Every number of the paper with ours.
+
+    Those that were not run are left out, and those that several cells of ours could stand for: a
+    grid that goes over more than the paper's has no table of the paper's.
+    """
     down, across = reported.axes
-    cells = {(cell.labels.get(down), cell.labels.get(across)): cell for cell in kept.cells}
+    cells: dict[tuple[str | None, str | None], list[Cell]] = {}
+    for cell in kept.cells:
+        cells.setdefault((cell.labels.get(down), cell.labels.get(across)), []).append(cell)
     found = []
     for row, values in reported.rows.items():
         for column, theirs in zip(reported.columns, values, strict=True):
-            cell = cells.get((row, column))
-            if cell is not None and cell.last and not math.isnan(theirs):
-                found.append(_beside(cell, row, column, theirs, reported.metric))
+            ours = cells.get((row, column), [])
+            if len(ours) == 1 and ours[0].last and not math.isnan(theirs):
+                found.append(_beside(ours[0], row, column, theirs, reported.metric))
     return found
+
+
+def alone(kept: Kept) -> list[tuple[str, Compared]]:
+    """Every number of ours by its metric, with nobody's beside it."""
+    found = [
+        (metric, _beside(cell, *cell.place, math.nan, metric))
+        for metric, (_, of) in METRICS.items()
+        for cell in kept.cells
+        if cell.last and len(of(cell))
+    ]
+    return [(metric, cell) for metric, cell in found if math.isfinite(cell.ours)]
 
 
 def _beside(cell: Cell, row: str, column: str, theirs: float, metric: str) -> Compared:
     _, of = METRICS[metric]
     ours, last = (100 * np.asarray(values, float) for values in (of(cell), cell.last))
     difference, half = float(np.mean(ours)) - theirs, half_interval(ours)
-    within = None if math.isnan(half) else abs(difference) <= half
+    within = None if math.isnan(half) or math.isnan(theirs) else abs(difference) <= half
     return Compared(
         row, column, float(np.mean(ours)), float(np.mean(last)), theirs, difference, within
     )

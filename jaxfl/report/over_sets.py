@@ -22,7 +22,7 @@ from jaxfl.experiments.over_sets import (
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.tables import named
+from jaxfl.report.grid import named
 from jaxfl.robustness import Estimate
 
 FILES = ("honest_sets.csv", "honest_pairs.csv", "honest_sets.md")

@@ -2,7 +2,7 @@ const cells = runs.flatMap((run, number) => run.cells.map((cell) => ({ ...cell, 
 const chosen = Object.fromEntries(
   ["dataset", "attack", "defence"].map((name) => [name, document.getElementById(name)]),
 );
-const sorting = { run: null, column: null, down: true };
+const sorting = new Map(); // of a table's id: which column, and whether downwards
 const several = runs.length > 1;
 const narrow = matchMedia("(max-width: 600px)");
 const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
@@ -60,78 +60,103 @@ function marks(cells) {
   };
 }
 
-function table(run, shown) {
-  const columns = unique(shown.map((cell) => cell.attack));
-  let rows = unique(shown.map((cell) => cell.row));
-  const at = new Map(shown.map((cell) => [JSON.stringify([cell.row, cell.attack]), cell]));
-  const find = (row, column) => at.get(JSON.stringify([row, column]));
-  if (sorting.run === run) {
-    const key = (row) => (sorting.column === "" ? row : number(find(row, sorting.column)));
+// A click on a head sorts the lines by that column's keys; cells without one are last either way.
+function sortable(id, heads, lines, again) {
+  const by = sorting.get(id);
+  const place = by ? heads.findIndex((head) => head.key === by.key) : -1;
+  if (place >= 0) {
     const order = (a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === null || y === null) return (x === null) - (y === null); // at the end either way
-      return (x < y ? -1 : x > y ? 1 : 0) * (sorting.down ? -1 : 1);
+      const [x, y] = [a[place].key, b[place].key];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return (x < y ? -1 : x > y ? 1 : 0) * (by.down ? -1 : 1);
     };
-    rows = [...rows].sort(order);
+    lines = [...lines].sort(order);
   }
-  const made = document.createElement("table");
+  const made = element("table", { id });
   const head = made.createTHead().insertRow();
-  ["", ...columns].forEach((name, place) => {
-    const button = element("button", { type: "button", textContent: name || "defence" });
+  heads.forEach(({ key, text, className = "" }, column) => {
+    const button = element("button", { type: "button", textContent: text });
     button.addEventListener("click", () => {
-      const same = sorting.run === run && sorting.column === name;
-      Object.assign(sorting, { run, column: name, down: same ? !sorting.down : name !== "" });
-      showTables(cells.filter(passes));
-      const tables = [...document.querySelectorAll("#tables table")];
-      const again = tables.find((other) => other.dataset.run === String(run));
-      again.querySelectorAll("th button")[place].focus();
+      const numbers = lines.some((line) => typeof line[column].key === "number");
+      const down = place === column ? !by.down : column > 0 && numbers;
+      sorting.set(id, { key, down });
+      again();
+      document.getElementById(id).querySelectorAll("th button")[column].focus();
     });
-    const cell = element("th", { scope: "col" });
-    if (sorting.run === run && sorting.column === name)
-      cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
+    const cell = element("th", { scope: "col", className });
+    if (place === column) cell.setAttribute("aria-sort", by.down ? "descending" : "ascending");
     cell.append(button);
     head.append(cell);
   });
-  made.dataset.run = run;
-  const mark = new Map(
-    columns.map((column) => [column, marks(shown.filter((cell) => cell.attack === column))]),
-  );
   const body = made.createTBody();
-  for (const row of rows) {
-    const line = body.insertRow();
-    line.append(element("th", { scope: "row", textContent: row, title: row }));
-    for (const column of columns) {
-      const cell = find(row, column);
-      const className = cell ? mark.get(column)(cell) : "";
-      Object.assign(line.insertCell(), { textContent: text(cell), title: note(cell), className });
-    }
+  for (const line of lines) {
+    const row = body.insertRow();
+    line.forEach(({ text: textContent, title = "", className = "" }, column) => {
+      const cell = element(column ? "td" : "th", { textContent, title, className });
+      if (!column) cell.scope = "row";
+      row.append(cell);
+    });
   }
   return made;
 }
 
+// Defences down, attacks across; of each cell what is asked for.
+function table(id, shown, entry) {
+  const columns = unique(shown.map((cell) => cell.attack));
+  const at = new Map(shown.map((cell) => [JSON.stringify([cell.row, cell.attack]), cell]));
+  const lines = unique(shown.map((cell) => cell.row)).map((row) => [
+    { text: row, key: row, title: row },
+    ...columns.map((column) => entry(at.get(JSON.stringify([row, column])))),
+  ]);
+  const heads = [{ key: "", text: "defence" }, ...columns.map((key) => ({ key, text: key }))];
+  return sortable(id, heads, lines, () => showTables(cells.filter(passes)));
+}
+
+function accuracies(id, shown) {
+  const mark = new Map(
+    unique(shown.map((cell) => cell.attack)).map((attack) => [
+      attack,
+      marks(shown.filter((cell) => cell.attack === attack)),
+    ]),
+  );
+  return table(id, shown, (cell) => ({
+    text: text(cell),
+    key: number(cell),
+    title: note(cell),
+    className: cell ? mark.get(cell.attack)(cell) : "",
+  }));
+}
+
+function told(heading, caption, made, classes = "wide") {
+  const box = element("div", { className: classes });
+  box.append(made);
+  return [
+    element("h2", { textContent: heading }),
+    element("p", { className: "soft", textContent: caption }),
+    box,
+  ];
+}
+
 // Over all attacks, whatever is filtered: the best by its worst attack first.
 function showRankings() {
+  const words = [1, 3, 6];
   const place = document.getElementById("rankings");
-  for (const run of runs.filter((one) => one.ranking.rows.length)) {
-    const made = document.createElement("table");
-    const head = made.createTHead().insertRow();
-    for (const name of run.ranking.header)
-      head.append(element("th", { scope: "col", textContent: name }));
-    const body = made.createTBody();
-    for (const row of run.ranking.rows) {
-      const line = body.insertRow();
-      row.forEach((value, i) =>
-        line.append(element(i ? "td" : "th", { textContent: value, className: [1, 3, 6].includes(i) ? "words" : "" })),
-      );
-    }
-    const box = element("div", { className: "wide high" });
-    box.append(made);
-    place.append(
-      element("h2", { textContent: `Ranking: ${titled(run)}` }),
-      element("p", { className: "soft", textContent: `${run.ranking.caption}.` }),
-      box,
+  place.replaceChildren();
+  runs.forEach((run, index) => {
+    if (!run.ranking.rows.length) return;
+    const className = (column) => (words.includes(column) ? "words" : "");
+    const heads = run.ranking.header.map((text, key) => ({ key, text, className: className(key) }));
+    const lines = run.ranking.rows.map((row) =>
+      row.map((text, column) => {
+        if (className(column)) return { text, key: text, className: className(column) };
+        const key = parseFloat(text);
+        return { text, key: Number.isNaN(key) ? null : key };
+      }),
     );
-  }
+    const made = sortable(`ranking-${index}`, heads, lines, showRankings);
+    const caption = `${run.ranking.caption}. A click on a head sorts.`;
+    place.append(...told(`Ranking: ${titled(run)}`, caption, made, "wide high"));
+  });
 }
 
 function showTables(shown) {
@@ -142,13 +167,14 @@ function showTables(shown) {
     const own = shown.filter((cell) => cell.run === index);
     if (!own.length) return;
     const caption = `${run.caption} \u25b2 best and \u25bc worst of a column; a click on its head sorts.`;
-    const box = element("div", { className: "wide" });
-    box.append(table(index, own));
-    place.append(
-      element("h2", { textContent: titled(run) }),
-      element("p", { className: "soft", textContent: caption }),
-      box,
-    );
+    place.append(...told(titled(run), caption, accuracies(`accuracy-${index}`, own)));
+    const planted = own.filter((cell) => cell.success !== null);
+    if (!planted.length) return;
+    const made = table(`backdoor-${index}`, planted, (cell) => ({
+      text: cell ? cell.backdoor : "",
+      key: cell ? cell.success : null,
+    }));
+    place.append(...told(`Backdoors: ${titled(run)}`, run.backdoors, made));
   });
 }
 

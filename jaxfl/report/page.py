@@ -21,8 +21,10 @@ from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
+from jaxfl.report import backdoors
+from jaxfl.report.grid import named
 from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
-from jaxfl.report.tables import measured, named, privacy_statements, threats
+from jaxfl.report.tables import measured, privacy_statements, threats
 
 MOST_POINTS = 400
 """Of a curve: more than there are pixels for would only make the file large."""
@@ -94,6 +96,7 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
             "rows": entries(experiment, ranked(results)) if is_ranked(experiment) else [],
             "caption": CAPTION,
         },
+        "backdoors": backdoors.CAPTION,
         "cells": [_cell(experiment, result) for result in results],
     }
 
@@ -115,6 +118,8 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
         "covered": result.guaranteed == "yes",
         "final": _number(result.final),
         "spread": _number(result.spread),
+        "success": _number(result.attack_success),
+        "backdoor": backdoors.of_result(result),
         "rounds": result.rounds[at].tolist(),
         "mean": _numbers(np.mean(accuracy, axis=0)),
         "low": _numbers(np.min(accuracy, axis=0)),

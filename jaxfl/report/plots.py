@@ -11,7 +11,7 @@ import numpy as np
 from jaxfl.experiments.results import SIGNS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.tables import named, pivot
+from jaxfl.report.grid import named, pivot
 
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:

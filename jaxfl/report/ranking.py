@@ -12,7 +12,7 @@ from rich.table import Table
 from jaxfl.experiments.ranking import Ranked, Worst
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.tables import named
+from jaxfl.report.grid import named
 
 FILES = ("ranking.csv", "ranking.md")
 LEAST = 6

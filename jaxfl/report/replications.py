@@ -1,6 +1,7 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jaxfl
 from jaxfl.experiments.difference import SAID, changes
 from jaxfl.experiments.kept import Cell, Kept, read_kept
+from jaxfl.experiments.labels import brief
 from jaxfl.experiments.reported import (
     METRICS,
     Compared,
@@ -16,15 +18,14 @@ from jaxfl.experiments.reported import (
     compared,
     read_reported,
 )
-from jaxfl.experiments.schema import packaged, packaged_file, read
-from jaxfl.report.tables import BACKDOORS, backdoor
+from jaxfl.experiments.scales import REDUCED, scale_of
+from jaxfl.experiments.schema import packaged_file, read
+from jaxfl.report import backdoors
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
 FAR = 5.0
 """Points from which a difference asks for a reason."""
-REDUCED = "_reduced"
-"""At the end of the name of what was run with ``--reduced``."""
 REASONS = "reasons.md"
 """Beside kept results, written by hand: what explains the differences, and how that was found."""
 HEADER = """# Replications
@@ -32,8 +33,8 @@ HEADER = """# Replications
 <!-- Written by `python -m jaxfl.report.reference docs` from `results/`; a test compares it. -->
 
 What was really run, kept in the repository's folder `results/`: the experiment, the environment
-and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets;
-differences of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
+and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets, and below
+are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
 """
 
 
@@ -45,7 +46,7 @@ def repository_results() -> Path:
 def replications_page(folder: Path) -> str:
     """The page of all kept results in a folder."""
     found = sorted(path.parent for path in folder.glob("*/cells.jsonl"))
-    return "\n".join([HEADER, *(_section(path) for path in found)]).rstrip() + "\n"
+    return "\n".join([HEADER, *map(_section, found)]).rstrip() + "\n"
 
 
 def is_far(cell: Compared) -> bool:
@@ -55,6 +56,29 @@ def is_far(cell: Compared) -> bool:
 
 def beside(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str, bool]]]:
     """Ours and, in brackets, theirs, with whether they are far apart: header, a line per row."""
+    return _laid_out(reported, found, lambda c: f"{c.ours:.1f} ({c.theirs:.1f})")
+
+
+def apart(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str, bool]]]:
+    """The differences and, in brackets, our last accuracy, laid out as ``beside``."""
+
+    def text(cell: Compared) -> str:
+        last = "diverged" if math.isnan(cell.last) else f"{cell.last:.1f}"
+        return f"{cell.difference:+.1f}{'*' if cell.within else ''} ({last})"
+
+    return _laid_out(reported, found, text)
+
+
+APART = (
+    "Ours less theirs in points, starred where that is within the 95 % interval of our seeds (one "
+    "seed has none); in brackets our test accuracy after the last round in %"
+)
+"""What ``apart`` says."""
+
+
+def _laid_out(
+    reported: Reported, found: Sequence[Compared], text: Callable[[Compared], str]
+) -> list[list[tuple[str, bool]]]:
     columns = [column for column in reported.columns if any(c.column == column for c in found)]
     cells = {(c.row, c.column): c for c in found}
     table = [[(name, False) for name in (reported.axes[0], *columns)]]
@@ -62,10 +86,7 @@ def beside(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str
         line = [(row, False)]
         for column in columns:
             cell = cells.get((row, column))
-            if cell is None:
-                line.append(("-", False))
-            else:
-                line.append((f"{cell.ours:.1f} ({cell.theirs:.1f})", is_far(cell)))
+            line.append(("-", False) if cell is None else (text(cell), is_far(cell)))
         table.append(line)
     return table
 
@@ -87,13 +108,13 @@ def verdict(reported: Reported, kept: Kept, found: Sequence[Compared]) -> list[s
 
 
 def reduction(path: Path, kept: Kept) -> list[str]:
-    """What ``--reduced`` changed, in one sentence; nothing of a whole experiment.
+    """What a scale changes, in one sentence; nothing of a whole experiment.
 
     A title can have numbers of the whole one: the experiment as it comes with jaxfl now is
     compared, not what its file says of the reduced version.
     """
-    name = path.name.removesuffix(REDUCED)
-    if name == path.name or name not in packaged():
+    name, scale = scale_of(path)
+    if scale is None:
         return []
     whole = {k: v for k, v in read(packaged_file(name)).items() if k not in (*SAID, "reduced")}
     ours = {k: v for k, v in kept.table.items() if k not in SAID}
@@ -101,66 +122,78 @@ def reduction(path: Path, kept: Kept) -> list[str]:
         f"`{key}` {_in_short(here)} ({_in_short(there)})"
         for key, there, here in changes(whole, ours)
     ]
-    return [f"Reduced (the whole one's in brackets): {', '.join(changed)}"] if changed else []
+    word = "Reduced" if scale == REDUCED else "Changed"
+    return [f"{word} (the whole one's in brackets): {', '.join(changed)}"] if changed else []
 
 
 def _in_short(value: Any) -> str:
-    """A value of a table; of a list how many it has, of a table its name."""
+    """A value of a table; of a list how many it has."""
     if isinstance(value, list):
         return f"{len(value)} value{'s' if len(value) != 1 else ''}"
-    return str(value.get("name", "a table") if isinstance(value, dict) else value)
+    return brief(value)
 
 
 def _section(path: Path) -> str:
-    kept = read_kept(path)
-    name = path.name.removesuffix(REDUCED)
-    said = [kept.table.get("title", name), *reduction(path, kept)]
-    parts = [f"\n## {path.name}\n", f"{'. '.join(said)}. {_where(kept)}\n"]
+    """What is kept in a folder; where it cannot be read, what is damaged."""
+    try:
+        kept = read_kept(path)
+        text = _told(path, kept)
+        damaged = kept.damaged
+    except ValueError as error:
+        text, damaged = "", (str(error),)
+    here = f"{path.parent}{os.sep}"
+    named = [f"**Not shown:** {' '.join(said.split()).replace(here, '')}.\n" for said in damaged]
+    return "\n".join([f"\n## {path.name}\n", *named, *([text] if text else [])])
+
+
+def _told(path: Path, kept: Kept) -> str:
+    """All that is known of what is kept in a folder."""
+    name, _ = scale_of(path)
+    said = [str(kept.table.get("title", name)), *reduction(path, kept)]
+    parts = [f"{'. '.join(said)}. {_where(kept)}\n"]
     tables = read_reported(name) if name in available() else []
     pairs = [(reported, compared(kept, reported)) for reported in tables]
     for reported, found in pairs:
         if found:
-            lines = [
-                [f"**{t}**" if far else t for t, far in line] for line in beside(reported, found)
-            ]
-            parts += [
-                _markdown(lines),
-                f"\n{'. '.join(verdict(reported, kept, found))}. {reported.source}.\n",
-            ]
-    if not any(found for _, found in pairs):
-        for table, caption in (
-            (own(kept), f"Test accuracy after the last round in %; {_scale(kept)}."),
-            (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %."),
-            (_grid(kept, _planted), BACKDOORS),
-        ):
-            header, *lines = table
-            telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
-            if telling:
-                parts += [_markdown([header, *telling]), f"\n{caption}\n"]
+            said = f"{'. '.join(verdict(reported, kept, found))}. {reported.source}"
+            for table, caption in ((beside, said), (apart, APART)):
+                lines = [
+                    [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
+                ]
+                parts += [_markdown(lines), f"\n{caption}.\n"]
+    for lines, caption in own(kept, beside=any(found for _, found in pairs)):
+        parts += [_markdown(lines), f"\n{caption}\n"]
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
-def own(kept: Kept) -> list[list[str]]:
-    """Last accuracies: attacks across where they are swept, all else down."""
-    return _grid(kept, _percent)
+def own(kept: Kept, *, beside: bool) -> list[tuple[list[list[str]], str]]:
+    """Tables of ours, attacks across where they are swept, all else down; and what they say.
+
+    Accuracies and who was selected where no paper's numbers stand beside ours; backdoors always.
+    """
+    accuracy = (_grid(kept, _percent), f"Test accuracy after the last round in %; {_scale(kept)}.")
+    taken = (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %.")
+    tables = []
+    for (header, *lines), caption in (
+        *(() if beside else (accuracy, taken)),
+        (_grid(kept, _backdoor), backdoors.CAPTION),
+    ):
+        telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
+        tables += [([header, *telling], caption)] if telling else []
+    return tables
 
 
 def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
     """Each cell in words; what was not run is "-"."""
-    down = list(dict.fromkeys(_rest(cell) for cell in kept.cells))
-    across = list(dict.fromkeys(cell.labels.get("attack", "accuracy") for cell in kept.cells))
-    cells = {(_rest(c), c.labels.get("attack", "accuracy")): c for c in kept.cells}
+    cells = {cell.place: cell for cell in kept.cells}
+    down, across = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
 
     def at(row: str, column: str) -> str:
         cell = cells.get((row, column))
         return "-" if cell is None else text(cell)
 
     return [["", *across], *([row, *(at(row, column) for column in across)] for row in down)]
-
-
-def _rest(cell: Cell) -> str:
-    return " / ".join(value for axis, value in cell.labels.items() if axis != "attack") or "-"
 
 
 def _percent(cell: Cell) -> str:
@@ -176,9 +209,9 @@ def _selected(cell: Cell) -> str:
     return f"{100 * taken:.0f}" if math.isfinite(taken) else "-"
 
 
-def _planted(cell: Cell) -> str:
+def _backdoor(cell: Cell) -> str:
     success = sum(cell.success) / len(cell.success) if cell.success else math.nan
-    return backdoor(success, cell.planted, cell.lifespan, cell.outlived)
+    return backdoors.in_words(success, cell.planted, cell.lifespan, cell.outlived)
 
 
 def _scale(kept: Kept) -> str:
@@ -188,7 +221,9 @@ def _scale(kept: Kept) -> str:
 
 def _where(kept: Kept) -> str:
     """What is there yet; when, on what and how long it ran."""
-    cells = "" if kept.whole else f"{len(kept.cells)} of {kept.asked} cells so far. "
+    cells = (
+        "" if kept.whole else f"{len(kept.cells)} of {len(kept.experiment.cells)} cells so far. "
+    )
     return cells + " ".join(_run(kept, run) for run in range(len(kept.environments)))
 
 

@@ -17,33 +17,8 @@ from jaxfl.experiments.labels import describe
 from jaxfl.experiments.results import FAIRNESS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-
-
-def pivot(
-    experiment: Experiment, results: Sequence[Result]
-) -> tuple[list[str], list[str], dict[tuple[str, str], Result]]:
-    """Row names, column names, and (row, column) to result: attacks across, the rest down."""
-    across = "attack" if "attack" in experiment.axes else None
-    rows: list[str] = []
-    columns: list[str] = []
-    cells: dict[tuple[str, str], Result] = {}
-    for result in results:
-        labels = dict(result.cell.labels)
-        column = labels.pop(across) if across else "accuracy"
-        row = " / ".join(named(axis, value) for axis, value in labels.items()) or experiment.name
-        rows += [row] if row not in rows else []
-        columns += [column] if column not in columns else []
-        cells[row, column] = result
-    return rows, columns, cells
-
-
-def named(axis: str, label: str) -> str:
-    """A label that says what it is of where it is a bare number."""
-    try:
-        float(label)
-    except ValueError:
-        return label
-    return f"{axis.split('.')[-1]} {label}"
+from jaxfl.report import backdoors
+from jaxfl.report.grid import pivot
 
 
 def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]]:
@@ -109,44 +84,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     private = "".join(f"\n- {text}" for text in privacy_statements(experiment))
     covered = f"\nPrivacy:\n{private}\n" if private else ""
     text = f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
-    return text + backdoors(experiment, results) + model + covered + stated
-
-
-def backdoors(experiment: Experiment, results: Sequence[Result]) -> str:
-    """Success and durability of the backdoors as a Markdown table; empty without any."""
-    rows, columns, cells = pivot(experiment, results)
-    found = {place: result for place, result in cells.items() if result.success is not None}
-    columns = [column for column in columns if any((row, column) in found for row in rows)]
-    if not columns:
-        return ""
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    for row in rows:
-        lines.append([row, *(_backdoor(found.get((row, column))) for column in columns)])
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"\n{body}\n\n{BACKDOORS}\n"
-
-
-BACKDOORS = (
-    "Success of the backdoor in % after the last round, mean over seeds; then, where its attackers "
-    "leave, the share of the seeds in which it had been planted by then, and for how many rounds "
-    "it lasted (>: in some seed longer than the run)."
-)
-"""What ``backdoor`` says."""
-
-
-def backdoor(success: float, planted: float, lifespan: float, outlived: float) -> str:
-    """One cell's backdoor in words; "-" where there is none."""
-    if not math.isfinite(success):
-        return "-"
-    if math.isnan(lifespan):
-        return _percent(success)
-    return f"{_percent(success)}; {_percent(planted)}; {'> ' * (outlived > 0)}{lifespan:.0f}"
-
-
-def _backdoor(result: Result | None) -> str:
-    if result is None:
-        return "-"
-    return backdoor(result.attack_success, result.planted, result.lifespan, result.outlived)
+    return text + backdoors.markdown(experiment, results) + model + covered + stated
 
 
 def threats(experiment: Experiment) -> list[str]:

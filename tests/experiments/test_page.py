@@ -173,7 +173,66 @@ def test_grids_of_other_axes(tmp_path, changes, attacks, rows):
 def test_a_damaged_run_is_named(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     (other / "rounds.jsonl").write_text("{}\n")
-    assert "is damaged" in str(CliRunner().invoke(app, ["report", str(other)]).exception)
+    refused = CliRunner().invoke(app, ["report", str(other)])
+    assert "is damaged" in str(refused.exception)
+
+
+def test_a_damaged_run_hides_no_other(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "rounds.jsonl").write_text("{}\n")
+    out = tmp_path / "both.html"
+    words = ["report", str(other), str(run), str(tmp_path / "none"), "--out", str(out)]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 1
+    assert [found["name"] for found in data_of(out)] == [run.name]
+    damaged, none = shown.stderr.splitlines()
+    assert re.match(r"jaxfl: warning: .*other/rounds.jsonl is damaged", damaged)
+    assert none.endswith("none holds no run")
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """Ranked, and with a backdoor whose attackers leave; Bulyan is not defined for so many."""
+    window = {"name": "onset", "start": 0, "end": 2, "attack": "backdoor"}
+    table = {
+        "title": "Many attacks",
+        "rounds": 4,
+        "evaluate_every": 2,
+        "byzantine": 2,
+        "model": "softmax",
+        "data": {"name": "digits", "clients": 7},
+        "sweep": {
+            "seed": [0, 1],
+            "attack": ["none", "sign_flip", "ipm", "alie", "label_flip", "gaussian", window],
+            "aggregator": ["mean", "median", "bulyan", "krum"],
+        },
+    }
+    return ran(table, tmp_path_factory.mktemp("attacked"))
+
+
+def test_backdoors_are_in_the_page_and_in_the_terminal(attacked):
+    folder, shown = attacked
+    (found,) = data_of(folder / "report.html")
+    _, results = read_results(folder)
+    assert "in which it had been planted" in found["backdoors"]
+    planted = [cell for cell in found["cells"] if cell["success"] is not None]
+    wanted = [r for r in results if r.success is not None]
+    assert len(planted) == len(wanted) == 3
+    assert "Success of the backdoor in %" in shown
+    for cell, result in zip(planted, wanted, strict=True):
+        assert cell["attack"].startswith("Onset")
+        assert cell["success"] == pytest.approx(result.attack_success, abs=1e-5)
+        told = [f"{100 * value:.1f}" for value in (result.attack_success, result.planted)]
+        lasted = f"{'> ' * (result.outlived > 0)}{result.lifespan:.0f}"
+        assert cell["backdoor"] == "; ".join([*told, lasted])
+        row = rf"│ {result.cell.labels['aggregator']} +│ +{re.escape(cell['backdoor'])} │"
+        assert re.search(row, shown)
+    assert {cell["backdoor"] for cell in found["cells"] if cell["success"] is None} == {"-"}
+
+
+def test_a_page_without_backdoors_has_none(run):
+    (found,) = data_of(run / "report.html")
+    assert {cell["success"] for cell in found["cells"]} == {None}
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, MOST_POINTS, MOST_POINTS + 1, 10_000])
@@ -276,6 +335,47 @@ def test_in_a_browser(run, browser):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     time.sleep(0.5)
     assert all(a != b for a, b in zip(browser.execute_script(colours), light, strict=True))
+    assert browser.get_log("browser") == []
+
+
+def click(browser, table, head):
+    """Sorts by a column; its cells and all heads' state afterwards."""
+    browser.find_elements("css selector", f"{table} th button")[head].click()
+    assert browser.switch_to.active_element.tag_name == "button", "the focus stays"
+    rows = browser.find_elements("css selector", f"{table} tbody tr")
+    heads = browser.find_elements("css selector", f"{table} thead th")
+    cells = [row.find_elements("css selector", "th, td")[head].text for row in rows]
+    return cells, [head.get_attribute("aria-sort") for head in heads]
+
+
+@pytest.mark.slow
+def test_rankings_and_backdoors_are_sorted_in_a_browser(attacked, browser):
+    browser.get((attacked[0] / "report.html").as_uri())
+    places, state = click(browser, "#ranking-0", 0)
+    assert (places, state[0]) == (["1", "2", "3"], "ascending")
+    assert click(browser, "#ranking-0", 0)[0] == ["3", "2", "1"]
+    for column in (2, 4):  # numbers: the largest first
+        values, state = click(browser, "#ranking-0", column)
+        numbers = [float(value.split()[0]) for value in values]
+        assert numbers == sorted(numbers, reverse=True)
+        assert state == [None] * column + ["descending"] + [None] * (8 - column)
+    names, _ = click(browser, "#ranking-0", 1)
+    assert names == sorted(names)
+    # Two columns are called "under": only the one that was clicked is sorted by.
+    assert sum(map(bool, click(browser, "#ranking-0", 3)[1])) == 1
+
+    (head,) = browser.find_elements("css selector", "#backdoor-0 thead th:not(:first-child)")
+    assert head.text.startswith("Onset")
+    values, _ = click(browser, "#backdoor-0", 1)
+    numbers = [float(value.split(";")[0]) for value in values]
+    assert numbers == sorted(numbers, reverse=True)
+    values, _ = click(browser, "#backdoor-0", 1)
+    assert [float(value.split(";")[0]) for value in values] == numbers[::-1]
+    accuracy = browser.find_elements("css selector", "#accuracy-0 th[aria-sort]")
+    assert accuracy == [], "each table is sorted by itself"
+    choose = "const s = document.getElementById('attack'); s.value = 'No attack';"
+    browser.execute_script(choose + "s.dispatchEvent(new Event('change'))")
+    assert browser.find_elements("css selector", "#backdoor-0") == []
     assert browser.get_log("browser") == []
 
 

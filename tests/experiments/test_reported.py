@@ -1,9 +1,15 @@
 """What is kept of a run, and a paper's numbers beside it."""
 
+import csv
 import dataclasses
 import json
 import math
+import os
+import re
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +26,8 @@ from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
 from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.running import Interrupted
-from jaxfl.report.replications import replications_page
+from jaxfl.experiments.scales import folder_name, scale_of, whole_scales
+from jaxfl.report.replications import apart, replications_page
 from jaxfl.signals import StopSignals
 
 TABLE = {
@@ -56,8 +63,8 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
 
 
 def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path):
-    keep(run, tmp_path / "kept")
-    path = tmp_path / "kept" / "cells.jsonl"
+    keep(run, tmp_path / "quickstart")
+    path = tmp_path / "quickstart" / "cells.jsonl"
     table = "| Mean | {} |"
     # The mean takes all: it does not choose.
     assert "Byzantine messages" not in replications_page(tmp_path)
@@ -71,6 +78,10 @@ def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path)
     assert table.format("40.0; 100.0; > 7") in page
     assert "taken, in %" in page
     assert "for how many rounds it lasted" in page
+    shown = reproduce("quickstart", "--results", str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    assert "│ Mean │       25 │" in shown.output
+    assert "│ Mean │ 40.0; 100.0; > 7 │" in shown.output
     assert page.count("| Bulyan |") == 1  # not applicable: in the table of accuracies alone
 
 
@@ -225,11 +236,13 @@ def test_reproduce_runs_what_is_not_kept(tmp_path, monkeypatch, stopped):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: (p / "environment.json").write_text("[]"), "a run of these cells is missing"),
+        (lambda p: (p / "environment.json").write_text("[]"), "environment.json has no run 0"),
         (lambda p: (p / "cells.jsonl").unlink(), "holds no results that were kept"),
         (lambda p: (p / "environment.json").write_text("{"), "holds no results that were kept"),
+        (lambda p: (p / "environment.json").write_text("[1]"), "is no list of tables"),
+        (lambda p: (p / "cells.jsonl").write_text(""), "cells.jsonl is empty"),
         (lambda p: (p / "cells.jsonl").write_text("{}\n"), r"cells.jsonl, line 1 is damaged"),
-        (lambda p: (p / "cells.jsonl").write_text("[1]\n"), r"cells.jsonl, line 1 is damaged"),
+        (lambda p: (p / "experiment.toml").write_text("rounds"), "not valid TOML"),
     ],
 )
 def test_what_is_damaged_is_named(run, tmp_path, change, message):
@@ -237,6 +250,75 @@ def test_what_is_damaged_is_named(run, tmp_path, change, message):
     change(tmp_path / "kept")
     with pytest.raises(ValueError, match=message):
         read_kept(tmp_path / "kept")
+    page = replications_page(tmp_path)
+    if "holds" not in message or (tmp_path / "kept" / "cells.jsonl").exists():
+        assert re.search(rf"\*\*Not shown:\*\* kept.*{message}", page)
+    assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"),
+        *({"seeds": 3}, {"labels": []}, {"labels": {"aggregator": 1}}, {"best": ["a"]}),
+        *({"status": None}, {"run": 1}, {"run": "0"}, {"run": -1}, {"more": 1}, {"last": None}),
+    ],
+    ids=str,
+)
+def test_a_damaged_line_hides_no_other(run, tmp_path, line):
+    """The table is shown without it, with a warning, and nothing is run in its place."""
+    for name in ("quickstart_reduced", "mnist"):
+        keep(run, tmp_path / name)
+    path = tmp_path / "quickstart_reduced" / "cells.jsonl"
+    first, second = path.read_bytes().splitlines()
+    bad = line if isinstance(line, bytes) else json.dumps(json.loads(second) | line).encode()
+    path.write_bytes(b"\n".join([bad, first, b""]))
+    kept = read_kept(path.parent)
+    assert [cell.labels["aggregator"] for cell in kept.cells] == ["Mean"]
+    (said,) = kept.damaged
+    assert said.startswith(f"{path}, line 1 is damaged: ")
+    shown = reproduce("quickstart", "--results", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert shown.exit_code == 1
+    share = f"{100 * np.mean(kept.cells[0].last):.1f}"
+    assert f"│ Mean │     {share} │" in shown.stdout
+    assert len(shown.stderr.splitlines()) == 1
+    assert shown.stderr == f"jaxfl: warning: {said}\n"
+    assert not (tmp_path / "run").exists()
+    page = replications_page(tmp_path)
+    assert "**Not shown:** quickstart_reduced/cells.jsonl, line 1 is damaged" in page
+    assert page.count(f"| Mean | {share} |") == 2
+
+
+def test_a_scale_that_cannot_be_read_hides_no_other(run, tmp_path):
+    for name in ("quickstart_reduced", "quickstart_other", "mnist"):
+        keep(run, tmp_path / name)
+    (tmp_path / "quickstart_reduced" / "environment.json").unlink()
+    shown = reproduce("quickstart", "--results", str(tmp_path))
+    assert shown.exit_code == 1
+    assert "quickstart_other. Of" in shown.stdout
+    (warning,) = shown.stderr.splitlines()
+    assert "warning" in warning
+    assert "quickstart_reduced holds no results" in warning
+    page = replications_page(tmp_path)
+    assert "**Not shown:** quickstart_reduced holds no results that were kept" in page
+    assert page.count("| Bulyan | n/a |") == 2
+
+
+def test_a_damaged_line_is_run_again_where_that_is_asked(scales):
+    path = scales / "attacks_reduced" / "cells.jsonl"
+    path.write_text(path.read_text().replace('"aggregator": "Mean"', '"aggregator": 1'))
+    table = read_kept(path.parent).table
+    assert read_kept(path.parent).damaged
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "load", lambda *_, **__: schema.parse("attacks", table))
+        shown = reproduce("attacks", "--reduced", "--run", "--results", str(scales))
+    assert "1 of 2 cells" in shown.output
+    assert (shown.exit_code, read_kept(path.parent).whole) == (0, True)
+
+
+def test_nothing_that_the_repository_keeps_is_damaged():
+    for path in (Path(__file__).parents[2] / "results").glob("*/cells.jsonl"):
+        assert read_kept(path.parent).damaged == ()
 
 
 @pytest.mark.parametrize("name", available())
@@ -272,6 +354,24 @@ def test_ours_stands_beside_theirs():
     (found,) = compared(alone, reported)
     assert found.difference == pytest.approx(-10)
     assert found.within is None
+
+
+def test_differences_and_the_last_accuracy_stand_below():
+    labels = ("aggregator", "attack")
+    theirs = {"r": (90.0, 80.0), "s": (10.0, 90.5), "t": (50.0, 1.0)}
+    reported = Reported("paper", "best", "", labels, ("a", "b"), theirs)
+    cells = [
+        cell("r", "a", [0.91, 0.93], [0.9, 0.9]),
+        cell("r", "b", [0.7], [0.123]),
+        cell("s", "b", [0.9, 0.9], [0.9, math.nan]),
+        cell("t", "a", [math.nan], [math.nan]),
+    ]
+    assert apart(reported, compared(Kept({}, [], cells), reported)) == [
+        [("aggregator", False), ("a", False), ("b", False)],
+        [("r", False), ("+2.0* (90.0)", False), ("-10.0 (12.3)", True)],
+        [("s", False), ("-", False), ("-0.5 (diverged)", False)],
+        [("t", False), ("+nan (diverged)", True), ("-", False)],
+    ]
 
 
 def test_rates_of_selection_are_set_beside_the_papers():
@@ -314,6 +414,143 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     assert "90 cells: 81 within 1 point, 0 within 5, 9 farther" in result.output
     assert "1440 rounds, 1 seed; theirs: 60 epochs" in result.output
     assert len(out.read_text().splitlines()) == 91
+    assert "-10.0 (50.0)" in result.output
+    assert "+0.0 (50.0)" in result.output
+
+
+def test_the_repository_has_a_table_to_show_at_once(tmp_path):
+    """By the processor's time: the clock's depends on what else the machine does."""
+    words = [sys.executable, "-m", "jaxfl.cli", "reproduce", "signguard-table1-mnist"]
+    environment = os.environ | {"JAXFL_DATA_DIR": str(tmp_path)}  # no data: nothing can run
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert "90 cells: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def scales(tmp_path, monkeypatch):
+    """Kept: of the whole one cell of two, two smaller scales, and another experiment."""
+    one, two = ({"aggregator": rules} for rules in (["mean"], ["mean", "median"]))
+    for name, changes in (
+        ("attacks", {"sweep": one}),
+        ("attacks_reduced", {"sweep": two, "rounds": 2}),
+        ("attacks_tiny", {"sweep": two, "rounds": 1}),
+        ("attacks_mnist", {"sweep": two, "rounds": 3}),
+    ):
+        run_until(tmp_path / "run" / name, schema.parse(name, TABLE | changes))
+        keep(tmp_path / "run" / name, tmp_path / "results" / name)
+    table = TABLE | {"sweep": two}
+    (tmp_path / "results" / "attacks" / "experiment.toml").write_text(tomli_w.dumps(table))
+    monkeypatch.setattr(schema, "load", lambda *_, **__: schema.parse("attacks", table))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def test_a_smaller_scale_that_is_whole_is_shown_and_nothing_run(scales):
+    whole, damaged = whole_scales([scales, scales], "attacks")
+    assert whole == [scales / "attacks_reduced", scales / "attacks_tiny"]
+    assert damaged == []
+    shown = reproduce("attacks", "--results", str(scales))
+    assert shown.exit_code == 0, shown.output
+    said = f"Shown: {scales / 'attacks_reduced'}; also kept: --as tiny. Of attacks 1 of the cells"
+    assert said in shown.output
+    assert "`rounds` 2 (200)" in shown.output
+    assert not (scales.parent / "runs").exists()
+    shown = reproduce("attacks", "--results", str(scales), "--run")
+    assert shown.exit_code == 0, shown.output
+    assert read_kept(scales / "attacks").whole
+    assert "Shown: " not in reproduce("attacks", "--results", str(scales)).output
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("attacks", None),
+        ("attacks_mnist", None),
+        ("attacks_mnist", "reduced"),
+        ("attacks", "two_rules"),
+        ("signguard-table1-mnist", "20-epochs"),
+    ],
+)
+def test_the_name_of_a_folder_tells_experiment_and_scale(name, scale):
+    assert scale_of(Path("results") / folder_name(name, scale)) == (name, scale)
+
+
+NAME = "signguard-table1-mnist"
+SMALL = {
+    "data": '{name="synthetic", clients=5, samples=60, features=4, classes=2}',
+    "model": "softmax",
+    "byzantine": "1",
+    "algorithm.batch_size": "4",
+    "rounds": "2",
+    "sweep.aggregator": '["mean", "median"]',
+    "sweep.attack": '["none", "sign_flip"]',
+}
+
+
+def settings(**changes):
+    return [
+        word for key, value in (SMALL | changes).items() for word in ("--set", f"{key}={value}")
+    ]
+
+
+def test_a_scale_of_ones_own_is_kept_under_its_name(tmp_path, monkeypatch):
+    """It stands beside the paper, cells that are not in it are absent, and it is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    shown = reproduce(NAME, *settings(), "--as", "two-rules")
+    assert shown.exit_code == 0, shown.output
+    kept = Path("results") / f"{NAME}_two-rules"
+    assert (len(read_kept(kept).cells), read_kept(kept).whole) == (4, True)
+    assert "4 cells: " in shown.output
+    assert "(99.2)" in shown.output
+    assert "MultiKrum" not in shown.output
+    page = replications_page(Path("results"))
+    assert f"## {NAME}_two-rules\n" in page
+    assert (
+        "10 of them Byzantine: two-rules. Changed (the whole one's in brackets): `rounds` 2" in page
+    )
+    assert "`sweep.aggregator` 2 values (10 values)" in page
+    assert page.count("| aggregator | No attack | SignFlip |\n") == 2
+    assert "Ours less theirs in points" in page
+    assert (Path("runs") / f"{NAME}_two-rules" / "summary.csv").is_file()
+
+    shutil.rmtree("runs")
+    lines = (kept / "cells.jsonl").read_text().splitlines(keepends=True)
+    (kept / "cells.jsonl").write_text("".join(lines[:3]))
+    shown = reproduce(NAME, "--as", "two-rules")
+    assert f"Kept in {kept}: 3 of 4 cells" in shown.output, shown.output
+    assert read_kept(kept).whole
+    shutil.rmtree("runs")
+    assert reproduce(NAME, *settings(), "--as", "two-rules").exit_code == 0
+    assert not Path("runs").exists()
+    other = reproduce(NAME, *settings(rounds="3"), "--as", "two-rules")
+    assert "keeps another experiment: rounds is 2 there, 3 here" in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((NAME, *settings()), "--as SCALE names what is kept"),
+        ((NAME, "--as", "small"), "is not kept: --set says what it changes"),
+        ((NAME, *settings(), "--as", "reduced"), "has its own meaning"),
+        (("attacks", "--set", "rounds=2", "--as", "mnist"), "attacks_mnist has its own meaning"),
+        ((NAME, *settings(), "--as", "../up"), "--as wants letters"),
+        ((NAME, "--set", "runds=2", "--as", "small"), "unknown name 'runds'"),
+    ],
+)
+def test_a_scale_that_is_not_one_is_refused(tmp_path, words, message):
+    refused = reproduce(*words, "--results", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert message in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_over_more_than_the_papers_is_not_its_table():
+    reported = Reported("p", "best", "", ("aggregator", "attack"), ("a",), {"r": (40.0,)})
+    assert compared(Kept({}, [], 2 * [cell("r", "a", [0.9], [0.9])]), reported) == []
 
 
 def test_an_unknown_experiment_is_one_line(tmp_path):
@@ -332,6 +569,35 @@ def test_what_no_paper_reports_is_shown_alone_and_on_the_page(run, tmp_path):
     assert f"| Mean | {share} |\n| Bulyan" in page
     assert "4 rounds, 2 seeds" in page
     assert str(run.parent) not in (tmp_path / "quickstart" / "environment.json").read_text()
+
+
+def test_our_numbers_alone_are_written(run, tmp_path):
+    """Of every metric that a cell has; nobody's stand beside them."""
+    keep(run, tmp_path / "quickstart")
+    path = tmp_path / "quickstart" / "cells.jsonl"
+    mean, bulyan = path.read_text().splitlines()
+    lost = {"labels": {"aggregator": "Lost"}, "last": [None, 0.5], "best": [1.0, 1.0]}
+    lost |= {"success": [0.25, 0.5], "honest_selected": None}
+    path.write_text("\n".join([mean, bulyan, json.dumps(json.loads(mean) | lost)]))
+    out = tmp_path / "all.csv"
+    words = ("quickstart", "--results", str(tmp_path), "--write", str(out))
+    assert reproduce(*words).exit_code == 0
+    with out.open() as file:
+        lines = list(csv.DictReader(file))
+    found = {(line["metric"], line["row"]): line for line in lines}
+    assert {line["column"] for line in lines} == {"accuracy"}
+    assert {row for _, row in found} == {"Mean", "Lost"}
+    first = read_kept(path.parent).cells[0]
+    assert found["best", "Mean"]["ours"] == f"{100 * np.mean(first.best):.2f}"
+    assert found["best", "Mean"]["last"] == f"{100 * np.mean(first.last):.2f}"
+    assert found["honest_selected", "Mean"]["ours"] == "100.00"
+    assert {metric for metric, row in found if row == "Lost"} == {
+        *("best", "success", "malicious_selected"),
+    }
+    assert found["best", "Lost"]["last"] == ""
+    assert found["success", "Lost"]["ours"] == "37.50"
+    theirs = {(line["theirs"], line["difference"], line["within_seeds"]) for line in lines}
+    assert theirs == {("", "", "")}
 
 
 def test_a_reduced_version_says_in_which_numbers(run, tmp_path):
