@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxfl.experiments.kept import Cell, Kept, read_kept
-from jaxfl.report.tables import named
+from jaxfl.report.grid import named
 
 DOCUMENTS = ("README.md", "docs/studies.md")
 OPTIONS = ("deviation", "worst", "kept")

@@ -221,6 +221,7 @@ def test_reproduce_runs_what_is_not_kept(tmp_path, monkeypatch, stopped):
     keep(run, kept)
     (kept / "experiment.toml").write_text(tomli_w.dumps(table))
     monkeypatch.setattr(schema, "load", lambda *_, **__: schema.parse("quickstart", table))
+    monkeypatch.setattr("jaxfl.commands.reproduce.repository_results", lambda: tmp_path / "none")
     if stopped:
         always = property(lambda _: True, lambda *_: None)
         monkeypatch.setattr(StopSignals, "asked", always, raising=False)
