@@ -75,10 +75,22 @@ class Traced(Median):
 
 def test_all_sets_under_all_attacks_are_one_compilation(drawn):
     sets, x = drawn
+    TIMES.clear()
     damages(Traced(), ATTACKS, sets, x, KEY)
     assert len(TIMES) == len(ATTACKS)  # once for all 12 sets
     damages(Traced(), ATTACKS, np.roll(sets, 1, axis=1), 2 * x, jax.random.key(1))
     assert len(TIMES) == len(ATTACKS)
+
+
+def test_laws_with_one_bound_are_one_program(drawn):
+    sets, x = drawn
+    fewer = UniformSets(n=9, byzantine=2).sample(KEY, 12)
+    TIMES.clear()
+    bounded = [damages(Traced(), ATTACKS, some, x, KEY, most=4) for some in (sets, fewer)]
+    assert len(TIMES) == len(ATTACKS)
+    for some, found in zip((sets, fewer), bounded, strict=True):
+        alone = damages(Median(), ATTACKS, some, x, KEY)
+        np.testing.assert_allclose(found.each, alone.each, rtol=1e-6)
 
 
 def test_what_is_no_round_of_messages_is_refused(drawn):
@@ -92,6 +104,8 @@ def test_what_is_no_round_of_messages_is_refused(drawn):
     for rule, attacks, some, message in bad:
         with pytest.raises(ValueError, match=message):
             damages(rule, attacks, some, x, KEY)
+    with pytest.raises(ValueError, match="most = 2, and a set has 3 attackers"):
+        damages(Mean(), ATTACKS, sets, x, KEY, most=2)
 
 
 def test_the_search_tries_what_it_says():
