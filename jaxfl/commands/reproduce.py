@@ -18,6 +18,7 @@ from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
 from jaxfl.experiments.reported import Compared, Reported, available, compared, read_reported
 from jaxfl.experiments.running import Interrupted
 from jaxfl.files import write_aside
+from jaxfl.report import over_sets
 from jaxfl.report.replications import beside, own, reduction, repository_results, verdict
 
 
@@ -56,6 +57,11 @@ def reproduce(
     if not tables:
         lines = [list(map(escape, line)) for line in own(kept)]
         console.print(as_table(lines, kept, caption="Last test accuracy in %"))
+        if over_sets.has_sets(kept.experiment):
+            for heading, texts in over_sets.tables(kept.experiment, kept.outcomes):
+                lines = [list(map(escape, line)) for line in texts]
+                console.print(as_table(lines, kept, f"\n{escape(heading)}"))
+            say(console, over_sets.CAPTION)
     for reported, found in pairs:
         lines = [
             [f"[red]{escape(text)}[/red]" if far else escape(text) for text, far in line]

@@ -17,6 +17,7 @@ from jaxfl.experiments.reported import (
     read_reported,
 )
 from jaxfl.experiments.schema import packaged, packaged_file, read
+from jaxfl.report import over_sets
 from jaxfl.report.tables import BACKDOORS, backdoor
 
 EVERYONE = "100"
@@ -137,6 +138,8 @@ def _section(path: Path) -> str:
             telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
             if telling:
                 parts += [_markdown([header, *telling]), f"\n{caption}\n"]
+        if over_sets.has_sets(kept.experiment):
+            parts.append(over_sets.markdown(kept.experiment, kept.outcomes))
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
@@ -182,8 +185,10 @@ def _planted(cell: Cell) -> str:
 
 
 def _scale(kept: Kept) -> str:
-    seeds = max(len(cell.seeds) for cell in kept.cells)
-    return f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
+    by_set = "honesty" in kept.table
+    runs = max(len(cell.last if by_set else cell.seeds) for cell in kept.cells)
+    what = "honest set" if by_set else "seed"
+    return f"{kept.table.get('rounds')} rounds, {runs} {what}{'s' if runs > 1 else ''}"
 
 
 def _where(kept: Kept) -> str:
