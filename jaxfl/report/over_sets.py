@@ -118,7 +118,7 @@ def write_over_sets(folder: Path, experiment: Experiment, results: Sequence[Resu
 def _row(standing: Standing, behind: Pair | None) -> list[str]:
     summary = standing.hardest.summary
     shown = [_percent(e) for e in (summary.expected, summary.quantile, summary.tail)]
-    apart = "" if behind is None else f"{_percent(behind.difference)}, p {behind.p:.2g}"
+    apart = "-" if behind is None else f"{_percent(behind.difference)}, p {behind.p:.2g}"
     first = [str(standing.place), standing.rule, shown[0], standing.attack or "-"]
     return [*first, *shown[1:], f"{100 * standing.worst:.1f}", str(standing.worst_place), apart]
 
