@@ -58,6 +58,7 @@ from jaxfl.attacks import (
     PoisonedFL,
     ReverseScaling,
     Scaling,
+    ShiftSearch,
     SignFlip,
     SignGuardAware,
     Sparse,
@@ -134,6 +135,7 @@ SEARCHING: dict[str, tuple[Attack, int]] = {
     "AGRTailored": (AGRTailored(), AGRTailored().evaluations),
     "OptimizedALIE": (OptimizedALIE(), OptimizedALIE().evaluations),
     "OptimizedIPM": (OptimizedIPM(), OptimizedIPM().evaluations),
+    "ShiftSearch": (ShiftSearch(), 12 * ShiftSearch().lengths + 4),
     "GradientAttack": (GradientAttack(), 1 + 9 * GradientAttack().iterations),
 }
 """With how often they run the defence; a gradient counts as one run."""

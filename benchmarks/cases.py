@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxfl.aggregators import Aggregator, Krum, Mean, Median, Pipeline, TrimmedMean
+from jaxfl.aggregators import Aggregator, DeepSight, Krum, Mean, Median, Pipeline, TrimmedMean
 from jaxfl.attacks import ALIE, NoAttack
 from jaxfl.clients import FedSGD
 from jaxfl.data import IID, FederatedData, RareData, from_arrays
@@ -39,6 +39,8 @@ RULES: dict[str, Aggregator] = {
     "Krum(f=10)": Krum(f=10),
     "NNM(f=10) + TrimmedMean(f=10)": Pipeline(pre=(NNM(f=10),), rule=TrimmedMean(f=10)),
 }
+EVALUATING: dict[str, Aggregator] = {"DeepSight": DeepSight()}
+"""Rules that evaluate every client's model: they are timed in whole rounds alone."""
 
 
 @dataclasses.dataclass(frozen=True)

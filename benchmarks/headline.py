@@ -1,22 +1,20 @@
-"""The headline goal of expected robustness, judged on finished runs of ``expected-mnist`` or alike.
+"""The headline goal of expected robustness, judged on runs of ``expected-headline`` or alike.
 
 ``python -m benchmarks.headline RUN [RUN ...] [--out FILE]``. A run is its folder, or what is kept
-of it (``results/NAME``), also of a grid of which some cells are missing. For each law (and
-partition): the ranking by expected and by worst accuracy, and Kendall's tau between them. For each
-rule that is no baseline: in how many laws it has a higher expected accuracy than each baseline (a
-rule behind NNM or Bucketing), each under the attack that is worst for it, by paired 95 % intervals
-over the same honest sets, and in how many a significantly lower one. The goal: higher than all
-baselines in at least four of six laws, significantly lower than any in none. Writes JSON.
+of it (``results/NAME``), also of a grid of which some cells are missing. Rankings and pairs are in
+the run's own tables (``honest_sets.md``); here, for each rule that is no baseline: in how many laws
+it has a higher expected accuracy than each baseline (a rule behind NNM or Bucketing), each under
+the attack that is worst for it, by paired 95 % intervals over the same honest sets, and in how many
+a significantly lower one. The goal: higher than all baselines in at least four of six laws,
+significantly lower than any in none. Writes JSON.
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from benchmarks.timing import Report
@@ -27,12 +25,10 @@ from jaxfl.experiments.over_sets import (
     Outcome,
     Pair,
     Standing,
-    concordance,
+    outcomes,
     pairs,
     standings,
-    standings_of,
 )
-from jaxfl.experiments.schema import Experiment
 
 BASELINES = ("NNM", "Bucketing")
 """How labels of what is to be beaten begin."""
@@ -68,78 +64,64 @@ def judged(found: Sequence[Pair], rule: str) -> str:
     return "above" if all(value > 0 for value, _, _ in gained) else "below"
 
 
-def of_law(found: Sequence[Standing]) -> dict[str, Any]:
-    """Everything about one law, for the file."""
+def of_law(found: Sequence[Standing]) -> dict[str, dict[str, Any]]:
+    """What one law says of each rule that is no baseline, for the file."""
     both = pairs(found)
-    rows = [
-        {
-            "rule": s.rule,
+    return {
+        s.rule: {
             "attack": s.attack,
-            "place": s.place,
-            "worst place": s.worst_place,
-            "worst": s.worst,
-            **{k: v for k, v in dataclasses.asdict(s.summary).items() if k != "worst"},
-            "against baselines": None if is_baseline(s.rule) else gains(both, s.rule),
-            "verdict": None if is_baseline(s.rule) else judged(both, s.rule),
+            "verdict": judged(both, s.rule),
+            "against baselines": gains(both, s.rule),
         }
         for s in found
-    ]
-    return {"rules": rows, "tau": concordance(found) if len(found) > 1 else None}
+        if not is_baseline(s.rule)
+    }
 
 
-def verdicts(laws: dict[Labels, dict[str, Any]]) -> Report:
+def verdicts(laws: Sequence[dict[str, dict[str, Any]]]) -> Report:
     """Rules by what the laws say of them."""
     words = ("higher", "above", "below", "lower")
     report = Report("laws in which a rule is, against the best baseline", ("rule", *words, "goal"))
-    counts: dict[str, dict[str, int]] = {}
-    for law in laws.values():
-        for row in law["rules"]:
-            if row["verdict"] is not None:
-                own = counts.setdefault(row["rule"], dict.fromkeys(words, 0))
-                own[row["verdict"]] += 1
-    for rule, own in counts.items():
-        reached = own["higher"] + own["above"] >= ENOUGH and own["lower"] == 0
-        numbers = (str(own[word]) for word in words)
+    for rule in dict.fromkeys(rule for law in laws for rule in law):
+        said = [law[rule]["verdict"] for law in laws if rule in law]
+        reached = said.count("higher") + said.count("above") >= ENOUGH and "lower" not in said
+        numbers = (str(said.count(word)) for word in words)
         report.rows.append((rule, *numbers, "reached" if reached else "not reached"))
     return report
 
 
-def read(path: Path) -> tuple[Experiment, dict[Labels, list[Standing]], str]:
-    """The experiment, its standings, and how much of it there is, of a run or of what is kept."""
+def read(path: Path) -> tuple[list[Outcome], str]:
+    """What came out of a run, or of what is kept of one, and how much of it there is."""
     if not is_kept(path):
-        experiment, results = read_results(path)
-        return experiment, standings(results), f"{len(results)} cells"
+        _, results = read_results(path)
+        return outcomes(results), f"{len(results)} cells"
     kept = read_kept(path)
-    ran = [cell for cell in kept.cells if cell.last]
-    found = standings_of([Outcome(cell.labels, np.nan_to_num(cell.last)) for cell in ran])
-    asked = kept.experiment
-    return asked, found, f"{len(kept.cells)} of {len(asked.cells)} cells kept"
+    return kept.outcomes, f"{len(kept.cells)} of {len(kept.experiment.cells)} cells kept"
 
 
 def main() -> None:
-    """Prints the verdicts, and writes all numbers."""
+    """Prints the verdicts, and writes what they rest on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or results/NAME")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()
     console, facts = Console(width=160), {}
     for path in options.runs:
-        experiment, by_law, size = read(path)
-        laws = {labels: of_law(found) for labels, found in by_law.items()}
-        apart = {tuple(p for p in labels if p[0] != "honesty.law") for labels in laws}
-        for rest in sorted(apart):
-            chosen = {k: v for k, v in laws.items() if set(rest) <= set(k)}
+        found, size = read(path)
+        laws = {labels: of_law(order) for labels, order in standings(found).items()}
+        for rest in dict.fromkeys(map(besides_law, laws)):
             console.print(f"{path}, {size}: {', '.join(' '.join(pair) for pair in rest)}")
-            verdicts(chosen).show(console)
-        facts[str(path)] = {
-            "experiment": experiment.title,
-            "sets": len(experiment.cells[0].draws),
-            "size": size,
-            "laws": [{"labels": dict(labels), **law} for labels, law in laws.items()],
-        }
+            verdicts([v for k, v in laws.items() if besides_law(k) == rest]).show(console)
+        of_laws = [{"labels": dict(labels), "rules": law} for labels, law in laws.items()]
+        facts[str(path)] = {"size": size, "laws": of_laws}
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def besides_law(labels: Labels) -> Labels:
+    """What else the grid goes over, such as the partition."""
+    return tuple(pair for pair in labels if pair[0] != "honesty.law")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxfl
-from benchmarks.expected import LAWS, RING, N, gradients_of, trimmed
+from benchmarks.expected import LAWS, MOST, RING, N, gradients_of, trimmed
 from benchmarks.timing import describe_machine
 from jaxfl import robustness as law_of
 from jaxfl.aggregators import Aggregator
@@ -75,7 +75,7 @@ def measured(laws: Sequence[tuple[float, Law, Law]], count: int) -> Lines:
         gradients = gradients_of("dir", count, np.random.default_rng(1))
         for name, make in RULES.items():
             done = law_of.damages(
-                make(believed), (jaxfl.ShiftSearch(),), sets, gradients, key, batch=64
+                make(believed), (jaxfl.ShiftSearch(),), sets, gradients, key, batch=64, most=MOST
             )
             found = law_of.ratio_of_means(np.asarray(done.each)[:, 0], np.asarray(done.spread))
             lines.setdefault(name, []).append(found.value)

@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks import peers, timing
 from benchmarks.cases import (
     BYZANTINE,
+    EVALUATING,
     MODELS,
     RULES,
     Case,
@@ -124,7 +125,8 @@ def overhead(case: Case, console: Console) -> Report:
     """What ALIE and each rule add to the client phase, in the round and alone."""
     console.print("attack and aggregation ...")
     data, devices = federated(case), jax.device_count()
-    parts = {name: federation(rule, attacked=True) for name, rule in RULES.items()}
+    every = RULES | EVALUATING
+    parts = {name: federation(rule, attacked=True) for name, rule in every.items()}
     plan = make_plan(parts["Mean"], data, MODELS[case.model])
     runs = {n: rounds_of(p, plan, data, case.rounds, devices=devices) for n, p in parts.items()}
     clean = federation(Mean())
@@ -142,7 +144,7 @@ def overhead(case: Case, console: Console) -> Report:
         ("rule", "ms a round", "beyond clients", "share", "alone, ms", "alone share", "compile s"),
     )
     labels = {"clients": "(client phase only)", "clean": "Mean, no attack"}
-    for name in ("clients", "clean", *RULES):
+    for name in ("clients", "clean", *every):
         time = seconds[name].per(case.rounds)
         row = (labels.get(name, name), f"{1e3 * time.best:.1f}", f"{1e3 * (time.best - base):.1f}")
         row += (f"{100 * (1 - base / time.best):.1f} %",)

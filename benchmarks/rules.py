@@ -1,6 +1,7 @@
 """The rules that are timed, and what they are called in ByzFL, PyTorch and NumPy.
 
 Zeno, LossRejection and DeepSight are not here: their cost is that of evaluating a model n times.
+DeepSight, which does so on inputs of its own making, is in ``benchmarks.round``.
 Nor is ProductSpace, which without a model that has adapters is the rule in it, nor CRFL, which is
 no rule.
 """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import tomli_w
 import typer
 from rich.console import Console
 from rich.syntax import Syntax
@@ -30,6 +29,7 @@ from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import hosts, schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.running import Interrupted
+from jaxfl.experiments.written import as_toml
 from jaxfl.registry import build, unknown
 from jaxfl.report.compare import comparison
 from jaxfl.report.components import attacks_table, listing, rules_table
@@ -88,7 +88,7 @@ def show(
     """Show an experiment as TOML, with changes applied."""
     experiment = schema.load(name, settings or [], reduced=reduced)
     kept = {"reduced": experiment.reduced} if experiment.reduced else {}
-    text = tomli_w.dumps(experiment.table | kept)
+    text = as_toml(experiment.table | kept)
     if sys.stdout.isatty():
         Console().print(Syntax(text, "toml", background_color="default"))
     else:

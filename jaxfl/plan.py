@@ -94,6 +94,8 @@ def suitable_plan(
     if loss is None and places:
         loss = next_word_entropy
     extra = {} if loss is None else {"loss": loss}
+    if isinstance(model, Model):
+        model.check_public(data.public)
     objective = Objective.of(model, data.sample_shape, data.classes, **extra)
     inputs = jax.ShapeDtypeStruct((2, *data.sample_shape), data.inputs.dtype)
     seen = jax.eval_shape(data.normalise, inputs)

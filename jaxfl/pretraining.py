@@ -65,6 +65,14 @@ class PublicTexts(Base):
     seed: int = field(default=0, at_least=0)
     """Of the start, the order and the halves."""
 
+    def check_public(self, public: int) -> None:
+        if public != self.texts:
+            raise ValueError(
+                f"PublicTexts: the data must leave out the base's {self.texts:,} texts, "
+                f"data.public = {self.texts}, or clients have them and ids mean other words; "
+                f"got {public}"
+            )
+
     def weights(
         self, model: Model, sample_shape: tuple[int, ...], classes: int
     ) -> Mapping[str, np.ndarray]:

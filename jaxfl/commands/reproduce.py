@@ -35,6 +35,7 @@ from jaxfl.experiments.scales import (
 )
 from jaxfl.files import write_aside
 from jaxfl.registry import unknown
+from jaxfl.report import over_sets
 from jaxfl.report.replications import (
     APART,
     apart,
@@ -134,6 +135,11 @@ def _show(
     for lines, caption in own(kept, beside=bool(pairs)):
         escaped = [list(map(escape, line)) for line in lines]
         console.print(as_table(escaped, kept, caption=escape(caption)))
+    if over_sets.has_sets(kept.experiment):
+        for heading, texts in over_sets.tables(kept.experiment, kept.outcomes):
+            lines = [list(map(escape, line)) for line in texts]
+            console.print(as_table(lines, kept, f"\n{escape(heading)}"))
+        say(console, over_sets.CAPTION)
     return pairs
 
 

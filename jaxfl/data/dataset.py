@@ -89,6 +89,8 @@ class Dataset:
     next_words: int | None = None
     """Of texts as rows of word ids: how many ids there are, where clients learn each next word.
     Labels then only deal the texts."""
+    public: int = 0
+    """How many texts were left out for a public base; see ``ag_news``."""
 
     @property
     def answers(self) -> int:
@@ -279,6 +281,7 @@ class Dataset:
             std=self.std,
             peak=self._peak(),
             name=self.name,
+            public=self.public,
             validation_inputs=jnp.asarray(self.validation_inputs) if validated else None,
             validation_labels=self._learned(self.validation_inputs, self.validation_labels)
             if validated

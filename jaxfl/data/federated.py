@@ -50,6 +50,8 @@ class FederatedData(Struct):
     peak: tuple[float, ...] = struct.field(pytree_node=False, default=(1.0,))
     """The brightest value of an input as the model sees it, per channel."""
     name: str = struct.field(pytree_node=False, default="data")
+    public: int = struct.field(pytree_node=False, default=0)
+    """Texts that no client has, for a public base."""
     validation_inputs: Array | None = None
     validation_labels: Int[Array, " V"] | Int[Array, "V t"] | None = None
     rare_inputs: Array | None = None

@@ -83,6 +83,7 @@ def ag_news(
         test_labels=test_labels.astype(np.int32),
         classes=4,
         next_words=vocabulary if next_words else None,
+        public=public,
     )
 
 

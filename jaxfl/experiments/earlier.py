@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import tomli_w
-
 from jaxfl.experiments.commit import Progress, read_progress
 from jaxfl.experiments.difference import NOT_SET, SAID, differences
 from jaxfl.experiments.schema import GRIDS, Experiment, read
+from jaxfl.experiments.written import as_toml
 
 OWN = ("progress.json", "rounds.jsonl", "checkpoint", "experiment.toml", "environment.json")
 """What a run writes on its way, and the next one in the same folder replaces."""
@@ -24,7 +23,7 @@ RESULTS = (
 
 def table_of(experiment: Experiment) -> bytes:
     """The experiment as its file in the folder."""
-    return tomli_w.dumps(experiment.table).encode()
+    return as_toml(experiment.table).encode()
 
 
 def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress | None:

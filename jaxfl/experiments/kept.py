@@ -2,7 +2,8 @@
 
     experiment.toml    what is run
     environment.json   of each run: versions, machine, date, command
-    cells.jsonl        one line a cell: accuracies of every seed, rates of selection, seconds
+    cells.jsonl        one line a cell: accuracies and losses of every seed (and honest set), rates
+                       of selection, seconds
 
 Made from the folders of one run, or of several that did the cells of a large grid in turn; the
 rounds' own log stays there.
@@ -23,6 +24,7 @@ from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.conclusions import conclude, settled
 from jaxfl.experiments.difference import SAID, differences
 from jaxfl.experiments.finished import read_done
+from jaxfl.experiments.over_sets import Outcome
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
@@ -33,7 +35,7 @@ PLACES = ("--out", "--results", "--data-dir", "--write")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell's outcome; accuracies by seed."""
+    """One cell's outcome; accuracies and losses by seed, and by honest set where sets are drawn."""
 
     labels: dict[str, str]
     status: str
@@ -55,6 +57,8 @@ class Cell:
     """Rounds that it lasted then, mean over seeds."""
     outlived: float = math.nan
     """Share of the seeds in which it was there after the last round."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Test loss after the last round; empty where an older jaxfl kept the cell."""
 
     @property
     def place(self) -> tuple[str, str]:
@@ -78,6 +82,11 @@ class Kept:
     def experiment(self) -> Experiment:
         """What was asked for; of it the cells here are a part."""
         return parse("kept", self.table)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What cells that ran are compared by over honest sets."""
+        return [Outcome.of(c.labels, c.last, c.losses) for c in self.cells if c.last]
 
     @property
     def whole(self) -> bool:
@@ -186,7 +195,11 @@ def _cell(line: Any, runs: int) -> Cell:
     if not isinstance(line, dict):
         raise ValueError("it is no table")
     hints, given = get_type_hints(Cell), _numbers(line)
-    needed = {f.name for f in dataclasses.fields(Cell) if f.default is dataclasses.MISSING}
+    needed = {
+        f.name
+        for f in dataclasses.fields(Cell)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
     for name in [*given, *sorted(needed.difference(given))]:
         if name not in hints or name not in given:
             raise ValueError(f"{name} is {'missing' if name in hints else 'not known'}")
@@ -225,6 +238,7 @@ def cell_of(result: Result) -> Cell:
         planted=result.planted,
         lifespan=result.lifespan,
         outlived=result.outlived,
+        losses=_rounded(result.losses[result.chosen]) if ran else [],
     )
 
 

@@ -5,11 +5,13 @@ paired, set by set. A run that diverged has accuracy 0 and an infinite loss.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxfl.experiments.results import Result
 from jaxfl.robustness import Estimate, holm, p_value, paired_difference, quantile, tail
@@ -59,17 +61,31 @@ class Outcome:
 
     labels: dict[str, str]
     accuracies: np.ndarray
-    """After the last round of every run, 0 where it had diverged, [r]."""
+    """Test accuracy after the last round of every run, 0 where it had diverged, [r]."""
+    losses: np.ndarray
+    """Test loss, infinite where it had diverged, [r]; empty where it was not kept."""
+
+    @classmethod
+    def of(cls, labels: dict[str, str], accuracies: ArrayLike, losses: ArrayLike) -> "Outcome":
+        """From numbers that are NaN of a run that had diverged."""
+        return cls(labels, np.nan_to_num(accuracies), np.nan_to_num(losses, nan=np.inf))
+
+    @functools.cached_property
+    def summary(self) -> Summary:
+        """Of the accuracies."""
+        return summary_of(self.accuracies, high_is_bad=False)
+
+    @functools.cached_property
+    def loss(self) -> Summary | None:
+        """Of the losses; None where they were not kept."""
+        return summary_of(self.losses, high_is_bad=True) if self.losses.size else None
 
 
-def accuracies(result: Result) -> np.ndarray:
-    """Test accuracy after the last round of every run, [r]."""
-    return np.nan_to_num(result.finals, nan=0.0)
-
-
-def losses(result: Result) -> np.ndarray:
-    """Test loss after the last round of every run, [r]."""
-    return np.nan_to_num(result.losses[result.chosen], nan=np.inf)
+def outcomes(results: Sequence[Result]) -> list[Outcome]:
+    """Those of the cells that ran."""
+    return [
+        Outcome.of(r.cell.labels, r.finals, r.losses[r.chosen]) for r in results if r.reason is None
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +93,8 @@ class Standing:
     """A defence under one law, against the attack that lowers its expected accuracy most."""
 
     rule: str
-    attack: str
-    accuracies: np.ndarray
-    """Of the same sets as all others', [r]."""
-    summary: Summary
+    hardest: Outcome
+    """Under that attack; over the same sets as all others'."""
     place: int
     """By expected accuracy, from 1."""
     worst_place: int
@@ -88,20 +102,19 @@ class Standing:
     worst: float
     """That accuracy."""
 
+    @property
+    def attack(self) -> str:
+        """That attack; empty where the grid has one alone."""
+        return self.hardest.labels.get("attack", "")
 
-def standings(results: Sequence[Result]) -> dict[Labels, list[Standing]]:
+
+def standings(found: Sequence[Outcome]) -> dict[Labels, list[Standing]]:
     """The defences under each law (and whatever else the grid goes over), the best first.
 
     Only defences that ran against every attack: others are not comparable.
     """
-    ran = [result for result in results if result.reason is None]
-    return standings_of([Outcome(result.cell.labels, accuracies(result)) for result in ran])
-
-
-def standings_of(outcomes: Sequence[Outcome]) -> dict[Labels, list[Standing]]:
-    """The same of outcomes, wherever they come from."""
     groups: dict[Labels, dict[str, list[Outcome]]] = {}
-    for outcome in outcomes:
+    for outcome in found:
         labels = dict(outcome.labels)
         labels.pop("attack", "")
         rule = labels.pop("aggregator", "")
@@ -119,9 +132,7 @@ def _standings(rules: dict[str, list[Outcome]]) -> list[Standing]:
     return [
         Standing(
             rule=rule,
-            attack=hardest[rule].labels.get("attack", ""),
-            accuracies=hardest[rule].accuracies,
-            summary=summary_of(hardest[rule].accuracies, high_is_bad=False),
+            hardest=hardest[rule],
             place=place,
             worst_place=by_worst.index(rule) + 1,
             worst=float(least[rule]),
@@ -146,10 +157,11 @@ def pairs(standing: Sequence[Standing]) -> list[Pair]:
     both = list(itertools.combinations(standing, 2))
     if not both:
         return []
-    p = holm(np.array([p_value(a.accuracies, b.accuracies) for a, b in both]))
+    values = [(a.hardest.accuracies, b.hardest.accuracies) for a, b in both]
+    p = holm(np.array([p_value(*pair) for pair in values]))
     return [
-        Pair(a.rule, b.rule, paired_difference(a.accuracies, b.accuracies, np.ones(1)), float(x))
-        for (a, b), x in zip(both, p, strict=True)
+        Pair(a.rule, b.rule, paired_difference(*pair, np.ones(1)), float(x))
+        for (a, b), pair, x in zip(both, values, p, strict=True)
     ]
 
 
@@ -157,6 +169,6 @@ def concordance(standing: Sequence[Standing]) -> float:
     """Kendall's tau of the ranking by expected and by worst accuracy: 1 where they are the same."""
     from scipy.stats import kendalltau  # slow to import
 
-    expected = [s.summary.expected.value for s in standing]
+    expected = [s.hardest.summary.expected.value for s in standing]
     tau: Any = kendalltau(expected, [s.worst for s in standing])
     return float(tau[0])

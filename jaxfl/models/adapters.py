@@ -33,6 +33,9 @@ class Base(Component):
     ) -> Mapping[str, np.ndarray]:
         """Parameters of the model that it knows, by their path in the module."""
 
+    def check_public(self, public: int) -> None:
+        """Raises ValueError where it knows other texts than the ``public`` that no client has."""
+
 
 class LoRA(Model):
     """A model of which low-rank adapters, and the modules ``trained``, are all that is learned.
@@ -98,6 +101,10 @@ class LoRA(Model):
             parent, name = _parent(module, path)
             parent[name] = self._adapter(path, layer, rngs)
         return module
+
+    def check_public(self, public: int) -> None:
+        if self.base is not None:
+            self.base.check_public(public)
 
     def _adapter(self, path: str, layer: nnx.Module, rngs: nnx.Rngs) -> nnx.LoRA:
         if type(layer) is not nnx.Linear:  # a subclass may do anything with its kernel

@@ -36,6 +36,9 @@ class Model(Component):
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         """A module that maps inputs ``[b, *sample_shape]`` to logits ``[b, classes]``."""
 
+    def check_public(self, public: int) -> None:
+        """Raises ValueError where it knows other texts than the ``public`` that no client has."""
+
 
 class Computes(Model):
     """A model whose products can be made in another type than its parameters are kept in.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomli_w
 
 import jaxfl
 from jaxfl.component import Component
@@ -20,6 +19,7 @@ from jaxfl.experiments.labels import describe
 from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
+from jaxfl.experiments.written import as_toml
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
 from jaxfl.report.grid import named
@@ -81,7 +81,7 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
         ],
         "command": shlex.join(map(str, environment.get("command") or [])),
         "environment": json.dumps(environment, indent=1),
-        "experiment": tomli_w.dumps(experiment.table),
+        "experiment": as_toml(experiment.table),
     }
 
 

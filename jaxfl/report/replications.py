@@ -20,7 +20,7 @@ from jaxfl.experiments.reported import (
 )
 from jaxfl.experiments.scales import REDUCED, scale_of
 from jaxfl.experiments.schema import packaged_file, read
-from jaxfl.report import backdoors
+from jaxfl.report import backdoors, over_sets
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
@@ -163,6 +163,8 @@ def _told(path: Path, kept: Kept) -> str:
                 parts += [_markdown(lines), f"\n{caption}.\n"]
     for lines, caption in own(kept, beside=any(found for _, found in pairs)):
         parts += [_markdown(lines), f"\n{caption}\n"]
+    if over_sets.has_sets(kept.experiment):
+        parts.append(over_sets.markdown(kept.experiment, kept.outcomes))
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
@@ -215,8 +217,10 @@ def _backdoor(cell: Cell) -> str:
 
 
 def _scale(kept: Kept) -> str:
-    seeds = max(len(cell.seeds) for cell in kept.cells)
-    return f"{kept.table.get('rounds')} rounds, {seeds} seed{'s' if seeds > 1 else ''}"
+    by_set = "honesty" in kept.table
+    runs = max(len(cell.last if by_set else cell.seeds) for cell in kept.cells)
+    what = "honest set" if by_set else "seed"
+    return f"{kept.table.get('rounds')} rounds, {runs} {what}{'s' if runs > 1 else ''}"
 
 
 def _where(kept: Kept) -> str:

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxfl.component import Scalar, field
 from jaxfl.robustness.graphs import adjacency, is_circulant
 from jaxfl.robustness.law import (
+    LEAST_LIKELY,
     MOST_ENUMERATED,
     Law,
     Moments,
@@ -23,6 +24,8 @@ from jaxfl.robustness.law import (
 CHAINS = 256
 BURN_IN, THINNING = 200, 5
 """In moves per client."""
+SPLIT = 2**12
+"""Sets drawn for each of the shares whose product is the probability of a budget."""
 
 
 class Ising(Law):
@@ -34,8 +37,9 @@ class Ising(Law):
 
     Sampled by 256 chains of Glauber moves, of which those over the budget are rejected: 200 moves
     a client to begin with and 5 between two samples of a chain. A strong coupling mixes slowly,
-    and then more are needed than that. Moments are exact up to 20 clients, by enumeration, and
-    estimates beyond, whose standard errors take the samples for independent.
+    and then more are needed than that. Moments and the probability of the budget are exact up to
+    20 clients, by enumeration, and estimates beyond, whose standard errors take the samples for
+    independent.
 
     >>> law = Ising(graph=jaxfl.robustness.ring(5), coupling=0.5, external=0.3)
     >>> law.moments().honesty.round(3).tolist()
@@ -70,10 +74,15 @@ class Ising(Law):
         if np.ndim(self.coupling) != 0:
             raise ValueError("Ising: coupling must be one number")
         check_budget(self, self.clients)
-        if self.clients <= MOST_ENUMERATED:
-            check_acceptance(self, self._acceptance())
+        check_acceptance(self, self._acceptance()[0])
 
     def draw(self, key: Key[Array, ""], count: int) -> Bool[Array, "count n"]:
+        return self.within(key, count, self.most_byzantine)
+
+    def within(
+        self, key: Key[Array, ""], count: int, most: int | Int[Array, ""]
+    ) -> Bool[Array, "count n"]:
+        """Honest sets that leave out at most so many clients, whatever the budget; traceable."""
         n, chains = self.clients, min(CHAINS, count)
         graph, coupling = jnp.asarray(self.graph, float), jnp.asarray(self.coupling, float)
         external = jnp.broadcast_to(jnp.asarray(self.external, float), (n,))
@@ -84,7 +93,7 @@ class Ising(Law):
             around = jnp.sum(graph[site] * spins, axis=1)
             likely = jax.nn.sigmoid(2 * (external[site] + coupling * around))
             moved = jnp.where(own, jnp.where(u < likely, 1.0, -1.0)[:, None], spins)
-            within = jnp.sum(moved < 0, axis=1) <= self.most_byzantine
+            within = jnp.sum(moved < 0, axis=1) <= most
             return jnp.where(within[:, None], moved, spins), None
 
         def run(spins: Array, key: Array, moves: int) -> Array:
@@ -102,11 +111,10 @@ class Ising(Law):
         return samples.reshape(-1, n)[:count] > 0
 
     def moments(self, samples: int = 2**16, seed: int = 0) -> Moments:
-        """Beyond 20 clients the acceptance probability is not known: it is NaN."""
         if self.clients <= MOST_ENUMERATED:
-            return moments_of(*self.support(), self._acceptance())
+            return moments_of(*self.support(), self._acceptance()[0])
         drawn = np.asarray(self.sample(jax.random.key(seed), samples))
-        return estimated_moments(drawn, np.nan, np.nan)
+        return estimated_moments(drawn, *self._acceptance(seed))
 
     def log_masses(self, sets: np.ndarray) -> np.ndarray:
         spins = np.where(sets, 1.0, -1.0)
@@ -119,9 +127,36 @@ class Ising(Law):
         alike = is_circulant(np.asarray(self.graph)) and np.ptp(external) == 0
         return np.zeros(self.clients, int) if alike else super().orbits()
 
-    def _acceptance(self) -> float:
+    def _acceptance(self, seed: int = 0) -> tuple[float, float]:
+        """The probability of the budget, and its standard error: 0 where it is exact."""
+        if self.clients > MOST_ENUMERATED:
+            return self._estimated_acceptance(seed)
         sets = all_sets("Ising", self.clients, self.clients)
         masses = self.log_masses(sets)
         masses: Float[np.ndarray, " k"] = np.exp(masses - masses.max())
         within = (~sets).sum(axis=1) <= self.most_byzantine
-        return float(masses[within].sum() / masses.sum())
+        return float(masses[within].sum() / masses.sum()), 0.0
+
+    def _estimated_acceptance(self, seed: int) -> tuple[float, float]:
+        """By splitting: of sets within one budget, the share that keeps the next smaller one.
+
+        Each is the median of what was drawn within the last, so few draws tell small numbers. It
+        ends where the product is too small to be accepted.
+        """
+        most, probability, variance = self.clients, 1.0, 0.0
+        key = jax.random.key(seed)
+        while most > self.most_byzantine and probability >= LEAST_LIKELY:
+            key, own = jax.random.split(key)
+            with jax.ensure_compile_time_eval():  # a law may be made while a program is traced
+                numbers = np.asarray(_byzantine_within(self, own, most))
+            most = max(self.most_byzantine, min(int(np.median(numbers)), most - 1))
+            share = float(np.mean(numbers <= most))
+            probability *= share
+            variance += (1 - share) / max(share * SPLIT, 1)
+        return probability, probability * float(np.sqrt(variance))
+
+
+@jax.jit
+def _byzantine_within(law: Ising, key: Array, most: Int[Array, ""]) -> Int[Array, " r"]:
+    """How many are Byzantine in sets that are drawn within a budget."""
+    return jnp.sum(~law.within(key, SPLIT, most), axis=1)

@@ -205,10 +205,20 @@ def check_budget(law: Any, n: int) -> None:
     """Raises the one error for a budget that lets honest sets be disjoint."""
     if n < 1:
         raise ValueError(f"{type(law).__name__} needs at least one client; got n = {n}")
-    if 2 * budget_of(law, n) >= n:
+    check_minority(type(law).__name__, "budget", budget_of(law, n), n)
+
+
+def check_minority(name: str, field: str, byzantine: int, n: int) -> None:
+    """Raises the one error, with two disjoint sets that the number allows, if it is no minority."""
+    if 2 * byzantine >= n:
+        h = max(n - byzantine, 0)
+        one, other = (
+            np.array2string(part, threshold=10, edgeitems=2, separator=", ", formatter={"int": str})
+            for part in (np.arange(h), np.arange(n - h, n))
+        )
         raise ValueError(
-            f"{type(law).__name__}: budget must be below n / 2, or two honest sets can be disjoint "
-            f"and no rule is robust; got budget = {law.budget}, n = {n}"
+            f"{name}: {field} must be below n / 2, or no rule is robust: with {field} = "
+            f"{byzantine} and n = {n}, S = {one} and S' = {other} are honest sets and disjoint"
         )
 
 

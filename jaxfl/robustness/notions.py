@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxfl.aggregators import Aggregator
+from jaxfl.arguments import integer
 from jaxfl.attacks import Attack, Defence
 from jaxfl.attacks.base import attack_rows
 from jaxfl.robustness.law import Numbers
@@ -48,6 +49,7 @@ def damages(
     key: Key[Array, ""],
     *,
     batch: int | None = None,
+    most: int | None = None,
 ) -> Damages:
     """Attacks a rule on many honest sets, in one program: one round, attackers know S.
 
@@ -62,9 +64,12 @@ def damages(
       gradients: of all clients if they were honest, [r, n, d].
       key: of the attacks.
       batch: how many sets are computed at once; None: all.
+      most: attackers a set can have, the bound of its law: calls with the same one are one
+        program. None: as many as these sets have.
 
     Raises:
-      ValueError: shapes that do not fit, an attack on data, or a rule that needs the server's data.
+      ValueError: shapes that do not fit, a set with more attackers than ``most``, an attack on
+        data, or a rule that needs the server's data.
 
     >>> sets, x = jnp.array([[True, True, False]]), jnp.array([[[1.0], [3.0], [2.0]]])
     >>> damages(jaxfl.Mean(), (jaxfl.NoAttack(),), sets, x, jax.random.key(0)).spread
@@ -81,8 +86,10 @@ def damages(
     if rule.needs_root or rule.follows_model:
         raise ValueError(f"damages needs rules of updates alone; got {type(rule).__name__}")
     rule.check(np.shape(sets)[1])
-    most = int((~np.asarray(sets)).sum(axis=1).max())
-    sizes = most, min(batch or len(sets), len(sets))
+    met = int((~np.asarray(sets)).sum(axis=1).max())
+    if most is not None and met > integer(most, "damages: most", 0):
+        raise ValueError(f"damages: most = {most}, and a set has {met} attackers")
+    sizes = met if most is None else most, min(batch or len(sets), len(sets))
     return _damages(rule, attacks, jnp.asarray(sets), jnp.asarray(gradients), key, *sizes)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Key
 
 from jaxfl.aggregators.subsets import MOST_SUBSETS, count_sets, left_out
 from jaxfl.component import field
-from jaxfl.robustness.law import Law, Moments
+from jaxfl.robustness.law import Law, Moments, check_minority
 
 MOST_SETS = 2**15
 """Sets up to which all are gone through."""
@@ -40,11 +40,7 @@ class UniformSets(Law):
         return count_sets(self.n, self.byzantine) <= MOST_SETS
 
     def check(self) -> None:
-        if 2 * self.byzantine >= self.n:
-            raise ValueError(
-                "UniformSets: byzantine must be below n / 2, or two honest sets can be disjoint "
-                f"and no rule is robust; got byzantine = {self.byzantine}, n = {self.n}"
-            )
+        check_minority("UniformSets", "byzantine", self.byzantine, self.n)
 
     def draw(self, key: Key[Array, ""], count: int) -> Bool[Array, "count n"]:
         order = jnp.argsort(jax.random.uniform(key, (count, self.n)), axis=1)

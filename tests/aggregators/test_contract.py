@@ -492,6 +492,18 @@ def test_scale_equivariance_together_with_the_parameter(name):
     close(run(in_new_units(rule, 100), 100 * x).update / 100, run(rule, x).update)
 
 
+@each(RULES.keys() - MODEL - {"signguard", "signguard_sim", "signguard_dist"})
+def test_rules_are_odd(name):
+    """No direction is preferred: F(-U) = -F(U), where the server's own update is turned, too.
+
+    Not of rules that evaluate the model, nor of SignGuard, whose mean shift takes points in an
+    order of their coordinates, the shares of positive signs first.
+    """
+    rule, x = RULES[name], draw(seed=5)
+    turned = run(rule, -x, context=given(root_update=-SERVER["root_update"])).update
+    close(-turned, run(rule, x).update, rtol=1e-5, atol=1e-5)
+
+
 @each(those("translation_equivariant"))
 def test_translation_equivariance(name):
     x, shift = draw(), 50 * draw(1, seed=3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxfl import data as sources
-from jaxfl.data import text
+from jaxfl.data import IID, text
 
 TRAIN = [
     (3, "Oil, up", 'He said: "oil is UP"'),
@@ -101,6 +101,7 @@ def test_public_texts_are_no_clients(folder):
     np.testing.assert_array_equal(dataset.inputs, [[3, 1, 0, 0]])
     assert dataset.labels.tolist() == [3]
     assert dataset.name == "ag_news without 2 public texts"
+    assert dataset.split(IID(), 1).public == 2
     public = sources.public_ag_news(2, length=4, data_dir=folder)
     want = [["oil", "up", "he", "said"], ["öl", "teuer", "oil", "oil"]]
     np.testing.assert_array_equal(public, [[ids[word] for word in row] for row in want])

@@ -6,17 +6,19 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
 import jaxfl
-from benchmarks import headline
 from jaxfl import robustness
+from jaxfl.cli import app
 from jaxfl.experiments import schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.kept import keep
-from jaxfl.experiments.over_sets import Standing, pairs, standings, summary_of
+from jaxfl.experiments.kept import keep, read_kept
+from jaxfl.experiments.over_sets import Outcome, Standing, outcomes, pairs, standings, summary_of
 from jaxfl.experiments.runner import run_experiment
-from jaxfl.report.over_sets import write_over_sets
+from jaxfl.report.over_sets import tables, write_over_sets
+from jaxfl.report.replications import replications_page
 
 LAW = {"name": "independent_honesty", "probabilities": [0.9, 0.5], "label": "halves"}
 SETS = 6
@@ -131,7 +133,7 @@ def test_results_are_read_back_and_written(ran, tmp_path):
     assert float(values["accuracy_expected_value"]) == pytest.approx(results[0].finals.mean(), 1e-5)
     assert float(values["accuracy_worst"]) == pytest.approx(results[0].finals.min(), 1e-5)
     assert float(values["loss_worst"]) == pytest.approx(results[0].losses.max(), 1e-5)
-    (found,) = standings(again).values()
+    (found,) = standings(outcomes(again)).values()
     text = (tmp_path / "honest_sets.md").read_text()
     assert f"| 1 | {found[0].rule} |" in text
     assert len((tmp_path / "honest_pairs.csv").read_text().splitlines()) == 2
@@ -158,10 +160,7 @@ def test_pairs_by_scipy():
     shared = rng.normal(size=40)
     values = {"a": shared, "b": shared - 0.2 + 0.1 * rng.normal(size=40), "c": shared - 0.01}
     found = pairs(
-        [
-            Standing(rule, "", x, summary_of(x, high_is_bad=False), 1, 1, x.min())
-            for rule, x in values.items()
-        ]
+        [Standing(rule, Outcome.of({}, x, x), 1, 1, x.min()) for rule, x in values.items()]
     )
     assert [(p.rule, p.than) for p in found] == [("a", "b"), ("a", "c"), ("b", "c")]
     tests = [stats.ttest_rel(values[p.rule], values[p.than]) for p in found]
@@ -216,18 +215,42 @@ def test_mistakes(changes, message):
         schema.parse("x", changes)
 
 
-def test_what_is_kept_of_a_run_is_judged_as_the_run_is(ran, tmp_path):
-    """By ``benchmarks.headline``; accuracies are kept to six digits."""
-    path, _ = ran
-    keep(path, tmp_path / "kept")
-    _, whole, _ = headline.read(path)
-    _, kept, size = headline.read(tmp_path / "kept")
-    assert size == "2 of 2 cells kept"
-    assert whole.keys() == kept.keys()
-    for labels, found in whole.items():
-        for one, other in zip(found, kept[labels], strict=True):
-            assert (one.rule, one.attack, one.place) == (other.rule, other.attack, other.place)
-            np.testing.assert_allclose(one.accuracies, other.accuracies, atol=1e-6)
+def test_what_is_kept_of_a_run_is_compared_as_the_run_is(ran, tmp_path):
+    """Numbers are kept to six digits."""
+    path, results = ran
+    keep(path, tmp_path / "results" / "kept")
+    kept = read_kept(tmp_path / "results" / "kept")
+    for mine, theirs in zip(outcomes(results), kept.outcomes, strict=True):
+        assert mine.labels == theirs.labels
+        np.testing.assert_allclose(mine.accuracies, theirs.accuracies, atol=1e-6)
+        np.testing.assert_allclose(mine.losses, theirs.losses, atol=1e-6)
+    page = replications_page(tmp_path / "results")
+    for heading, lines in tables(kept.experiment, outcomes(results)):
+        assert f"#### {heading}\n" in page
+        assert all(f"| {' | '.join(line)} |" in page for line in lines)
+    headings = [heading for heading, _ in tables(kept.experiment, kept.outcomes)]
+    assert headings == ["halves", "halves: losses"], "both have the same worst set: no tau"
+    assert f"4 rounds, {SETS} honest sets" in page
+    shown = CliRunner().invoke(app, ["reproduce", "kept", "--results", str(tmp_path / "results")])
+    assert shown.exit_code == 0, shown.output
+    assert "behind the first" in shown.output
+    assert "expected loss" in shown.output
+
+
+def test_what_an_older_jaxfl_kept_has_no_losses(ran, tmp_path):
+    path, results = ran
+    keep(path, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    lines[1]["losses"][2] = None  # diverged
+    old = [{k: v for k, v in line.items() if k != "losses"} for line in lines]
+    (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    _, lost = read_kept(tmp_path).outcomes
+    assert lost.loss.worst == np.inf
+    (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, old)))
+    kept = read_kept(tmp_path)
+    assert [outcome.loss for outcome in kept.outcomes] == [None, None]
+    (only,) = tables(kept.experiment, kept.outcomes)
+    assert only == tables(kept.experiment, outcomes(results))[0]
 
 
 def test_a_training_objective_is_learned_of_the_law():

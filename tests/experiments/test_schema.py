@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from jaxfl.experiments import running, schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import check, not_applicable, run_experiment
+from jaxfl.experiments.written import as_toml
 
 SMALL = {
     "rounds": 4,
@@ -330,6 +332,19 @@ def test_an_attack_on_the_root_update_applies_where_there_is_one():
     reasons = [not_applicable(cell) for cell in schema.parse("x", table).cells]
     assert reasons[0] is None
     assert "works against a defence with an update of the server's own" in str(reasons[1])
+
+
+def test_what_is_written_of_an_experiment_numbers_its_cells_alike():
+    """A run's log names cells by number: an axis of long tables must stay where it is."""
+    for name in schema.packaged():
+        table = schema.read(schema.packaged_file(name))
+        again = tomllib.loads(as_toml(table))
+        assert again == table
+        for grid in schema.GRIDS:
+            assert list(again.get(grid, {})) == list(table.get(grid, {})), name
+    laws = [{"name": "independent_honesty", "probabilities": [p] * 20} for p in (0.9, 0.8)]
+    moved = tomllib.loads(tomli_w.dumps({"sweep": {"law": laws, "rule": ["mean"]}}))
+    assert list(moved["sweep"]) == ["rule", "law"], "the case that is tested"
 
 
 def test_the_quickstart_is_the_grid_it_says_it_is():

@@ -210,6 +210,23 @@ def test_what_does_not_fit(make, text):
         make()
 
 
+def test_a_base_of_texts_that_clients_have_is_refused(monkeypatch):
+    """Before the base is trained, whichever way the numbers differ."""
+    monkeypatch.setattr(PublicTexts, "weights", lambda *_: {})
+    model = ADAPTED.replace(base=PublicTexts(texts=15_000))
+    texts = np.ones((4, T), np.int32)
+    labels = np.arange(4) % CLASSES
+
+    def planned(public):
+        dataset = jaxfl.data.Dataset("texts", texts, labels, texts, labels, CLASSES, public=public)
+        return jaxfl.make_plan(jaxfl.Federation(), dataset.split(IID(), 2), model)
+
+    assert planned(15_000).spec.population == 2
+    for public in (0, 14_000):
+        with pytest.raises(ValueError, match=rf"data.public = 15000, .* words; got {public}$"):
+            planned(public)
+
+
 @pytest.mark.slow
 def test_a_base_tells_topics_apart():
     """Texts of two topics, each with words of its own, some of them short."""

@@ -186,7 +186,7 @@ BLIND = [
     if cls.example(1).permutation_equivariant
     and not cls.example(1).needs_root
     and not cls.example(1).makes_inputs
-    and name not in {"oracle", "foolsgold", "byzantine_sgd", "zeno", "loss_rejection"}
+    and name not in {"oracle", "zeno", "loss_rejection"}
 ]
 
 

@@ -198,6 +198,31 @@ def test_the_copula_has_the_marginals_asked_for():
     np.testing.assert_allclose(drawn.mean(axis=0), kept.mean(axis=0), atol=0.02)
 
 
+def on_a_ring(n, coupling, external, most):
+    """``P(at most so many Byzantine)`` of an Ising ring, by its transfer matrix."""
+    total = np.zeros(n + 1)
+    for first in (1, -1):
+        ways = {first: np.eye(n + 1)[int(first < 0)] * np.exp(external * first)}
+        for _ in range(n - 1):
+            ways = {
+                s: np.exp(external * s)
+                * sum(np.roll(w, int(s < 0)) * np.exp(coupling * s * b) for b, w in ways.items())
+                for s in (1, -1)
+            }
+        total += sum(w * np.exp(coupling * s * first) for s, w in ways.items())
+    return total[: most + 1].sum() / total.sum()
+
+
+@pytest.mark.slow
+def test_a_rare_budget_beyond_enumeration():
+    """4e-4 of all sets keep it: that takes several splits."""
+    of_many, of_few = (Ising(graph=ring(n), coupling=0.3, external=-0.5) for n in (24, 12))
+    exact, moments = on_a_ring(24, 0.3, -0.5, 11), of_many.moments(samples=256)
+    assert exact < 1e-3
+    assert abs(moments.acceptance / exact - 1) < 0.3
+    assert of_few.moments().acceptance == pytest.approx(on_a_ring(12, 0.3, -0.5, 5))
+
+
 def test_laws_beyond_enumeration():
     """The larger sizes have exact moments where there is a formula, and estimates elsewhere."""
     p = np.linspace(0.6, 0.99, 40)
@@ -207,7 +232,8 @@ def test_laws_beyond_enumeration():
     law = Ising(graph=ring(24), coupling=0.3, external=0.4)
     moments = law.moments(samples=2_000)
     assert moments.errors is not None
-    assert np.isnan(moments.acceptance)
+    found = (moments.acceptance - on_a_ring(24, 0.3, 0.4, 11)) / moments.errors.acceptance
+    assert abs(found) < 5
     spread = np.ptp(moments.honesty) / moments.errors.honesty.max()
     assert spread < 8  # all clients of the ring are alike
     with pytest.raises(ValueError, match=r"Ising: sets are enumerated for n <= 20 .* n = 24"):
@@ -270,18 +296,25 @@ BAD = [
         "probabilities must be .*at most 1; got",
     ),
     (lambda: IndependentHonesty(probabilities=0.5), "one number per client; got shape"),
-    (lambda: IndependentHonesty(probabilities=[0.9] * 4, budget=2), "budget must be below n / 2"),
+    (
+        lambda: IndependentHonesty(probabilities=[0.9] * 4, budget=2),
+        r"budget must be below n / 2.*S = \[0, 1\] and S' = \[2, 3\] are honest sets and disjoint",
+    ),
     (
         lambda: IndependentHonesty(probabilities=[1e-4] * 5),
         "Byzantine.* probability of 1e-06 .* got",
     ),
-    (lambda: UniformSets(n=4, byzantine=2), "byzantine must be below n / 2"),
+    (
+        lambda: UniformSets(n=5, byzantine=3),
+        r"byzantine must be below n / 2.*S = \[0, 1\] and S' = \[3, 4\] are honest",
+    ),
     (lambda: UniformSets(n=4, byzantine=-1), "byzantine must be at least 0"),
     (lambda: Ising(graph=[[0, 1], [0, 0]]), "Ising: graph must be symmetric"),
     (lambda: Ising(graph=np.zeros((2, 3))), "Ising: graph must be a matrix .*shape \\(2, 3\\)"),
     (lambda: Ising(graph=ring(5), external=[0.1] * 4), "external must be one number or 5 of them"),
     (lambda: Ising(graph=ring(5), external=-20.0), "probability of 1e-06 or more"),
-    (lambda: Ising(graph=ring(6), budget=3), "budget must be below n / 2"),
+    (lambda: Ising(graph=ring(24), external=-20.0), "probability of 1e-06 or more; got 0"),
+    (lambda: Ising(graph=ring(40), budget=20), r"\[0, 1, ..., 18, 19\] and S' = \[20, 21, ..., 38"),
     (lambda: GaussianCopula(graph=ring(5), probabilities=[0.5] * 4), "one number or 5 of them"),
     (lambda: GaussianCopula(graph=ring(5), probabilities=-0.1), "probabilities must be at least 0"),
     (lambda: GaussianCopula(graph=ring(5), probabilities=0.5).support(), "no formula"),
