@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, field
-from jaxfl.numerics import rows
+from jaxfl.numerics import columns, rows
 from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.types import State
 
@@ -41,9 +41,8 @@ class FangTrim(InformedAttack):
         dtype = rows.accumulator(view.updates.dtype)
         if self.knowledge == FULL:
             sign = jnp.sign(mean_of_known(view.updates, view.honest | view.own))
-            honest, reach = view.honest[:, None], jnp.asarray(self.reach, dtype)
-            least = jnp.min(view.updates, axis=0, initial=jnp.inf, where=honest).astype(dtype)
-            most = jnp.max(view.updates, axis=0, initial=-jnp.inf, where=honest).astype(dtype)
+            reach = jnp.asarray(self.reach, dtype)
+            least, most = extremes(view.updates, view.honest).astype(dtype)
             below = jnp.where(least > 0, least / reach, least * reach)
             above = jnp.where(most > 0, most * reach, most / reach)
             low, high = jnp.where(sign > 0, below, most), jnp.where(sign > 0, least, above)
@@ -57,6 +56,17 @@ class FangTrim(InformedAttack):
         share = jax.random.uniform(view.key, shape, dtype)
         drawn = low[None] + share * (high - low)[None]
         return jnp.where(anyone & (sign != 0)[None], drawn, 0), state
+
+
+def extremes(updates: Float[Array, "n d"], known: Bool[Array, " n"]) -> Float[Array, "2 d"]:
+    """The smallest and the largest of each column of the known rows; infinite if there are none."""
+
+    def of(block: Array) -> Array:
+        inside = {"axis": 0, "where": known[:, None]}
+        least = jnp.min(block, initial=jnp.inf, **inside)
+        return jnp.stack([least, jnp.max(block, initial=-jnp.inf, **inside)])
+
+    return columns.map_columns(of, updates, width=rows.WIDTH)
 
 
 class FangKrum(InformedAttack):

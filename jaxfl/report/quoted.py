@@ -62,7 +62,8 @@ def _lines(kept: Kept, across: str, options: Sequence[str]) -> list[list[str]]:
 
 
 def _row(cell: Cell, across: str) -> str:
-    return " / ".join(named(axis, value) for axis, value in cell.labels.items() if axis != across)
+    rest = [named(axis, value) for axis, value in cell.labels.items() if axis != across]
+    return " / ".join(rest) or "test accuracy"
 
 
 def _entry(cell: Cell, options: Sequence[str]) -> str:

@@ -235,7 +235,7 @@ def test_a_run_goes_on_with_other_processes_than_it_began_with(whole, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (8, 3)])
 def test_a_killed_run_goes_on_with_another_number_of_devices(whole, tmp_path, before, after):
     words = ("--out", "run", "--quiet", "--set", RIGHT, "--devices")
     process = start(tmp_path, *words, str(before), devices=before)
