@@ -18,19 +18,24 @@ def checked_seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
     return [seed_of(seed) for seed in seeds]
 
 
-def checked_honest(honest: Any, runs: int, clients: int, most: int) -> np.ndarray:
-    """Masks of the honest clients of every run, or one clear error."""
+def checked_honest(honest: Any, runs: int, clients: int, most: Sequence[int]) -> np.ndarray:
+    """Masks of the honest clients of every run, or one clear error.
+
+    ``most`` clients are left out by each run, or by all where it is one number.
+    """
     sets = np.asarray(honest)
     if sets.shape != (runs, clients) or sets.dtype != bool:
         raise ValueError(
             f"honest must be masks [{runs}, {clients}], one of all clients for each seed; got "
             f"shape {sets.shape} of {sets.dtype}"
         )
-    left = int((~sets).sum(axis=1).max())
-    if left > most:
-        raise ValueError(
-            f"byzantine must be at least {left}, as many as honest leaves out; got {most}"
-        )
+    for left, allowed in zip(
+        (~sets).sum(axis=1), np.broadcast_to(np.asarray(most), runs), strict=True
+    ):
+        if left > allowed:
+            raise ValueError(
+                f"byzantine must be at least {left}, as many as honest leaves out; got {allowed}"
+            )
     return sets
 
 

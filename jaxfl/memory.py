@@ -134,10 +134,12 @@ def fitting(
     runs: int = 1,
     devices: int = 1,
     chosen: bool = False,
+    turns: bool = False,
 ) -> Plan:
     """The plan, with fewer clients at once where memory asks for it and the user did not choose.
 
-    Where that does not help, several runs take turns, half as many at once and so on down to one.
+    Where that does not help, several runs may take ``turns``: a half of them at once, or a smaller
+    part that leaves no remainder, which would be compiled a second time.
     Nothing is traced where a generous bound fits, or where the updates alone do not.
 
     Raises:
@@ -147,10 +149,10 @@ def fitting(
     if available is None:
         return plan
     tried = functools.partial(_fitting, federation, data, available, runs, devices, chosen)
-    found, together = tried(plan), runs
-    while isinstance(found, str) and together > 1:
-        together //= 2
-        found = tried(dataclasses.replace(plan, together=together))
+    found = tried(plan)
+    parts = [n for n in range(runs // 2, 0, -1) if runs % n == 0] if turns else []
+    while isinstance(found, str) and parts:
+        found = tried(dataclasses.replace(plan, together=parts.pop(0)))
     if isinstance(found, str):
         raise ValueError(found)
     return found
@@ -206,7 +208,8 @@ def _least(
 def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, available: int) -> str:
     """Why a run does not fit, with the numbers, and what would help most."""
     spec = plan.spec
-    times = f" times {runs} runs, {plan.together or runs} at once," if runs > 1 else ""
+    at_once = f" {plan.together} at once," if plan.together else ""
+    times = f" times {runs} runs,{at_once}" if runs > 1 else ""
     parts = {
         f"updates of {spec.cohort:,} clients": needed.updates,
         f"what {type(federation.algorithm).__name__} keeps for {spec.population:,} clients": (

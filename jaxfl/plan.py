@@ -33,11 +33,13 @@ def make_plan(
     client_chunk: int | None = None,
     runs: int = 1,
     storage: str = AUTOMATIC,
+    turns: bool = False,
 ) -> Plan:
     """Sizes and choices that shape the program, after checking that the parts fit together.
 
     ``runs`` is how many runs are vmapped together: they share the memory there is. Where the
-    chunk that suits the device does not fit, a smaller one is taken.
+    chunk that suits the device does not fit, a smaller one is taken; and where none does, and they
+    may take ``turns``, as those of a ``Simulation`` do, the plan says how many are together.
     ``storage`` is where a round has its updates, one of ``STORAGES``. ``"auto"`` streams those
     that take more than an eighth of the device's memory, and those above 256 MiB that are read
     once only, where rule and attack allow it; else it holds the matrix.
@@ -69,6 +71,7 @@ def make_plan(
         runs=runs,
         devices=len(data.inputs.devices()) if isinstance(data.inputs, jax.Array) else 1,
         chosen=client_chunk is not None,
+        turns=turns,
     )
 
 

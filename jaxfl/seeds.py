@@ -47,7 +47,9 @@ def over_seeds(
         if plan.together is None:
             return jax.vmap(one_seed, in_axes=axes)(*given)
         one = functools.partial(_in_turn, one_seed, axes, given)
-        return jax.lax.map(one, jnp.arange(state.byzantine.shape[0]), batch_size=plan.together)
+        # One at a time without a vmap, in which every branch of a run's own would be computed.
+        size = plan.together if plan.together > 1 else None
+        return jax.lax.map(one, jnp.arange(state.byzantine.shape[0]), batch_size=size)
 
     return compile_or_load(
         all_seeds if several else one_seed,

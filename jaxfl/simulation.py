@@ -115,6 +115,7 @@ class Simulation:
             client_chunk=client_chunk,
             runs=len(seeds),
             storage=storage,
+            turns=True,
         )
         self.plan = dataclasses.replace(plan, signs=truth(signs, "signs"))
         for part in parts[1:]:
@@ -141,7 +142,7 @@ class Simulation:
         else:
             state = init(parts[0], attackers[0], seeds[0])
         if honest is not None:
-            sets = checked_honest(honest, len(seeds), self.data.clients, parts[0].byzantine)
+            sets = checked_honest(honest, len(seeds), self.data.clients, attackers)
             state = state.replace(byzantine=jnp.asarray(~sets if self.several else ~sets[0]))
         self.state: FederationState = copy_to(apart(state), devices)
         if any(map(has_own_code, parts)):

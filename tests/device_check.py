@@ -1,12 +1,15 @@
 """One device against eight, by both ways: run by test_devices.py with the names of checks."""
 
+import dataclasses
 import re
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 from helpers import NEW, Every, every_rule
 
+import jaxfl.simulation
 from jaxfl import (
     ALIE,
     NNM,
@@ -40,6 +43,7 @@ from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.models import Softmax
 from jaxfl.numerics.gram import inner_products
+from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, NoPrivacy, QuantileClip
 from jaxfl.privacy.base import Privacy
 from jaxfl.registry import ATTACKS, REGISTRY
@@ -212,6 +216,23 @@ def stream() -> None:
     """Updates that are never all held, by both ways."""
     streaming = BASE.replace(aggregator=NormClipping())
     check("stream", streaming, storage="stream", client_chunk=2)
+
+
+def turns() -> None:
+    """Runs that take turns on several devices are those at once on one."""
+    given: Any = {"federation": BASE, "data": DATA, "model": Softmax(), "seeds": (1, 2, 3)}
+    once = Simulation(**given).run(ROUNDS)
+
+    def in_turn(*arguments, **settings):
+        return dataclasses.replace(make_plan(*arguments, **settings), together=1)
+
+    jaxfl.simulation.make_plan = in_turn
+    for way in WAYS:
+        history = Simulation(**given, devices=jax.devices(), way=way).run(ROUNDS)
+        np.testing.assert_allclose(
+            history.state.params, once.state.params, rtol=1e-4, atol=1e-5, err_msg=way
+        )
+        print("turns:", way, flush=True)
 
 
 def traffic() -> None:

@@ -101,6 +101,11 @@ def test_eight_devices_give_what_one_gives(part):
         assert same["pmap"] == same["shard_map"]
 
 
+@pytest.mark.slow
+def test_runs_take_turns_on_several_devices():
+    assert run_script("device_check.py", "turns", flags=EIGHT).count("turns:") == 2
+
+
 @pytest.mark.default_compiler
 def test_updates_move_in_one_all_to_all():
     output = run_script("device_check.py", "traffic", flags=EIGHT)

@@ -20,7 +20,8 @@ class InformedAttack(Attack):
     """An attack on messages that starts from what it knows of the others' updates. Abstract.
 
     With ``knowledge="full"`` they know all honest updates of the round, with ``"partial"`` only
-    what they would send themselves if they were honest.
+    what they would send themselves if they were honest. Attacks by means and deviations may also
+    reckon with ``"everybody"``, both of these.
 
     >>> jaxfl.IPM(knowledge="partial").threat_model
     ('its messages', 'its own updates')

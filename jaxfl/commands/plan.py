@@ -1,5 +1,6 @@
 """``jaxfl plan``: what an experiment would need, before it runs."""
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxfl.data import FederatedData
 from jaxfl.devices import memory_of_device
 from jaxfl.experiments import schema
 from jaxfl.experiments.cells import Cell, Datasets
+from jaxfl.experiments.groups import of_any_number
 from jaxfl.experiments.limits import Shapes, check_data, suited
 from jaxfl.experiments.runner import check, not_applicable
 from jaxfl.federation import Federation
@@ -35,7 +37,7 @@ def plan(
     refused = []
     for cells, federation, found, data in watched(programs(experiment), "programs"):
         needed, found, reason = answer(cells[0], federation, found, data)
-        table.add_row(label(cells), *row(needed, found, fits=reason is None))
+        table.add_row(label(cells), *row(needed, found, len(cells[0].runs), fits=reason is None))
         refused += [f"{label(cells)}: {reason}"] if reason else []
     console.print(table)
     left = "unknown" if available is None else amount(available)
@@ -57,7 +59,10 @@ def programs(
         data = shapes.of(cell, datasets.of(cell))
         federation, plan_of_cell = suited(cell, data)
         sizes = tuple(jax.tree.map(lambda x: (x.shape, x.dtype), jax.tree.leaves(data)))
-        program: Any = jax.tree.structure(federation), plan_of_cell, sizes, len(cell.runs)
+        spec = dataclasses.replace(plan_of_cell.spec, max_byzantine=0)
+        planned = dataclasses.replace(plan_of_cell, spec=spec)
+        parts = jax.tree.structure(of_any_number(cell))
+        program: Any = parts, planned, sizes, len(cell.runs)
         found.setdefault(program, ([], federation, plan_of_cell, data))[0].append(cell)
     return list(found.values())
 
@@ -69,7 +74,9 @@ def answer(
     runs, devices, reason = len(cell.runs), len(cell.placed or [0]), None
     chosen = cell.client_chunk is not None
     try:
-        found = fitting(federation, found, data, runs=runs, devices=devices, chosen=chosen)
+        found = fitting(
+            federation, found, data, runs=runs, devices=devices, chosen=chosen, turns=True
+        )
     except ValueError as error:
         reason = str(error)
     return estimate(federation, found, data, runs=runs, devices=devices), found, reason
@@ -81,8 +88,9 @@ def label(cells: list[Cell]) -> str:
     return first if len(cells) == 1 else f"{first} and {len(cells) - 1} more"
 
 
-def row(needed: Estimate, found: Plan, *, fits: bool) -> list[str]:
+def row(needed: Estimate, found: Plan, runs: int, *, fits: bool) -> list[str]:
     """The entries of ``COLUMNS``."""
+    turns = f", {found.together} of {runs} runs at once" if found.together else ""
     sizes = (needed.data, needed.memories, needed.state, needed.updates, needed.work, needed.peak)
     entries = [f"{found.spec.cohort:,}", str(found.chunk), *map(amount, sizes)]
-    return [*entries, "fits" if fits else "does not fit"]
+    return [*entries, f"fits{turns}" if fits else "does not fit"]

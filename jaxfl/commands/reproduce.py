@@ -24,6 +24,7 @@ from jaxfl.experiments.reported import (
     available,
     compared,
     read_reported,
+    unpaired,
 )
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import (
@@ -83,15 +84,23 @@ def reproduce(
     folders = _folders(results)
     full = folder_name(name, scale or (REDUCED if reduced else None))
     at = next((path for path in (f / full for f in folders) if is_kept(path)), folders[0] / full)
-    kept = read_kept(at) if is_kept(at) else None
+    schema.importable([str(Path.cwd())])
+    kept, unreadable = None, None
+    try:
+        kept = read_kept(at) if is_kept(at) else None
+    except ValueError as error:
+        unreadable = error
     enough = kept is not None and (kept.whole if run else kept.was_whole)
     smaller, damaged = ([], []) if enough or run or full != name else whole_scales(folders, name)
+    if unreadable is not None and not smaller:
+        raise unreadable
     if smaller:
         here = "none" if kept is None else len(kept.cells)
+        damaged += kept.damaged if kept is not None else []
         at, *others = smaller
         also = f"; also kept: {', '.join(map(_option, others))}" if others else ""
         say(console, f"Shown: {at}{also}. Of {name} {here} of the cells kept; --run runs the rest")
-    elif settings or not enough:
+    elif settings or (scale and reduced) or not enough:
         experiment = _asked(name, scale, settings or [], kept, at, reduced=reduced)
         if kept is not None:
             kept.check_same(experiment.table, at)
@@ -101,7 +110,7 @@ def reproduce(
     pairs = _show(at, kept, read_reported(name) if name in available() else [], console)
     if write is not None:
         beside_theirs = [(reported.metric, cell) for reported, found in pairs for cell in found]
-        as_csv(write, beside_theirs or alone(kept))
+        as_csv(write, [*beside_theirs, *alone(unpaired(kept, pairs))])
     end_with([*damaged, *kept.damaged])
 
 
@@ -132,7 +141,7 @@ def _show(
             console.print(as_table(marked, kept, what, caption))
         for line in verdict(reported, kept, found):
             say(console, line)
-    for lines, caption in own(kept, beside=bool(pairs)):
+    for lines, caption in own(kept, pairs):
         escaped = [list(map(escape, line)) for line in lines]
         console.print(as_table(escaped, kept, caption=escape(caption)))
     if over_sets.has_sets(kept.experiment):
@@ -162,7 +171,8 @@ def _asked(
         return dataclasses.replace(experiment, title=title, table=table)
     if kept is None:
         raise ValueError(f"{at} is not kept: --set says what it changes")
-    return schema.parse(name, kept.table)
+    modules = (str(Path.cwd()),)  # where classes of one's own were found, if there are any
+    return dataclasses.replace(schema.parse(name, kept.table), modules=modules)
 
 
 def _run_what_is_missing(

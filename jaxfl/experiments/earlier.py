@@ -26,6 +26,14 @@ def table_of(experiment: Experiment) -> bytes:
     return as_toml(experiment.table).encode()
 
 
+def told_anew(path: Path, experiment: Experiment) -> bytes:
+    """The folder's file with the title and the claims that the experiment has now."""
+    there = read(path / "experiment.toml")
+    kept = {key: value for key, value in there.items() if key not in SAID}
+    said = {key: experiment.table[key] for key in SAID if key in experiment.table}
+    return as_toml(kept | said).encode()
+
+
 def progress_of(path: Path, experiment: Experiment, *, resume: bool) -> Progress | None:
     """How far the run in the folder is; None where nothing is there to be lost.
 

@@ -29,7 +29,7 @@ import filelock
 
 from jaxfl.experiments import checkpoint
 from jaxfl.experiments.commit import Progress
-from jaxfl.experiments.earlier import OWN, RESULTS, WAYS_OUT, progress_of, table_of
+from jaxfl.experiments.earlier import OWN, RESULTS, WAYS_OUT, progress_of, table_of, told_anew
 from jaxfl.experiments.environment import describe, note_resumed
 from jaxfl.experiments.log import Line, encode, length_before, read_log
 from jaxfl.experiments.schema import Experiment
@@ -229,6 +229,8 @@ class RunFolder:
                 )
             self.progress = known
             self._tidy()
+            if not finished:
+                write_aside(self.path / "experiment.toml", told_anew(self.path, self.experiment))
             log = self.path / "rounds.jsonl"
             self.lines = read_log(log, known.log_bytes, known.log_digest)
             self._open_log(known.log_bytes)

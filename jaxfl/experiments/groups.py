@@ -10,6 +10,7 @@ import numpy as np
 from jaxfl.data import Dataset
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.limits import messages_of
+from jaxfl.federation import Federation
 from jaxfl.given import countless
 
 MOST_BYTES = 2**24
@@ -79,12 +80,17 @@ def grouped(
     return groups
 
 
-def _program(cell: Cell) -> Any:
-    """Equal for cells whose program is the same."""
+def of_any_number(cell: Cell) -> Federation:
+    """A cell's parts, equal for cells whose program differs in the number of attackers alone."""
     federation = cell.federation
     if countless(federation) and cell.honesty is None:
-        federation = federation.replace(byzantine=1)
-    leaves, structure = jax.tree.flatten(federation)
+        return federation.replace(byzantine=1)
+    return federation
+
+
+def _program(cell: Cell) -> Any:
+    """Equal for cells whose program is the same."""
+    leaves, structure = jax.tree.flatten(of_any_number(cell))
     kinds = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in leaves)
     # The parts themselves, as those of two classes of one name print alike.
     others = {f.name for f in dataclasses.fields(cell)} - {"labels", "federations", "data"}

@@ -24,6 +24,7 @@ from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.conclusions import conclude, settled
 from jaxfl.experiments.difference import SAID, differences
 from jaxfl.experiments.finished import read_done
+from jaxfl.experiments.labels import named
 from jaxfl.experiments.over_sets import Outcome
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment, parse, read
@@ -63,7 +64,8 @@ class Cell:
     @property
     def place(self) -> tuple[str, str]:
         """Row and column in a table of ours: attacks across where they are swept, the rest down."""
-        rest = " / ".join(value for axis, value in self.labels.items() if axis != "attack")
+        labels = self.labels.items()
+        rest = " / ".join(named(axis, value) for axis, value in labels if axis != "attack")
         return rest or "-", self.labels.get("attack", "accuracy")
 
 

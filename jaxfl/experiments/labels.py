@@ -34,3 +34,12 @@ def describe(component: Component, *, with_f: bool = False) -> str:
             shown.append(f"{field.name} {number}")
     name = "No attack" if type(component).__name__ == "NoAttack" else type(component).__name__
     return f"{name} ({', '.join(shown)})" if shown else name
+
+
+def named(axis: str, label: str) -> str:
+    """A label that says what it is of where it is a bare number."""
+    try:
+        float(label)
+    except ValueError:
+        return label
+    return f"{axis.split('.')[-1]} {label}"

@@ -96,6 +96,7 @@ def check_memory(cell: Cell, data: FederatedData) -> None:
         runs=len(cell.runs),
         devices=len(cell.placed or [0]),
         chosen=cell.client_chunk is not None,
+        turns=True,
     )
 
 

@@ -100,6 +100,17 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
     return found
 
 
+def unpaired(kept: Kept, pairs: Sequence[tuple[Reported, Sequence[Compared]]]) -> Kept:
+    """What is kept without the cells that stand beside a paper's numbers."""
+    beside = [
+        dict(zip(reported.axes, (cell.row, cell.column), strict=True)).items()
+        for reported, found in pairs
+        for cell in found
+    ]
+    left = [c for c in kept.cells if not any(labels <= c.labels.items() for labels in beside)]
+    return dataclasses.replace(kept, cells=left)
+
+
 def alone(kept: Kept) -> list[tuple[str, Compared]]:
     """Every number of ours by its metric, with nobody's beside it."""
     found = [

@@ -51,7 +51,7 @@ def whole_scales(folders: Sequence[Path], experiment: str) -> tuple[list[Path], 
       their folders, of those of one name the first; what is said of others that cannot be read.
     """
     found: dict[str, tuple[int, Path]] = {}
-    damaged = []
+    damaged: dict[str, str] = {}
     for path in (cells.parent for folder in folders for cells in folder.glob("*/cells.jsonl")):
         if scale_of(path)[0] != experiment or path.name in found:
             continue
@@ -60,6 +60,7 @@ def whole_scales(folders: Sequence[Path], experiment: str) -> tuple[list[Path], 
             if kept.was_whole:
                 found[path.name] = kept.rounds, path
         except ValueError as error:
-            damaged.append(str(error))
+            said = str(error)
+            damaged[path.name] = said if str(path) in said else f"{path}: {said}"
     ordered = sorted(found.values(), key=lambda item: item[0], reverse=True)
-    return [path for _, path in ordered], damaged
+    return [path for _, path in ordered], list(damaged.values())

@@ -9,6 +9,7 @@ from rich.table import Table
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.report.grid import pivot
+from jaxfl.report.markdown import as_markdown
 
 CAPTION = (
     "Success of the backdoor in % after the last round, mean over seeds; then, where its attackers "
@@ -59,8 +60,5 @@ def backdoor_table(experiment: Experiment, results: Sequence[Result]) -> Table |
 
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     """``entries`` as a Markdown table; empty where there are none."""
-    header, *lines = entries(experiment, results) or [[]]
-    if not lines:
-        return ""
-    body = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
-    return f"\n{body}\n\n{CAPTION}\n"
+    lines = entries(experiment, results)
+    return f"\n{as_markdown(lines)}\n\n{CAPTION}\n" if lines else ""

@@ -14,6 +14,7 @@ from jaxfl.aggregators import Aggregator, PerLayer, Pipeline, PreAggregator
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.component import Component
 from jaxfl.registry import ATTACKS, REGISTRY, unknown
+from jaxfl.report.markdown import as_markdown
 from jaxfl.types import Spec
 
 WIDTH = 80
@@ -81,23 +82,23 @@ def memory(cls: type[Aggregator]) -> str:
 
 def rules_table() -> str:
     """Every rule and pre-aggregator in Markdown: name, needs, cost, memory, paper."""
-    lines = [("rule", "needs", "cost", "memory", "paper"), ("---",) * 5]
+    lines = [("rule", "needs", "cost", "memory", "paper")]
     for name, cls in {**REGISTRY[Aggregator], **REGISTRY[PreAggregator]}.items():
         remembered = memory(cls) if issubclass(cls, Aggregator) else "none"
         title = f"`{cls.__name__}` ({name})"
         needs, cost = sentence(cls, "Needs"), sentence(cls, "Cost:")
         lines.append((title, needs, cost, remembered, paper(cls)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines)
 
 
 def attacks_table() -> str:
     """Every attack in Markdown: name, threat model, what it does, paper."""
-    lines = [("attack", "controls", "knows", "does", "paper"), ("---",) * 5]
+    lines: list[tuple[str, ...]] = [("attack", "controls", "knows", "does", "paper")]
     for name, cls in ATTACKS.items():
         does = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
         cells = (f"`{cls.__name__}` ({name})", *cls.threat(), does.replace("``", "`"), paper(cls))
         lines.append(tuple(cell.replace("|", "\\|") for cell in cells))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines)
 
 
 def _kinds() -> Iterator[str]:

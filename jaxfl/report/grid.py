@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxfl.experiments.labels import named
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 
@@ -22,12 +23,3 @@ def pivot(
         columns += [column] if column not in columns else []
         cells[row, column] = result
     return rows, columns, cells
-
-
-def named(axis: str, label: str) -> str:
-    """A label that says what it is of where it is a bare number."""
-    try:
-        float(label)
-    except ValueError:
-        return label
-    return f"{axis.split('.')[-1]} {label}"

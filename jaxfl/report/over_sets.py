@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxfl.experiments.labels import named
 from jaxfl.experiments.over_sets import (
     LEVEL,
     Labels,
@@ -21,7 +22,7 @@ from jaxfl.experiments.over_sets import (
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.grid import named
+from jaxfl.report.markdown import as_markdown
 from jaxfl.robustness import Estimate
 
 FILES = ("honest_sets.csv", "honest_pairs.csv", "honest_sets.md")
@@ -67,10 +68,8 @@ def tables(experiment: Experiment, found: Sequence[Outcome]) -> list[tuple[str, 
 def markdown(experiment: Experiment, found: Sequence[Outcome]) -> str:
     """``tables`` as Markdown, and what their numbers are."""
     pieces = []
-    for heading, (header, *rows) in tables(experiment, found):
-        lines = (header, ["---"] * len(header), *rows)
-        body = "\n".join(f"| {' | '.join(row)} |" for row in lines)
-        pieces.append(f"#### {heading}\n\n{body}")
+    for heading, lines in tables(experiment, found):
+        pieces.append(f"#### {heading}\n\n{as_markdown(lines)}")
     return "\n\n".join([*pieces, CAPTION]) + "\n"
 
 

@@ -15,14 +15,13 @@ import jaxfl
 from jaxfl.component import Component
 from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.findings import verdicts
-from jaxfl.experiments.labels import describe
+from jaxfl.experiments.labels import describe, named
 from jaxfl.experiments.ranking import ranked
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.experiments.written import as_toml
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
-from jaxfl.report.grid import named
 from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
 from jaxfl.report.tables import measured, privacy_statements, threats
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxfl.experiments.labels import named
 from jaxfl.experiments.results import SIGNS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.grid import named, pivot
+from jaxfl.report.grid import pivot
 
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxfl.experiments.kept import Cell, Kept, read_kept
-from jaxfl.report.grid import named
+from jaxfl.experiments.labels import named
+from jaxfl.report.markdown import as_markdown
 
 DOCUMENTS = ("README.md", "docs/studies.md")
 OPTIONS = ("deviation", "worst", "kept")
@@ -43,9 +44,7 @@ def _table(words: Sequence[str], results: Path) -> str:
     kept = read_kept(results / name)
     if any(across not in cell.labels for cell in kept.cells):
         raise ValueError(f"results {name}: the grid has no axis {across!r}")
-    lines = _lines(kept, across, options)
-    header, *body = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body))
+    return as_markdown(_lines(kept, across, options))
 
 
 def _lines(kept: Kept, across: str, options: Sequence[str]) -> list[list[str]]:

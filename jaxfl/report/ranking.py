@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from jaxfl.experiments.labels import named
 from jaxfl.experiments.ranking import Ranked, Worst
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
-from jaxfl.report.grid import named
+from jaxfl.report.markdown import as_markdown
 
 FILES = ("ranking.csv", "ranking.md")
 LEAST = 6
@@ -73,8 +74,7 @@ def ranking_table(experiment: Experiment, found: Sequence[Ranked]) -> Table:
 
 def markdown(experiment: Experiment, found: Sequence[Ranked]) -> str:
     """``entries`` as a Markdown table."""
-    rows = [HEADER, ["---"] * len(HEADER), *entries(experiment, found)]
-    body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    body = as_markdown([HEADER, *entries(experiment, found)])
     return f"### {experiment.title}\n\n{body}\n\n{CAPTION}.\n"
 
 

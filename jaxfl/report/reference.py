@@ -24,6 +24,7 @@ from jaxfl.registry import REGISTRY, name_of
 from jaxfl.report.address import write_address
 from jaxfl.report.components import attacks_table, rules_table, signature
 from jaxfl.report.keys import Rows, data_keys, file_keys, findings_keys, honesty_keys
+from jaxfl.report.markdown import as_markdown
 from jaxfl.report.public import cell, first_sentence, public_page
 from jaxfl.report.quoted import write_quoted
 from jaxfl.report.replications import replications_page, repository_results
@@ -152,9 +153,8 @@ def _keys(rows: Rows) -> str:
 
 
 def _table(rows: Any) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    lines += [(f"`{row[0]}`", *(cell(str(part or "")) for part in row[1:])) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [(f"`{row[0]}`", *(cell(str(part or "")) for part in row[1:])) for row in rows]
+    return as_markdown([COLUMNS, *lines])
 
 
 def _anchor(kind: type) -> str:

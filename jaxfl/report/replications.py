@@ -17,10 +17,12 @@ from jaxfl.experiments.reported import (
     available,
     compared,
     read_reported,
+    unpaired,
 )
 from jaxfl.experiments.scales import REDUCED, scale_of
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report import backdoors, over_sets
+from jaxfl.report.markdown import as_markdown
 
 EVERYONE = "100"
 """Percent: a rule that takes all that is sent in every cell does not choose."""
@@ -160,27 +162,34 @@ def _told(path: Path, kept: Kept) -> str:
                 lines = [
                     [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
                 ]
-                parts += [_markdown(lines), f"\n{caption}.\n"]
-    for lines, caption in own(kept, beside=any(found for _, found in pairs)):
-        parts += [_markdown(lines), f"\n{caption}\n"]
+                parts += [as_markdown(lines), f"\n{caption}.\n"]
+    for lines, caption in own(kept, pairs):
+        parts += [as_markdown(lines), f"\n{caption}\n"]
     if over_sets.has_sets(kept.experiment):
         parts.append(over_sets.markdown(kept.experiment, kept.outcomes))
     reasons = path / REASONS
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
-def own(kept: Kept, *, beside: bool) -> list[tuple[list[list[str]], str]]:
+def own(
+    kept: Kept, pairs: Sequence[tuple[Reported, Sequence[Compared]]]
+) -> list[tuple[list[list[str]], str]]:
     """Tables of ours, attacks across where they are swept, all else down; and what they say.
 
-    Accuracies and who was selected where no paper's numbers stand beside ours; backdoors always.
+    Accuracies and who was selected of cells beside which no paper's numbers stand; backdoors of
+    all.
     """
-    accuracy = (_grid(kept, _percent), f"Test accuracy after the last round in %; {_scale(kept)}.")
-    taken = (_grid(kept, _selected), "Share of Byzantine messages that were taken, in %.")
+    rest = unpaired(kept, pairs)
+    accuracy = f"Test accuracy after the last round in %; {_scale(kept)}."
     tables = []
-    for (header, *lines), caption in (
-        *(() if beside else (accuracy, taken)),
-        (_grid(kept, _backdoor), backdoors.CAPTION),
+    for cells, text, caption in (
+        (rest, _percent, accuracy),
+        (rest, _selected, "Share of Byzantine messages that were taken, in %."),
+        (kept, _backdoor, backdoors.CAPTION),
     ):
+        if not cells.cells:
+            continue
+        header, *lines = _grid(cells, text)
         telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
         tables += [([header, *telling], caption)] if telling else []
     return tables
@@ -243,9 +252,3 @@ def _run(kept: Kept, run: int) -> str:
 
 def _jax(environment: dict[str, Any]) -> str:
     return f"jax {environment.get('packages', {}).get('jax', '?')}"
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    header, *rest = lines
-    rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))

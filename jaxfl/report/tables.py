@@ -19,6 +19,7 @@ from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
 from jaxfl.report.grid import pivot
+from jaxfl.report.markdown import as_markdown
 
 
 def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]]:
@@ -74,9 +75,7 @@ def result_table(experiment: Experiment, results: Sequence[Result]) -> Table:
 
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     """``entries`` as a Markdown table under its title."""
-    header, *lines = entries(experiment, results)
-    rule = ["---"] * len(header)
-    body = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    body = as_markdown(entries(experiment, results))
     known = "".join(f"\n- {threat}" for threat in threats(experiment))
     model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
     found = "".join(f"\n- {verdict.markdown}" for verdict in verdicts(experiment, results))

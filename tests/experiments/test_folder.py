@@ -329,6 +329,9 @@ def test_a_run_goes_on_on_other_devices_than_its_own(whole, tmp_path):
         run(tmp_path / "run", experiment=elsewhere)
     told = small(devices=1, way="pmap", title="The same, told otherwise", findings=[])
     run(tmp_path / "run", experiment=told, resume=True)
+    text = (tmp_path / "run" / "experiment.toml").read_text()
+    assert "The same, told otherwise" in text
+    assert "pmap" not in text, "what ran before is not told otherwise"
     logs = [folder / "rounds.jsonl" for folder in (tmp_path / "run", whole[0])]
     assert logs[0].read_bytes() == logs[1].read_bytes()
 

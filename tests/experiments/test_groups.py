@@ -110,6 +110,26 @@ def test_numbers_of_attackers_are_one_program(tmp_path, monkeypatch, attack):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "attack",
+    [
+        "byz_mean",
+        "fang_krum",
+        {"name": "optimized_ipm", "evaluations": 3},
+        {"name": "mixed", "attacks": ["sign_flip", "label_flip", "ipm"]},
+    ],
+    ids=str,
+)
+def test_numbers_of_attackers_are_one_program_for_attacks_that_count_them(
+    tmp_path, monkeypatch, attack
+):
+    changes = {"participation": {"name": "uniform", "fraction": 0.6}, "attack": attack}
+    data = TABLE["data"] | {"clients": 10}
+    experiment = grid(sweep=SEVERAL | {"byzantine": [1, 2, 4]}, data=data, **changes)
+    assert together_and_alone(tmp_path, experiment, monkeypatch) == [(0, 1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("axis", "values", "parts"),
     [
         ("privacy.noise_multiplier", [0.5, 2.0], {"privacy": {"name": "message", "clip": 1.0}}),
