@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-LOST = "another process of the run is gone"
+LOST = "another process of the run is gone, or did not come"
 """What a process says that cannot go on alone."""
 SWITCH = "JAXFL_MALLOC"
 """Environment variable: ``system`` leaves malloc as it is."""

@@ -275,7 +275,6 @@ def test_controls_that_cannot_fit_are_refused(monkeypatch):
     make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1)
     with pytest.raises(ValueError, match=r"times 4 runs, .*SCAFFOLD keeps for 5 clients 4\.8"):
         make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1, runs=4)
-    assert make_plan(SCAFFOLD_PARTS, DATA, small, client_chunk=1, runs=4, turns=True).together
     make_plan(SCAFFOLD_PARTS.replace(algorithm=FedAvg()), DATA, model, client_chunk=1)
 
 

@@ -34,7 +34,7 @@ from jaxfl.types import PyTree
 
 PATIENCE = 45
 """Seconds within which all processes must have come: with the start, less than a minute."""
-LOST = "another process of the run is gone"
+LOST = "another process of the run is gone, or did not come"
 PIECE = 2**26
 """Bytes that are sent at once."""
 

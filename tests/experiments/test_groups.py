@@ -114,7 +114,7 @@ def test_numbers_of_attackers_are_one_program(tmp_path, monkeypatch, attack):
     [
         "byz_mean",
         "fang_krum",
-        {"name": "optimized_ipm", "evaluations": 3},
+        {"name": "optimized_ipm", "evaluations": 4},
         {"name": "mixed", "attacks": ["sign_flip", "label_flip", "ipm"]},
     ],
     ids=str,
