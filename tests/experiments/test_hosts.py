@@ -208,7 +208,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(tmp_path, killed):
         os.kill(child, signal.SIGKILL)
     code, said = end(pair[1 - killed], 60)
     assert code == 2, said
-    start = "jaxfl: error: another process of the run is gone, or did not come; --resume goes on with the run"
+    start = f"jaxfl: error: {hosts.LOST}; --resume goes on with the run"
     assert said.strip().splitlines()[-1].startswith(start)
     assert len(said.strip().splitlines()) == 1, said
 
