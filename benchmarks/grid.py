@@ -127,7 +127,8 @@ def main() -> None:
             for out in ("cold", "warm")
         }
     ratio = ("before / now",) if options.before else ()
-    report = Report(f"Seconds of {options.experiment}", ("step", *found, *ratio))
+    name = Path(options.experiment).stem
+    report = Report(f"Seconds of {name}", ("step", *found, *ratio))
     for step in found["now"]:
         times = [found[of][step] for of in found]
         report.rows.append(
@@ -140,7 +141,7 @@ def main() -> None:
     report.show(Console())
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": machine, "experiment": options.experiment, "seconds": found}
+        facts = {"machine": machine, "experiment": name, "seconds": found}
         facts |= {"same bytes": same} if options.before else {}
         (options.out / "grid.json").write_text(json.dumps(facts, indent=1) + "\n")
         (options.out / "grid.md").write_text(report.markdown() + "\n")
