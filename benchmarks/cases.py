@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -127,4 +127,9 @@ def operations(model: str) -> int:
         "cnn": [*convolutions, 288 * 120, 120 * 84, 84 * 10],
         "mlp": [784 * 128, 128 * 10],
     }[model]
+    return both_passes(layers)
+
+
+def both_passes(layers: Sequence[int]) -> int:
+    """Operations of layers of so many products; the first one's input needs no gradient."""
     return 2 * (3 * sum(layers) - layers[0])

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from benchmarks.cases import both_passes
 from jaxfl import (
     ALIE,
     SGD,
@@ -87,7 +88,7 @@ def operations(model: str) -> int:
         "mlp": [784 * 100, 100 * 10],
         "cnn": [*convolutions, 2048 * 10],
     }[model]
-    return 2 * (3 * sum(layers) - layers[0])
+    return both_passes(layers)
 
 
 def load(task: Task) -> Dataset:

@@ -21,7 +21,7 @@ def checked_seeds(seeds: Sequence[int] | np.ndarray) -> list[int]:
 def checked_honest(honest: Any, runs: int, clients: int, most: Sequence[int]) -> np.ndarray:
     """Masks of the honest clients of every run, or one clear error.
 
-    ``most`` clients are left out by each run, or by all where it is one number.
+    Each run leaves out at most as many clients as its own number says, or the one that all share.
     """
     sets = np.asarray(honest)
     if sets.shape != (runs, clients) or sets.dtype != bool:

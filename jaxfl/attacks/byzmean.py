@@ -4,13 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.attacks.base import Attack
-from jaxfl.attacks.informed import (
-    EVERYBODY,
-    InformedAttack,
-    check_inner,
-    mean_of_known,
-    of_moments,
-)
+from jaxfl.attacks.informed import EVERYBODY, AttackByMoments, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import capability
@@ -18,7 +12,7 @@ from jaxfl.numerics.rows import safe_ratio
 from jaxfl.types import Spec, State
 
 
-class ByzMean(InformedAttack):
+class ByzMean(AttackByMoments):
     """Half of the attackers send ``target``, what ``attack`` crafts; the rest make up the mean.
 
     Of m attackers ``floor(m / 2)`` send the target, which is the first row that ``attack`` crafts.
@@ -39,8 +33,6 @@ class ByzMean(InformedAttack):
     Array([0., 0.], dtype=float32)
     """
 
-    knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as the paper's code has it."""
     attack: Attack | None = None
     """None: ALIE of z 0.3 with the same knowledge."""
 

@@ -66,9 +66,11 @@ class InformedAttack(Attack):
         )
 
 
-def of_moments() -> Any:
-    """The field ``knowledge`` of an attack that needs the moments of what it knows, no more."""
-    return field(default=FULL, choices=(FULL, PARTIAL, EVERYBODY))
+class AttackByMoments(InformedAttack):
+    """An attack that needs means, deviations and distances of what it knows, no more. Abstract."""
+
+    knowledge: str = field(default=FULL, choices=(FULL, PARTIAL, EVERYBODY))
+    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
 
 
 def check_inner(owner: InformedAttack, inner: Attack) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known, of_moments
+from jaxfl.attacks.informed import AttackByMoments, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
@@ -15,7 +15,7 @@ from jaxfl.types import State
 DIRECTIONS = ("std", "unit", "sign")
 
 
-class ALIE(InformedAttack):
+class ALIE(AttackByMoments):
     """A little is enough: all attackers send ``mean + sign * z * std`` of the known updates.
 
     With ``z=None``, z follows from the numbers of clients and attackers in the cohort, see
@@ -28,8 +28,6 @@ class ALIE(InformedAttack):
     ['1.18', '0.18']
     """
 
-    knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     z: Scalar | None = field(default=None)
     """How many standard deviations from the mean; none: as many as hide."""
     sign: int = field(default=-1, choices=(-1, 1))
@@ -70,7 +68,7 @@ def supported(n: Int[Array, ""], m: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.maximum(jax.scipy.stats.norm.ppf(share), 0)
 
 
-class IPM(InformedAttack):
+class IPM(AttackByMoments):
     """Inner-product manipulation: all attackers send ``-scale`` times the known mean.
 
     A small scale (0.1) defeats distance-based rules where the variance is large. With h honest
@@ -83,8 +81,6 @@ class IPM(InformedAttack):
     Array([-2., -1.], dtype=float32)
     """
 
-    knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     scale: Scalar = field(default=0.1, at_least=0)
     """Multiplies the known mean, which is turned around."""
     streams = capability(True)
@@ -128,7 +124,7 @@ def offsets(
     return squares, along
 
 
-class MinMax(InformedAttack):
+class MinMax(AttackByMoments):
     """All attackers send ``mean + gamma p``, no farther from any update than two updates are.
 
     The row sent is x, the known updates are g_i, and gamma is the largest number at which
@@ -144,8 +140,6 @@ class MinMax(InformedAttack):
     ['1.18', '0.18']
     """
 
-    knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
 
@@ -170,7 +164,7 @@ class MinMax(InformedAttack):
         return (mean + jnp.where(jnp.any(known) & (size > 0), gamma, 0) * p)[None], state
 
 
-class MinSum(InformedAttack):
+class MinSum(AttackByMoments):
     """As MinMax, but with the sum of squared distances bounded by that of one of the updates.
 
     In symbols, ``sum_i |x - g_i|^2 <= max_i sum_j |g_i - g_j|^2``. With ``bound="min"`` the right
@@ -186,8 +180,6 @@ class MinSum(InformedAttack):
     ['1.29', '0.29']
     """
 
-    knowledge: str = of_moments()
-    """All honest updates, the attackers' own only, or both, as SignGuard's code has it."""
     direction: str = field(default="std", choices=DIRECTIONS)
     """Minus the deviations, the unit mean, or the mean's signs."""
     bound: str = field(default="max", choices=("max", "min"))

@@ -17,15 +17,7 @@ from jaxfl.commands.common import Reduced, Settings, end_with, say
 from jaxfl.commands.run import execute
 from jaxfl.experiments import schema
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
-from jaxfl.experiments.reported import (
-    Compared,
-    Reported,
-    alone,
-    available,
-    compared,
-    read_reported,
-    unpaired,
-)
+from jaxfl.experiments.reported import Compared, Pairs, alone, beside_papers, unpaired
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import (
     REDUCED,
@@ -100,14 +92,17 @@ def reproduce(
         at, *others = smaller
         also = f"; also kept: {', '.join(map(_option, others))}" if others else ""
         say(console, f"Shown: {at}{also}. Of {name} {here} of the cells kept; --run runs the rest")
+        kept = read_kept(at)
     elif settings or (scale and reduced) or not enough:
         experiment = _asked(name, scale, settings or [], kept, at, reduced=reduced)
         if kept is not None:
             kept.check_same(experiment.table, at)
-        if not enough:
+        if kept is None or not enough:
             _run_what_is_missing(experiment, kept, out or Path("runs") / full, at, console)
-    kept = read_kept(at)
-    pairs = _show(at, kept, read_reported(name) if name in available() else [], console)
+            kept = read_kept(at)
+    assert kept is not None, "shown, or run"
+    pairs = beside_papers(kept, name)
+    _show(at, kept, pairs, console)
     if write is not None:
         beside_theirs = [(reported.metric, cell) for reported, found in pairs for cell in found]
         as_csv(write, [*beside_theirs, *alone(unpaired(kept, pairs))])
@@ -120,12 +115,8 @@ def _option(folder: Path) -> str:
     return "--reduced" if scale == REDUCED else f"--as {scale}"
 
 
-def _show(
-    at: Path, kept: Kept, tables: list[Reported], console: Console
-) -> list[tuple[Reported, list[Compared]]]:
-    """Prints the paper's tables that ours can stand beside, or ours alone; gives the former."""
-    pairs = [(reported, compared(kept, reported)) for reported in tables]
-    pairs = [(reported, found) for reported, found in pairs if found]
+def _show(at: Path, kept: Kept, pairs: Pairs, console: Console) -> None:
+    """Prints the paper's tables beside which ours stand, and what else is ours."""
     for line in reduction(at, kept):
         say(console, line)
     for reported, found in pairs:
@@ -149,7 +140,6 @@ def _show(
             lines = [list(map(escape, line)) for line in texts]
             console.print(as_table(lines, kept, f"\n{escape(heading)}"))
         say(console, over_sets.CAPTION)
-    return pairs
 
 
 def _asked(

@@ -100,7 +100,17 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
     return found
 
 
-def unpaired(kept: Kept, pairs: Sequence[tuple[Reported, Sequence[Compared]]]) -> Kept:
+Pairs = list[tuple[Reported, list[Compared]]]
+"""A paper's tables, each with the cells of ours that stand beside its numbers."""
+
+
+def beside_papers(kept: Kept, experiment: str) -> Pairs:
+    """The tables that papers report of an experiment and ours can stand beside."""
+    tables = read_reported(experiment) if experiment in available() else []
+    return [(reported, found) for reported in tables if (found := compared(kept, reported))]
+
+
+def unpaired(kept: Kept, pairs: Pairs) -> Kept:
     """What is kept without the cells that stand beside a paper's numbers."""
     beside = [
         dict(zip(reported.axes, (cell.row, cell.column), strict=True)).items()

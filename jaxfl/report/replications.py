@@ -13,10 +13,9 @@ from jaxfl.experiments.labels import brief
 from jaxfl.experiments.reported import (
     METRICS,
     Compared,
+    Pairs,
     Reported,
-    available,
-    compared,
-    read_reported,
+    beside_papers,
     unpaired,
 )
 from jaxfl.experiments.scales import REDUCED, scale_of
@@ -153,16 +152,14 @@ def _told(path: Path, kept: Kept) -> str:
     name, _ = scale_of(path)
     said = [str(kept.table.get("title", name)), *reduction(path, kept)]
     parts = [f"{'. '.join(said)}. {_where(kept)}\n"]
-    tables = read_reported(name) if name in available() else []
-    pairs = [(reported, compared(kept, reported)) for reported in tables]
+    pairs = beside_papers(kept, name)
     for reported, found in pairs:
-        if found:
-            said = f"{'. '.join(verdict(reported, kept, found))}. {reported.source}"
-            for table, caption in ((beside, said), (apart, APART)):
-                lines = [
-                    [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
-                ]
-                parts += [as_markdown(lines), f"\n{caption}.\n"]
+        said = f"{'. '.join(verdict(reported, kept, found))}. {reported.source}"
+        for table, caption in ((beside, said), (apart, APART)):
+            lines = [
+                [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
+            ]
+            parts += [as_markdown(lines), f"\n{caption}.\n"]
     for lines, caption in own(kept, pairs):
         parts += [as_markdown(lines), f"\n{caption}\n"]
     if over_sets.has_sets(kept.experiment):
@@ -171,9 +168,7 @@ def _told(path: Path, kept: Kept) -> str:
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
-def own(
-    kept: Kept, pairs: Sequence[tuple[Reported, Sequence[Compared]]]
-) -> list[tuple[list[list[str]], str]]:
+def own(kept: Kept, pairs: Pairs) -> list[tuple[list[list[str]], str]]:
     """Tables of ours, attacks across where they are swept, all else down; and what they say.
 
     Accuracies and who was selected of cells beside which no paper's numbers stand; backdoors of
