@@ -264,6 +264,14 @@ def browser():
     driver.quit()
 
 
+def opens(browser, path):
+    """Opens the page and waits for its rows: `get` may return before a slow renderer took over."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(rows_of, "a page without rows")
+
+
 def rows_of(browser):
     script = "return [...document.querySelectorAll('#tables tbody tr')]"
     return browser.execute_script(script + ".map(r => [...r.cells].map(c => c.textContent))")
@@ -288,7 +296,7 @@ def plots_that_do_not_fit(browser):
 @pytest.mark.slow
 def test_in_a_browser(run, browser):
     """Filters, sorts, marks; nothing is wider than a phone; dark where the user's system is."""
-    browser.get((run / "report.html").as_uri())
+    opens(browser, run / "report.html")
     assert browser.get_log("browser") == []
     assert len(rows_of(browser)) == 4
     heads = browser.find_elements("css selector", "#tables th button")
@@ -350,7 +358,7 @@ def click(browser, table, head):
 
 @pytest.mark.slow
 def test_rankings_and_backdoors_are_sorted_in_a_browser(attacked, browser):
-    browser.get((attacked[0] / "report.html").as_uri())
+    opens(browser, attacked[0] / "report.html")
     places, state = click(browser, "#ranking-0", 0)
     assert (places, state[0]) == (["1", "2", "3"], "ascending")
     assert click(browser, "#ranking-0", 0)[0] == ["3", "2", "1"]
@@ -405,7 +413,7 @@ def test_a_long_grid_opens_in_two_seconds(run, tmp_path, browser):
     (tmp_path / "empty.html").write_text("<title>empty</title>")
     browser.get((tmp_path / "empty.html").as_uri())
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    browser.get((tmp_path / "long.html").as_uri())
+    opens(browser, tmp_path / "long.html")
     assert len(rows_of(browser)) == 10
     assert len(sections_shown(browser)) == 4
     assert len(browser.find_elements("css selector", "#rankings tbody tr")) == 10
