@@ -39,8 +39,10 @@ from jaxfl.simulation import Simulation
 from jaxfl.types import Context, PyTree, Spec
 
 REPEATS = 3
-DEEP = "NNM(f=10) + TrimmedMean(f=10)"
-"""The defence that ResNet-18's round is timed with, besides the mean."""
+DEEP = {"Mean": 0.86, "NNM(f=10) + TrimmedMean(f=10)": 0.88}
+"""The rules that ResNet-18's round is timed with, and until when each is begun."""
+STREAMED = ("Mean", "NBS")
+"""Rules of one pass and of two."""
 CHECKED = ("rule", "attack", "mechanism", "round")
 """Sections of answers; the others are of times."""
 
@@ -196,10 +198,10 @@ def tasks(sizes: Sizes) -> Iterator[Task]:
         yield Task("kernel, timed", str(statistic), f"{sizes.columns:,} columns", 0.8, work)
     case, many = sizes.case, sizes.streamed
     rounds = [(case, name, 0.82) for name in RULES]
-    for of, name, until in [*rounds, (sizes.deep, "Mean", 0.86), (sizes.deep, DEEP, 0.88)]:
+    for of, name, until in [*rounds, *((sizes.deep, *deep) for deep in DEEP.items())]:
         work = functools.partial(time_round, of, RULES[name])
         yield Task("round, timed", f"{of.model}, {name}", f"{of.clients} clients", until, work)
-    for name in ("Mean", "NBS"):
+    for name in STREAMED:
         work = functools.partial(time_streamed, name, many)
         yield Task("streamed, timed", f"mlp, {name}", f"{many:,} clients", 0.93, work)
     phases = functools.partial(time_phases, case, peaks)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from jaxfl import __version__
-from jaxfl.commands.common import Name, Reduced, Settings, reason, say
+from jaxfl.commands.common import Name, Reduced, Settings, intact, reason, say, warn_of
 from jaxfl.commands.doctor import doctor
 from jaxfl.commands.plan import plan
 from jaxfl.commands.profile import profile
@@ -27,7 +27,6 @@ from jaxfl.data import Partition, available
 from jaxfl.data import prepare as prepare_data
 from jaxfl.data.loaders import SOURCES
 from jaxfl.experiments import hosts, schema
-from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.written import as_toml
 from jaxfl.registry import build, unknown
@@ -118,13 +117,20 @@ app.command()(track)
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
 ) -> None:
-    """Compare runs cell by cell; say what differs between them and what was left out."""
-    runs = [read_results(folder) for folder in folders]
+    """Compare runs cell by cell; say what differs between them and what was left out.
+
+    Folders that hold none, or a damaged one, are left out, and named: exit code 1.
+    """
+    runs, damaged = intact(folders)
+    warn_of(damaged)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    table, notes = comparison([str(f) for f in folders], runs)
+    names, found = [str(folder) for folder, *_ in runs], [(e, results) for _, e, results in runs]
+    table, notes = comparison(names, found)
     console.print(table)
     for note in notes:
         say(console, note)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -121,11 +121,13 @@ def suitable_plan(
             "jaxfl.accounting.calibrate finds the noise"
         )
     federation.privacy.check_model(objective)
+    storage = _storage_of(storage, federation, spec, runs, device_of(data))
     chunk = client_chunk
     if chunk is None:
-        needed = runs * client_bytes(federation, objective, data, spec)
-        chunk = choose_chunk(cohort, needed, device_of(data))
-    storage = _storage_of(storage, federation, spec, runs, device_of(data))
+        needed = client_bytes(federation, objective, data, spec)
+        # A streamed chunk's rows are read while they are in the cache.
+        needed += _row_bytes(federation, spec) if storage == STREAM else 0
+        chunk = choose_chunk(cohort, runs * needed, device_of(data))
     return Plan(objective=objective, spec=spec, chunk=chunk, storage=storage)
 
 
@@ -160,14 +162,17 @@ def _storage_of(asked: str, federation: Federation, spec: Spec, runs: int, devic
         raise ValueError(f'storage = "bfloat16" breaks the guarantee of {name}; use "matrix"')
     if asked != AUTOMATIC:
         return asked
-    row = spec.dim * federation.algorithm.width * np.dtype(spec.dtype).itemsize
-    size = runs * spec.cohort * row
+    size = runs * spec.cohort * _row_bytes(federation, spec)
     memory = memory_of_device(device)
     large = memory is not None and size > memory / 8
     attacked = federation.byzantine and federation.attack.crafts
     once = federation.aggregator.reads_once and not (attacked or bounded or federation.fairness)
     worth = large or (once and size > WORTH_STREAMING)
     return STREAM if worth and reason is None else MATRIX
+
+
+def _row_bytes(federation: Federation, spec: Spec) -> int:
+    return spec.dim * federation.algorithm.width * np.dtype(spec.dtype).itemsize
 
 
 def check_storage(storage: str) -> None:

@@ -212,6 +212,11 @@ class Aggregated(Struct):
     info: Info
 
 
+def present_count(context: Context, n: int) -> Int[Array, ""] | int:
+    """How many of n slots hold a client; absent slots are no clients, rows of NaN are."""
+    return n if context.present is None else jnp.sum(context.present, dtype=jnp.int32)
+
+
 def present_mask(context: Context, n: int) -> Bool[Array, " n"]:
     """The presence mask as an array, all true where every slot holds a client."""
     return jnp.ones((n,), bool) if context.present is None else context.present

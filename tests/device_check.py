@@ -71,6 +71,8 @@ LEAVES_OUT = Every(
         CenteredClipping(),
         GeometricMedian(),
         Pipeline(pre=(NNM(f=BYZANTINE),), rule=Krum(f=BYZANTINE)),
+        Median(),
+        Pipeline(pre=(NNM(f=BYZANTINE),), rule=TrimmedMean(f=BYZANTINE)),
     )
 )
 

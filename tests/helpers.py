@@ -213,3 +213,19 @@ def ran(table, folder):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return folder / "run", result.output.replace("\n", "")
+
+
+SMALL_GRID = {
+    "rounds": 4,
+    "evaluate_every": 2,
+    "byzantine": 1,
+    "model": "softmax",
+    "data": {"name": "synthetic", "clients": 5, "samples": 60, "features": 4, "classes": 2},
+    "sweep": {"aggregator": ["mean", {"name": "bulyan"}], "seed": [0, 1]},
+}
+"""An experiment of one rule that applies and one that does not."""
+
+
+def reproduce(*words: str):
+    """``jaxfl reproduce`` and these words."""
+    return CliRunner().invoke(app, ["reproduce", *words])

@@ -118,7 +118,14 @@ def test_run_writes_a_table_and_a_plot_whose_paths_it_prints(tmp_path):
     assert "\x1b[" not in done.stdout, "plain lines where there is no terminal"
     assert {p.name for p in folder.iterdir()} == {
         *(".lock", "experiment.toml", "environment.json", "progress.json", "rounds.jsonl"),
-        *("report.html", "accuracy.png", "summary.csv", "summary.md", "summary.tex"),
+        *(
+            "report.html",
+            "accuracy.png",
+            "accuracy.svg",
+            "summary.csv",
+            "summary.md",
+            "summary.tex",
+        ),
     }
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["jax"] == jax.__version__

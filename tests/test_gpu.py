@@ -18,7 +18,7 @@ from benchmarks import gpu, kernels
 from benchmarks.cases import MODELS, RULES, Case, federated, federation
 from benchmarks.catalogue import Size, distance, programs
 from benchmarks.rules import ENTRIES, one_layer
-from jaxfl.blocks import run_rounds
+from jaxfl.blocks import run_block
 from jaxfl.clients import ClientAlgorithm
 from jaxfl.data import synthetic
 from jaxfl.federation import Federation
@@ -208,14 +208,20 @@ def test_rules_at_full_size_lower_for_other_platforms(n, dim):
 @lowering
 @pytest.mark.slow
 def test_rounds_lower_for_other_platforms():
-    small = synthetic(samples=1000, features=784).split(gpu.scale.IID(), 100)
-    streamed = Simulation(Federation(), small, MLP(), storage="stream", client_chunk=10)
-    data, model = federated(Case("cnn", 50, 1, 1)), MODELS["cnn"]
-    rounds = [Simulation(federation(r, attacked=True), data, model) for r in RULES.values()]
-    deep, parts = gpu.FULL.deep, federation(RULES[gpu.DEEP], attacked=True)
-    rounds.append(Simulation(parts, federated(deep), MODELS[deep.model]))
-    for simulation in [streamed, *rounds]:
-        block = functools.partial(run_rounds, plan=simulation.plan, rounds=1)
+    """And the evaluation after them."""
+    small = gpu.scale.population(synthetic(samples=1000, features=784), 100)
+    simulations = [
+        Simulation(
+            Federation(aggregator=gpu.scale.RULES[name](100)), small, MLP(), storage="stream",
+            client_chunk=10,
+        )
+        for name in gpu.STREAMED
+    ]  # fmt: skip
+    for case, names in ((Case("cnn", 50, 1, 1), RULES), (gpu.FULL.deep, gpu.DEEP)):
+        data, model = federated(case), MODELS[case.model]
+        simulations += [Simulation(federation(RULES[r], attacked=True), data, model) for r in names]
+    for simulation in simulations:
+        block = functools.partial(run_block, plan=simulation.plan, rounds=1)
 
         def call(parts, data, state, block=block):
             return block(parts, data=data, state=state)

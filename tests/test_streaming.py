@@ -135,7 +135,7 @@ def test_every_attack_that_streams():
 )
 def test_every_part_of_the_round(settings):
     parts = {
-        "aggregator": Every(rules=(Mean(), jaxfl.NormClipping())),
+        "aggregator": Every(rules=(Mean(), jaxfl.NormClipping(), jaxfl.SignMajority())),
         "attack": ALIE(z=1.0),
         "byzantine": BYZANTINE,
     }

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators.base import Aggregator, needs_more_than
-from jaxfl.aggregators.mixing import PreAggregator, measure_mixed, mix_block, taken
+from jaxfl.aggregators.mixing import PreAggregator, context_of, measure_mixed, mix_block, taken
 from jaxfl.component import capability, field
 from jaxfl.numerics import columns, order, rows
 from jaxfl.numerics.runs import alongside, in_all_runs
 from jaxfl.numerics.stream import Stream
-from jaxfl.types import Aggregated, Context, Info, State
+from jaxfl.types import Aggregated, Context, Info, State, present_count, present_mask
 
 
 class CoordinatewiseRule(Aggregator):
@@ -28,7 +28,8 @@ class CoordinatewiseRule(Aggregator):
         """One number for each column of a block of columns.
 
         A NaN must count as +inf, as it does in ``numerics.order``. A mixed row that is not usable
-        comes as a row of +inf.
+        and the row of an absent client come as rows of +inf; ``present_count`` counts without
+        the latter.
         """
 
     def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
@@ -49,21 +50,23 @@ class CoordinatewiseRule(Aggregator):
             none = jnp.zeros((0, updates.shape[1]), updates.dtype)
             statistics, mixing = measure_mixed(pre, updates, none, context, frozenset())
 
+        there = context.present if statistics is None else statistics.usable
+        handed_on = updates.shape[0] if mixing is None else mixing.shape[0]
+        context_after = context_of(handed_on, context)
+
         def seen(block: Array) -> Array:
             block = block.astype(dtype)
             if mixing is not None:
-                assert statistics is not None
                 block = mix_block(block, mixing)
-                block = jnp.where(statistics.usable[:, None], block, jnp.inf)
-            return block
+            return block if there is None else jnp.where(there[:, None], block, jnp.inf)
 
         def block_reduce(block: Array) -> Array:
-            return self.reduce(seen(block), context)
+            return self.reduce(seen(block), context_after)
 
         def known(block: Array) -> Array:
             return jnp.any(jnp.isfinite(seen(block)), axis=0)
 
-        width = order.column_width(updates.shape[0] if mixing is None else mixing.shape[0])
+        width = order.column_width(handed_on)
         output = columns.map_columns(block_reduce, updates, width=width).astype(updates.dtype)
         # No number in a column is no news of it: the model stays, as where no row is usable.
         output = jax.lax.cond(
@@ -104,7 +107,8 @@ class TallyRule(CoordinatewiseRule):
         """Sums the votes of rows that are streamed."""
         if pre or not isinstance(updates, Stream):
             return super().aggregate_mixed(pre, updates, state, context)
-        tally = updates.sum(lambda block, index, inside: self._tally(block, inside))
+        present = present_mask(context, updates.shape[0])
+        tally = updates.sum(lambda block, i, inside: self._tally(block, inside & present[i]))
         update = self.answer(tally).astype(updates.dtype)
         return Aggregated(update=update, state=state, info=Info())
 
@@ -132,15 +136,34 @@ class Median(CoordinatewiseRule):
 
     lower: bool = False
     """Of two middle values the lower one, as PyTorch has it, not their mean."""
+    accepts_absent = capability(True)
     scale_equivariant = capability(True)
     translation_equivariant = capability(True)
     differentiable = capability(True)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        return order.median(block, lower=self.lower)
+        return order.median(block, present_count(context, block.shape[0]), lower=self.lower)
 
 
-class TrimmedMean(CoordinatewiseRule):
+class _Trimming(CoordinatewiseRule):
+    """Leaves out f values of each column, or f on either side. Abstract."""
+
+    f: int = field(at_least=0)
+    accepts_absent = capability(True)
+    scale_equivariant = capability(True)
+    translation_equivariant = capability(True)
+    differentiable = capability(True)
+
+    def check(self, n: int) -> None:
+        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
+
+    def split(self, n: order.Whole) -> tuple[order.Whole, order.Whole]:
+        """Values to trim (f, but of n < 2f + 1 less) and n less these."""
+        f = self.f if isinstance(n, int) else jnp.clip((n - 1) // 2, 0, self.f)
+        return f, n - f
+
+
+class TrimmedMean(_Trimming):
     """Per coordinate, the mean after dropping the f smallest and the f largest values.
 
     Needs n > 2f; f = 0 is the mean. Cost: as the median. Fails under ALIE and heterogeneity.
@@ -151,19 +174,11 @@ class TrimmedMean(CoordinatewiseRule):
     Array([2.2, 1.8], dtype=float32)
     """
 
-    f: int = field(at_least=0)
-    scale_equivariant = capability(True)
-    translation_equivariant = capability(True)
-    differentiable = capability(True)
-
-    def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
-
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        return order.mean_of_ranks(block, self.f, block.shape[0] - self.f)
+        return order.mean_of_ranks(block, *self.split(present_count(context, block.shape[0])))
 
 
-class MeaMed(CoordinatewiseRule):
+class MeaMed(_Trimming):
     """Per coordinate, the mean of the n - f values nearest the median; ties to the first client.
 
     Needs n > 2f; f = 0 is the mean. Cost: as the median, and one more selection. Fails under
@@ -175,20 +190,12 @@ class MeaMed(CoordinatewiseRule):
     Array([2., 2.], dtype=float32)
     """
 
-    f: int = field(at_least=0)
-    scale_equivariant = capability(True)
-    translation_equivariant = capability(True)
-    differentiable = capability(True)
-
-    def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
-
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        n = block.shape[0]
-        return order.mean_of_nearest(block, *order.middle(n), n - self.f)
+        n = present_count(context, block.shape[0])
+        return order.mean_of_nearest(block, *order.middle(n), self.split(n)[1])
 
 
-class Phocas(CoordinatewiseRule):
+class Phocas(_Trimming):
     """Per coordinate, the mean of the n - f values nearest the f-trimmed mean.
 
     Needs n > 2f; f = 0 is the mean; ties go to the first client. Cost: as MeaMed. Fails: as
@@ -201,16 +208,11 @@ class Phocas(CoordinatewiseRule):
     Array([2., 2.], dtype=float32)
     """
 
-    f: int = field(at_least=0)
-    scale_equivariant = capability(True)
-    translation_equivariant = capability(True)
-
-    def check(self, n: int) -> None:
-        needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
+    differentiable = capability(False)
 
     def reduce(self, block: Float[Array, "n c"], context: Context) -> Float[Array, " c"]:
-        n = block.shape[0]
-        return order.mean_of_nearest(block, self.f, n - self.f, n - self.f)
+        f, kept = self.split(present_count(context, block.shape[0]))
+        return order.mean_of_nearest(block, f, kept, kept)
 
 
 class SignMajority(TallyRule):
@@ -230,6 +232,7 @@ class SignMajority(TallyRule):
     Array([1., 1.], dtype=float32)
     """
 
+    accepts_absent = capability(True)
     unanimous = capability(False)
 
     def vote(self, block: Float[Array, "n c"]) -> Float[Array, "n c"]:

@@ -39,6 +39,7 @@ class FoundationFL(Wrapper):
     copies: int | None = field(default=None, at_least=0)
     """How often the chosen update is added; none: floor(n / 2) times."""
     tolerates = capability(False)
+    accepts_absent = capability(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import masked_median, safe_ratio
-from jaxfl.types import Context, Info, State
+from jaxfl.types import Context, Info, State, present_count
 
 
 def norm_ranks(
@@ -29,11 +29,6 @@ def _mean_of(kept: Bool[Array, " n"], statistics: Statistics) -> tuple[Array, In
     weights = kept.astype(statistics.norms.dtype)
     weights = safe_ratio(weights, jnp.sum(weights))
     return weights, Info(selected=kept, weights=weights, scores=statistics.norms)
-
-
-def _count(context: Context, n: int) -> Int[Array, ""] | int:
-    """Clients that take part: absent slots are no clients, rows that are not finite are."""
-    return n if context.present is None else jnp.sum(context.present, dtype=jnp.int32)
 
 
 def _share_of(share: float, count: Int[Array, ""] | int, n: int, rounding) -> Array:
@@ -78,7 +73,7 @@ class CGE(WeightingRule):
     ) -> tuple[Float[Array, " m"], Info]:
         assert statistics.norms is not None
         m = statistics.norms.shape[0]
-        kept = norm_ranks(statistics.norms, 0, _count(context, m) - self.f)
+        kept = norm_ranks(statistics.norms, 0, present_count(context, m) - self.f)
         weights, info = _mean_of(kept, statistics)
         if not self.average:
             weights = (kept & statistics.usable).astype(weights.dtype)
@@ -119,7 +114,7 @@ class NBS(WeightingRule):
     ) -> tuple[Float[Array, " m"], Info]:
         assert statistics.norms is not None
         m = statistics.norms.shape[0]
-        count = _count(context, m)
+        count = present_count(context, m)
         dropped = self.f if self.beta is None else _share_of(self.beta, count, m, math.ceil)
         return _mean_of(norm_ranks(statistics.norms, 0, count - dropped), statistics)
 
@@ -172,7 +167,7 @@ class TNBS(WeightingRule):
     ) -> tuple[Float[Array, " m"], Info]:
         assert statistics.norms is not None
         m = statistics.norms.shape[0]
-        count = _count(context, m)
+        count = present_count(context, m)
         low, high = self._ends()
         if self.quantile is not None:
             low = high = _share_of(self.quantile, count, m, math.floor)

@@ -1,11 +1,16 @@
-"""What commands share: the experiment and its changes as arguments, lines printed as they are."""
+"""What commands share: an experiment and its changes as arguments, finished runs, printed lines."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import track
+
+from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.results import Result
+from jaxfl.experiments.schema import Experiment
 
 Name = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A packaged experiment or a TOML file.")
@@ -41,10 +46,34 @@ def reason(error: Exception) -> str | None:
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 
-def end_with(damaged: Sequence[str]) -> None:
-    """Where something could not be read: a line of each, and exit code 1."""
+def intact(
+    folders: Sequence[Path],
+) -> tuple[list[tuple[Path, Experiment, list[Result]]], list[str]]:
+    """The finished runs in folders, and a line for each that holds none, or a damaged one.
+
+    Raises:
+      ValueError: none holds one.
+    """
+    runs, damaged = [], []
+    for folder in folders:
+        try:
+            runs.append((folder, *read_results(folder)))
+        except (ValueError, OSError) as error:
+            damaged.append(f"{reason(error)}")
+    if not runs:
+        raise ValueError("; ".join(damaged))
+    return runs, damaged
+
+
+def warn_of(damaged: Sequence[str]) -> None:
+    """A line of each thing that could not be read."""
     errors = Console(stderr=True)
     for text in damaged:
         say(errors, f"jaxfl: warning: {' '.join(text.split())}")
+
+
+def end_with(damaged: Sequence[str]) -> None:
+    """Where something could not be read: a line of each, and exit code 1."""
+    warn_of(damaged)
     if damaged:
         raise typer.Exit(1)

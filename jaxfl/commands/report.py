@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxfl.commands.common import end_with, reason, say
+from jaxfl.commands.common import end_with, intact, say
 from jaxfl.experiments.earlier import REPORT
-from jaxfl.experiments.finished import read_results
 from jaxfl.report.page import write_page
 
 
@@ -23,14 +22,7 @@ def report(
 
     Folders that hold none, or a damaged one, are left out, and named: exit code 1.
     """
-    runs, damaged = [], []
-    for folder in folders:
-        try:
-            runs.append((folder, *read_results(folder)))
-        except (ValueError, OSError) as error:
-            damaged.append(f"{reason(error)}")
-    if not runs:
-        raise ValueError("; ".join(damaged))
+    runs, damaged = intact(folders)
     path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     write_page(path, runs)
     say(Console(), f"Report: {path}")

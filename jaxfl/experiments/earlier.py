@@ -14,7 +14,8 @@ PLACES = ("devices", "way")
 WAYS_OUT = "--out chooses another folder, --force overwrites this one"
 REPORT = "report.html"
 RESULTS = (
-    *(REPORT, "accuracy.png", "sweep.png", "signs.png", "ranking.csv", "ranking.md"),
+    *(REPORT, "ranking.csv", "ranking.md"),
+    *(f"{name}.{kind}" for name in ("accuracy", "sweep", "signs") for kind in ("png", "svg")),
     *("summary.csv", "summary.md", "summary.tex"),
     *("honest_sets.csv", "honest_pairs.csv", "honest_sets.md"),
 )

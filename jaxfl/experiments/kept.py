@@ -62,6 +62,11 @@ class Cell:
     """Test loss after the last round; empty where an older jaxfl kept the cell."""
 
     @property
+    def final(self) -> float:
+        """Mean test accuracy after the last round; NaN where nothing ran."""
+        return sum(self.last) / len(self.last) if self.last else math.nan
+
+    @property
     def place(self) -> tuple[str, str]:
         """Row and column in a table of ours: attacks across where they are swept, the rest down."""
         labels = self.labels.items()

@@ -68,14 +68,14 @@ class RobustStrategy(_WithServer, _strategies.FedAvg):
     """Flower's FedAvg with a rule of jaxfl in place of its mean, and a server optimizer.
 
     Every round, the models that come back are the rows of one matrix, less the model that was
-    sent; the rule aggregates them, the optimizer takes the step: one compiled program. It serves
-    varying numbers of clients where the rule can leave out absent ones (``accepts_absent``); other
-    rules, such as ``Median`` and ``TrimmedMean``, compile once for each number. What becomes of
-    arrays of integers, ``RobustServer`` says. Metrics of training are averaged over the clients
-    that the rule kept. With them come ``clients`` (how many there were) and, of rules that select,
-    ``kept`` and ``dropped`` (their nodes), of rules that weigh, ``nodes`` and ``weights``. What a
-    client says of its number of samples is believed by rules that weigh by it alone, such as
-    ``Mean``.
+    sent; the rule aggregates them, the optimizer takes the step: one compiled program for rounds
+    of ``slots`` clients. Another serves all smaller ones where the rule can leave out absent
+    clients (``accepts_absent``); other rules, such as ``Bulyan`` and ``MDA``, compile once for each
+    number. What becomes of arrays of integers, ``RobustServer`` says. Metrics of training are
+    averaged over the clients that the rule kept. With them come ``clients`` (how many there were)
+    and, of rules that select, ``kept`` and ``dropped`` (their nodes), of rules that weigh,
+    ``nodes`` and ``weights``. What a client says of its number of samples is believed by rules that
+    weigh by it alone, such as ``Mean``.
 
     Args:
       aggregator: the rule; a ``Pipeline`` for pre-aggregators before it.

@@ -2,7 +2,8 @@
 
 ``jnp.sort`` along the leading axis is slow on every backend we care about. Two methods replace
 it, and this module picks: for few rows a sorting network, for many a search for the bits of the
-values wanted (``digits``); on a GPU either is one kernel that reads the matrix once (``kernels``).
+values wanted (``digits``). On a GPU either is one kernel that reads the matrix once (``kernels``),
+where the ranks wanted are known as the program is made.
 """
 
 import functools
@@ -24,6 +25,11 @@ CACHED = 2**19
 """Elements in a block for ``digits``: their keys, a byte each, fill half of a core's cache."""
 
 
+Whole = Int[Array, ""] | int
+"""A rank or a count; traced where it depends on how many rows count, those left out being +inf.
+What is known as the program is made serves faster."""
+
+
 def column_width(rows: int) -> int:
     """Columns in a block of this many rows that suit a CPU's vectors and caches.
 
@@ -37,13 +43,15 @@ def column_width(rows: int) -> int:
     return 64 * (CACHED // 64 // rows | 1)
 
 
-def mean_of_ranks(values: Float[Array, "n c"], low: int, high: int) -> Float[Array, " c"]:
+def mean_of_ranks(values: Float[Array, "n c"], low: Whole, high: Whole) -> Float[Array, " c"]:
     """Per column, the mean of the values of rank low, ..., high - 1 in ascending order.
 
     The trimmed mean is ``(f, n - f)``, the median ``((n - 1) // 2, n // 2 + 1)``. NaN counts
     as +inf. The gradient goes to the values that are averaged; among equals to the first rows.
     """
-    return _mean_of_ranks(values, *_ranks(values.shape[0], low, high))
+    if isinstance(low, int) and isinstance(high, int):
+        return _mean_of_ranks(values, *_ranks(values.shape[0], low, high))
+    return _mean_between(_without_nan(values), jnp.int32(low), jnp.int32(high))
 
 
 def _ranks(n: int, low: int, high: int) -> tuple[int, int]:
@@ -52,35 +60,45 @@ def _ranks(n: int, low: int, high: int) -> tuple[int, int]:
     return low, high
 
 
-def middle(n: int, *, lower: bool = False) -> tuple[int, int]:
+def middle(n: Whole, *, lower: bool = False) -> tuple[Whole, Whole]:
     """The ranks whose mean is the median of n values; of the two middle ones the lower alone."""
     low = (n - 1) // 2
     return low, low + 1 if lower else n // 2 + 1
 
 
-def median(values: Float[Array, "n c"], *, lower: bool = False) -> Float[Array, " c"]:
+def median(
+    values: Float[Array, "n c"], count: Whole | None = None, *, lower: bool = False
+) -> Float[Array, " c"]:
     """Per column, the median: the mean of the two middle values where n is even.
 
     Args:
       values: the columns.
+      count: of how many values, those left out being +inf; None: of all.
       lower: the smaller of the two middle values instead of their mean.
     """
-    return mean_of_ranks(values, *middle(values.shape[0], lower=lower))
+    count = values.shape[0] if count is None else count
+    return mean_of_ranks(values, *middle(count, lower=lower))
 
 
-def mean_of_nearest(values: Float[Array, "n c"], low: int, high: int, k: int) -> Float[Array, " c"]:
+def mean_of_nearest(
+    values: Float[Array, "n c"], low: Whole, high: Whole, k: Whole
+) -> Float[Array, " c"]:
     """Per column, the mean of the k values nearest ``mean_of_ranks(values, low, high)``.
 
     Among equals the first rows win. NaN counts as +inf. The gradient goes to the values that are
     averaged, not to the mean that they are near.
     """
-    n = values.shape[0]
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be from 1 to {n}; got {k}")
-    return _mean_of_nearest(values, *_ranks(n, low, high), k)
+    if isinstance(low, int) and isinstance(high, int) and isinstance(k, int):
+        n = values.shape[0]
+        if not 1 <= k <= n:
+            raise ValueError(f"k must be from 1 to {n}; got {k}")
+        return _mean_of_nearest(values, *_ranks(n, low, high), k)
+    values = _without_nan(values)
+    centre = _once(mean_of_ranks(jax.lax.stop_gradient(values), low, high))
+    return _mean_where(smallest(kernels.distances(values, centre[None]), k), values, k)
 
 
-def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array, " c"]:
+def of_rank(values: Float[Array, "n c"], k: Whole) -> Float[Array, " c"]:
     """Per column, the value of rank k = 0, ..., n - 1 in ascending order; ``k`` may be traced.
 
     NaN counts as +inf. No gradient.
@@ -92,18 +110,17 @@ def of_rank(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Float[Array
 def median_where(values: Float[Array, "n c"], mask: Bool[Array, " n"]) -> Float[Array, " c"]:
     """Per column, the median of the rows under the mask; 0 where there are none. No gradient."""
     count = jnp.sum(mask, dtype=jnp.int32)
-    values = jnp.where(mask[:, None], values, jnp.inf)
-    lower, upper = (of_rank(values, k) for k in (jnp.maximum(count - 1, 0) // 2, count // 2))
-    return jnp.where(count > 0, lower / 2 + upper / 2, 0)
+    values = jnp.where(mask[:, None], jax.lax.stop_gradient(values), jnp.inf)
+    return jnp.where(count > 0, median(values, count), 0)
 
 
-def of_rank_of_many(values: Float[Array, " n"], k: Int[Array, ""] | int) -> Float[Array, ""]:
+def of_rank_of_many(values: Float[Array, " n"], k: Whole) -> Float[Array, ""]:
     """As ``of_rank``, of one column that may have millions of rows."""
     values = _without_nan(jax.lax.stop_gradient(values))
     return digits.floats(digits.kth_of_many(digits.ordered_bits(values), k), values.dtype)
 
 
-def smallest(values: Float[Array, "n c"], k: Int[Array, ""] | int) -> Bool[Array, "n c"]:
+def smallest(values: Float[Array, "n c"], k: Whole) -> Bool[Array, "n c"]:
     """Per column, a mask of the k smallest values; among equals the lowest index wins.
 
     ``k`` may be traced. NaN counts as +inf. No gradient: a selection is a constant.
@@ -147,26 +164,30 @@ def _mean_of_few_ranks(values: Array, low: int, high: int) -> Array:
 
 
 def _mean_of_many_ranks(values: Array, low: int, high: int) -> Array:
-    dtype = values.dtype
     values = _without_nan(values)
+    if high - low > 2:
+        return _mean_between_ends(values, low, high)
     bits = digits.ordered_bits(values)
     first = digits.kth(bits, low)
-    lower = digits.floats(first.element, dtype)
+    lower = digits.floats(first.element, values.dtype)
     if high - low == 1:
         return lower
-    if high - low == 2:
-        upper = digits.floats(digits.following(bits, first, low), dtype)
-        return (lower + upper) / 2
-    last = digits.kth(bits, high - 1)
-    upper = digits.floats(last.element, dtype)
+    return (lower + digits.floats(digits.following(bits, first, low), values.dtype)) / 2
+
+
+def _mean_between_ends(values: Array, low: Whole, high: Whole) -> Array:
+    """From the first and the last value of the ranks, and the sum of those between them."""
+    bits = digits.ordered_bits(values)
+    first, last = digits.kth(bits, low), digits.kth(bits, high - 1)
+    lower, upper = (digits.floats(end.element, values.dtype) for end in (first, last))
 
     def inner(row: Array) -> Array:
         return jnp.where((row > lower[None]) & (row < upper[None]), row, 0)
 
     # Of the values equal to either end, only some are among the ranks.
-    n_first = (first.upto - low).astype(dtype)
-    n_last = (high - last.below).astype(dtype)
-    total = digits.total(inner, digits.tiled(values, jnp.zeros((), dtype)))
+    n_first = (first.upto - low).astype(values.dtype)
+    n_last = (high - last.below).astype(values.dtype)
+    total = digits.total(inner, digits.tiled(values, jnp.zeros((), values.dtype)))
     mean = (total + n_first * lower + n_last * upper) / (high - low)
     return jnp.where(lower == upper, lower, mean)
 
@@ -176,6 +197,22 @@ def _mean_of_ranks_jvp(low: int, high: int, primals: tuple, tangents: tuple) -> 
     (values,), (tangent,) = primals, tangents
     averaged = smallest(values, high) & ~smallest(values, low)
     return _mean_of_ranks(values, low, high), _mean_where(averaged, tangent, high - low)
+
+
+@jax.custom_jvp
+def _mean_between(values: Array, low: Array, high: Array) -> Array:
+    if values.shape[0] > network.ROWS:
+        return _mean_between_ends(values, low, high)
+    ranks = enumerate(network.sorted_rows(values))
+    taken = [jnp.where((low <= i) & (i < high), row, 0) for i, row in ranks]
+    return functools.reduce(jnp.add, taken)[0] / (high - low)
+
+
+@_mean_between.defjvp
+def _mean_between_jvp(primals: tuple, tangents: tuple) -> tuple:
+    values, low, high = primals
+    averaged = smallest(values, high) & ~smallest(values, low)
+    return _mean_between(values, low, high), _mean_where(averaged, tangents[0], high - low)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -237,7 +274,7 @@ def _once(row: Array) -> Array:
     return jnp.matmul(jnp.ones((2,), row.dtype), padded, precision="highest")
 
 
-def _mean_where(mask: Array, values: Array, count: int) -> Array:
+def _mean_where(mask: Array, values: Array, count: Whole) -> Array:
     """Of ``count`` values in each column, as a product: XLA sums a leading axis slowly on a CPU."""
     ones = jnp.ones(values.shape[:1], values.dtype)
     return jnp.matmul(ones, jnp.where(mask, values, 0), precision="highest") / count

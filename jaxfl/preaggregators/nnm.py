@@ -9,7 +9,7 @@ from jaxfl.aggregators.statistics import Statistics
 from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio
-from jaxfl.types import Context
+from jaxfl.types import Context, present_count
 
 
 class NNM(PreAggregator):
@@ -36,7 +36,7 @@ class NNM(PreAggregator):
     def mix(self, statistics: Statistics, context: Context) -> Float[Array, "m m"]:
         m = statistics.usable.shape[0]
         distances = statistics.squared_distances()[:m, :m]
-        count = m if context.present is None else jnp.sum(context.present, dtype=jnp.int32)
+        count = present_count(context, m)
         near = smallest(distances, count - self.f).T
         near &= statistics.usable[:, None] & statistics.usable[None, :]
         weights = near.astype(distances.dtype)

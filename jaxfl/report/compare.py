@@ -10,6 +10,7 @@ from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.difference import differences
 from jaxfl.experiments.results import Result, half_interval
 from jaxfl.experiments.schema import Experiment
+from jaxfl.report.grid import in_percent
 
 Run = tuple[Experiment, Sequence[Result]]
 UNPAIRED = "not paired, as its data differ"
@@ -95,9 +96,7 @@ def _label(result: Result) -> str:
 
 
 def _final(result: Result) -> str:
-    if result.status != "done":
-        return result.status if result.status == "diverged" else "n/a"
-    return f"{result.final * 100:.1f}"
+    return in_percent(result.status, result.final)
 
 
 def _difference(first: Result, other: Result, *, paired: bool) -> str:

@@ -1,6 +1,7 @@
-"""Results in rows and columns."""
+"""Results in rows and columns, and in words."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from jaxfl.experiments.labels import named
 from jaxfl.experiments.results import Result
@@ -23,3 +24,28 @@ def pivot(
         columns += [column] if column not in columns else []
         cells[row, column] = result
     return rows, columns, cells
+
+
+def in_percent(status: str, mean: float, deviation: float = math.nan) -> str:
+    """A cell's accuracy; what stands there where it has none."""
+    if status == "diverged":
+        return status
+    if status != "done" or math.isnan(mean):
+        return "n/a"
+    spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
+    return f"{100 * mean:.1f}{spread}"
+
+
+def worst(line: Iterable[tuple[str, str, float]]) -> str:
+    """The lowest accuracy of a line, and where; the first that diverged is lower than all.
+
+    Args:
+      line: column, status and mean accuracy of each cell.
+    """
+    cells = list(line)
+    lost = [cell for cell in cells if cell[1] == "diverged"]
+    left = [cell for cell in cells if cell[1] == "done" and not math.isnan(cell[2])]
+    if not lost and not left:
+        return "-"
+    column, status, mean = lost[0] if lost else min(left, key=lambda cell: cell[2])
+    return f"{in_percent(status, mean)}, {column}"

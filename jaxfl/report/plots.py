@@ -136,10 +136,16 @@ def _numbers(experiment: Experiment, axis: str) -> bool:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Draws a figure into a PNG file, which is replaced whole."""
+    """Draws a figure into a PNG file and the SVG beside it, which are replaced whole.
+
+    Equal figures are equal bytes; an SVG's words stay words.
+    """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_aside(path, buffer.getvalue())
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        for kind, made in (("png", {}), ("svg", {"metadata": {"Date": None}})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=110, **made)
+            write_aside(path.with_suffix(f".{kind}"), buffer.getvalue())

@@ -6,6 +6,7 @@ Between ``<!-- results: NAME [ACROSS] [OPTIONS] -->`` and ``<!-- /results -->`` 
 messages that were taken.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from jaxfl.experiments.kept import Cell, Kept, read_kept
 from jaxfl.experiments.labels import named
+from jaxfl.report.grid import in_percent, worst
 from jaxfl.report.markdown import as_markdown
 
 DOCUMENTS = ("README.md", "docs/studies.md")
@@ -52,11 +54,12 @@ def _lines(kept: Kept, across: str, options: Sequence[str]) -> list[list[str]]:
     rows: dict[str, dict[str, Cell]] = {}
     for cell in kept.cells:
         rows.setdefault(_row(cell, across), {})[cell.labels[across]] = cell
-    worst = ["worst"] if "worst" in options else []
-    table = [["", *(named(across, column) for column in columns), *worst]]
+    last = ["worst"] if "worst" in options else []
+    table = [["", *(named(across, column) for column in columns), *last]]
     for row, cells in rows.items():
         line = [_entry(cells[c], options) if c in cells else "-" for c in columns]
-        table.append([row, *line, *([_worst(cells)] if worst else [])])
+        means = ((column, cell.status, cell.final) for column, cell in cells.items())
+        table.append([row, *line, *([worst(means)] if last else [])])
     return table
 
 
@@ -66,23 +69,9 @@ def _row(cell: Cell, across: str) -> str:
 
 
 def _entry(cell: Cell, options: Sequence[str]) -> str:
-    if not cell.last:
-        return "n/a"
-    text = "diverged" if cell.status == "diverged" else f"{100 * np.mean(cell.last):.1f}"
-    if "deviation" in options and cell.status != "diverged" and len(cell.last) > 1:
-        text += f" ± {100 * np.std(cell.last, ddof=1):.1f}"
+    several = "deviation" in options and len(cell.last) > 1
+    deviation = float(np.std(cell.last, ddof=1)) if several else math.nan
+    text = in_percent(cell.status, cell.final, deviation)
     if "kept" in options and np.isfinite(cell.malicious_selected):
         text += f" ({100 * cell.malicious_selected:.1f} kept)"
     return text
-
-
-def _worst(cells: dict[str, Cell]) -> str:
-    """The lowest accuracy of a row, and where; the first that diverged is lower than all."""
-    ran = {column: cell for column, cell in cells.items() if cell.last}
-    if not ran:
-        return "-"
-    lost = [column for column, cell in ran.items() if cell.status == "diverged"]
-    if lost:
-        return f"diverged, {lost[0]}"
-    column = min(ran, key=lambda column: float(np.mean(ran[column].last)))
-    return f"{100 * np.mean(ran[column].last):.1f}, {column}"

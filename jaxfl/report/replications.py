@@ -21,6 +21,7 @@ from jaxfl.experiments.reported import (
 from jaxfl.experiments.scales import REDUCED, scale_of
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report import backdoors, over_sets
+from jaxfl.report.grid import in_percent
 from jaxfl.report.markdown import as_markdown
 
 EVERYONE = "100"
@@ -203,11 +204,7 @@ def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
 
 
 def _percent(cell: Cell) -> str:
-    if not cell.last:
-        return "n/a"
-    if cell.status == "diverged":
-        return "diverged"
-    return f"{100 * sum(cell.last) / len(cell.last):.1f}"
+    return in_percent(cell.status, cell.final)
 
 
 def _selected(cell: Cell) -> str:

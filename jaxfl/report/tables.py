@@ -18,7 +18,7 @@ from jaxfl.experiments.results import FAIRNESS, Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
-from jaxfl.report.grid import pivot
+from jaxfl.report.grid import in_percent, pivot, worst
 from jaxfl.report.markdown import as_markdown
 
 
@@ -33,11 +33,12 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
     table = [header]
     for row in rows:
         line = [cells.get((row, column)) for column in columns]
-        worst = [_worst([r for r in line if r is not None])] if many else []
+        means = ((r.cell.labels["attack"], r.status, r.final) for r in line if r)
+        least = [worst(means)] if many else []
         chosen = [experiment.candidates[r.chosen] for r in line if r and r.reason is None]
         choice = [chosen[0] if chosen else "-"] if tuned else []
         spent = [_epsilon([r for r in line if r is not None])] if private else []
-        table.append([row, *(_entry(r) for r in line), *worst, *choice, *spent])
+        table.append([row, *(_entry(r) for r in line), *least, *choice, *spent])
     return table
 
 
@@ -188,24 +189,7 @@ def write_tables(folder: Path, experiment: Experiment, results: Sequence[Result]
 
 
 def _entry(result: Result | None) -> str:
-    if result is None:
-        return ""
-    if result.status != "done":
-        return result.status if result.status == "diverged" else "n/a"
-    spread = "" if math.isnan(result.spread) else f" ± {_percent(result.spread)}"
-    return _percent(result.final) + spread
-
-
-def _worst(line: Sequence[Result]) -> str:
-    """The lowest accuracy over the attacks, and by which: the strongest of them."""
-    lost = [result for result in line if result.status == "diverged"]
-    if lost:
-        return f"diverged, {lost[0].cell.labels['attack']}"
-    left = [result for result in line if math.isfinite(result.final)]
-    if not left:
-        return "-"
-    least = min(left, key=lambda result: result.final)
-    return f"{_percent(least.final)}, {least.cell.labels['attack']}"
+    return "" if result is None else in_percent(result.status, result.final, result.spread)
 
 
 def _epsilon(line: Sequence[Result]) -> str:
@@ -215,10 +199,6 @@ def _epsilon(line: Sequence[Result]) -> str:
         return "-"
     star = "*" if any(r.guaranteed == "no" for r in line) else ""
     return f"{max(known):.3g}{star}" if math.isfinite(max(known)) else "none"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f}"
 
 
 def _coloured(text: str) -> str:

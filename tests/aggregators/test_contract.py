@@ -46,6 +46,7 @@ from jaxfl.aggregators import (
     WeightedTrimmedMean,
     Zeno,
 )
+from jaxfl.aggregators.coordinatewise import CoordinatewiseRule
 from jaxfl.component import Component
 from jaxfl.models import Objective, Softmax
 from jaxfl.models.layers import segments
@@ -177,10 +178,17 @@ def start(rule, x):
 
 
 def run(rule, x, state=None, context=None):
-    """With a mask of present clients where the rule takes one: all tests then share a program."""
+    """With a mask of present clients where the rule takes one: all tests then share a program.
+
+    Not by coordinate: ranks that are known are found in another way.
+    """
     state = start(rule, x) if state is None else state
     context = given() if context is None else context
-    if rule.accepts_absent and context.present is None:
+    inner = rule
+    while not isinstance(inner, CoordinatewiseRule) and hasattr(inner, "rule"):
+        inner = inner.rule
+    by_coordinate = isinstance(inner, CoordinatewiseRule)
+    if rule.accepts_absent and context.present is None and not by_coordinate:
         context = context.replace(present=jnp.ones(len(x), bool))
     return compiled(rule, x, state, context)
 

@@ -106,6 +106,25 @@ def test_ties_across_the_median_go_to_the_first_client(n):
     np.testing.assert_allclose(Phocas(f=3)(x), expected, rtol=1e-6)
 
 
+@every_rule
+def test_few_who_are_present(name):
+    """Of at most 2f clients fewer are trimmed; of nobody comes 0. Runs differ in who is there."""
+    rule, _ = rules(3)[name]
+    x = draw("random", 9, dtype=np.float32)
+    x[8] = np.nan
+    counts = range(8)
+    masks = jnp.arange(9)[None] < jnp.asarray(counts)[:, None]
+
+    def answer(present):
+        return rule.aggregate(x, (), Context.of(9).replace(present=present)).update
+
+    found = jax.jit(jax.vmap(answer))(masks)
+    np.testing.assert_array_equal(found[0], 0)
+    for n in counts[1:]:
+        reference = rules(min(3, (n - 1) // 2))[name][1]
+        np.testing.assert_allclose(found[n], reference(x[:n]), rtol=1e-5, atol=1e-6)
+
+
 gradient_of_sum = jax.jit(jax.grad(lambda x, rule: jnp.sum(rule(x))))
 
 

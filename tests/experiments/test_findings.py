@@ -203,6 +203,10 @@ def test_a_sweep_of_numbers_is_drawn_and_one_of_words_is_not(tmp_path):
     picture = tmp_path / "sweep.png"
     assert sweep_plot(picture, experiment(), results(OUTCOME))
     assert picture.read_bytes().startswith(b"\x89PNG")
+    drawn = picture.with_suffix(".svg").read_bytes()
+    assert b">test accuracy (%)<" in drawn, "words stay words"
+    sweep_plot(picture, experiment(), results(OUTCOME))
+    assert picture.with_suffix(".svg").read_bytes() == drawn
     assert not sweep_plot(tmp_path / "no.png", load("quickstart"), [])
 
 

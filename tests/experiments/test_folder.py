@@ -195,7 +195,8 @@ def test_a_file_of_the_users_is_not_overwritten(tmp_path):
 def test_force_overwrites_when_the_first_block_is_done(whole, tmp_path):
     path, other = tmp_path / "run", small(rounds=2)
     shutil.copytree(whole[0], path)
-    (path / "sweep.png").write_bytes(b"old")
+    for old in ("sweep.png", "sweep.svg"):
+        (path / old).write_bytes(b"old")
     before = contents(path)
     with (
         pytest.raises(RuntimeError, match="before the first block"),
@@ -205,7 +206,7 @@ def test_force_overwrites_when_the_first_block_is_done(whole, tmp_path):
     assert contents(path) == before
     run(path, force=True, experiment=other)
     assert read_results(path)[0].cells == other.cells
-    assert not (path / "sweep.png").exists()
+    assert not list(path.glob("sweep.*"))
     with pytest.raises(ValueError, match="give one of them"):
         run(path, force=True, resume=True)
 

@@ -181,13 +181,16 @@ def test_a_damaged_run_hides_no_other(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     (other / "rounds.jsonl").write_text("{}\n")
     out = tmp_path / "both.html"
-    words = ["report", str(other), str(run), str(tmp_path / "none"), "--out", str(out)]
-    shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 1
+    folders = [str(other), str(run), str(tmp_path / "none")]
+    written = CliRunner().invoke(app, ["report", *folders, "--out", str(out)])
     assert [found["name"] for found in data_of(out)] == [run.name]
-    damaged, none = shown.stderr.splitlines()
-    assert re.match(r"jaxfl: warning: .*other/rounds.jsonl is damaged", damaged)
-    assert none.endswith("none holds no run")
+    compared = CliRunner().invoke(app, ["compare", *folders, str(run)])
+    assert "+0.0 ± 0.0" in compared.stdout
+    for shown in (written, compared):
+        assert shown.exit_code == 1
+        damaged, none = shown.stderr.splitlines()
+        assert re.match(r"jaxfl: warning: .*other/rounds.jsonl is damaged", damaged)
+        assert none.endswith("none holds no run")
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +346,26 @@ def test_in_a_browser(run, browser):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     time.sleep(0.5)
     assert all(a != b for a, b in zip(browser.execute_script(colours), light, strict=True))
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_data_sets_are_chosen_in_a_browser(run, tmp_path, browser):
+    """Of two runs in one file."""
+    data = TABLE["data"] | {"name": "digits", "clients": 7}
+    other = {key: data[key] for key in ("name", "clients", "client_test")}
+    sweep = {"seed": [0], "attack": ["none"], "aggregator": ["mean", "median"]}
+    digits, _ = ran(TABLE | {"data": other, "sweep": sweep}, tmp_path)
+    write_page(tmp_path / "both.html", [(path, *read_results(path)) for path in (run, digits)])
+    opens(browser, tmp_path / "both.html")
+    options = browser.find_elements("css selector", "#dataset option")
+    assert [option.text for option in options] == ["all", "synthetic", "digits"]
+    assert len(rows_of(browser)) == 6
+    for option, rows, shown in ((2, 2, [False, True]), (1, 4, [True, False]), (0, 6, [True, True])):
+        options[option].click()
+        assert len(rows_of(browser)) == rows
+        tables = browser.find_elements("css selector", "#tables tbody")
+        assert len(tables) == sum(shown)
     assert browser.get_log("browser") == []
 
 

@@ -99,18 +99,20 @@ def test_rules_of_layers_find_them_by_the_arrays_names(random):
     assert (thin["1.weight"] != before["1.weight"]).any()
 
 
-def test_one_program_serves_varying_numbers_of_clients(random):
+def test_one_program_serves_varying_numbers_of_clients_and_one_full_rounds(random):
     sent, back = sent_and_back(random, 10)
-    server = RobustServer(jaxfl.Krum(f=2), slots=10)
+    server, median = RobustServer(jaxfl.Krum(f=2), slots=10), RobustServer(jaxfl.Median(), slots=10)
     (model,) = models(sent)
     before = module._step._cache_size()
-    for n in (10, 7, 9):
+    for n in (10, 7, 9, 8, 10):
         distances = ((back[:n, None] - back[None, :n]) ** 2).sum(-1)
         scores = np.sort(distances, axis=1)[:, 1 : n - 2 - 2 + 1].sum(1)
         answer = server.step(model, models(back[:n]))
         assert answer.info.selected.shape == (n,)
         assert np.flatnonzero(answer.info.selected) == scores.argmin()
-    assert module._step._cache_size() == before + 1
+        middle = vector(median.step(model, models(back[:n])).model)
+        np.testing.assert_allclose(middle, np.median(back[:n], axis=0), rtol=1e-5, atol=1e-6)
+    assert module._step._cache_size() == before + 4
     with pytest.raises(ValueError, match="at most slots = 10 clients; got 11"):
         server.step(model, models(sent_and_back(random, 11)[1]))
     with pytest.raises(ValueError, match=r"Krum needs n >= 2f \+ 3 clients; got n = 6, f = 2"):

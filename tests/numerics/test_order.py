@@ -112,6 +112,39 @@ def test_gradient_goes_to_the_averaged_values(n):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
+@jax.jit
+def of_those_before(values, low, high):
+    """Of ranks that are traced, and values after which only +inf come."""
+
+    def mean(values):
+        return order.mean_of_ranks(values, low, high)
+
+    def nearest(values):
+        return order.mean_of_nearest(values, low, high, high)
+
+    return [(f(values), jax.grad(lambda v, f=f: f(v).sum())(values)) for f in (mean, nearest)]
+
+
+@pytest.mark.parametrize("n", [9, 130])
+def test_traced_ranks_are_as_known_ones_of_fewer_rows(n):
+    values = np.random.default_rng(0).normal(size=(n, 12)).astype(np.float32)
+    values[:, 6:] = np.random.default_rng(0).integers(0, 3, (n, 6))
+    absent = np.random.default_rng(1).permutation(n + 3) < 3
+    padded = np.full((n + 3, 12), np.inf, np.float32)
+    padded[~absent] = values
+    for low, high in ((0, n), (2, n - 3), ((n - 1) // 2, n // 2 + 1), (1, 3), (3, 4)):
+        known = (
+            lambda v, low=low, high=high: order.mean_of_ranks(v, low, high),
+            lambda v, low=low, high=high: order.mean_of_nearest(v, low, high, high),
+        )
+        found = of_those_before(padded, low, high)
+        for (mean, gradient), expected in zip(found, known, strict=True):
+            np.testing.assert_allclose(mean, expected(values), rtol=1e-5, atol=1e-6)
+            slope = jax.grad(lambda v, f=expected: f(v).sum())(values)
+            np.testing.assert_allclose(gradient[~absent], slope, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(gradient[absent], 0)
+
+
 @pytest.mark.parametrize("n", [9, 130])
 def test_gradient_is_finite_at_ties_and_infinities(n):
     values = np.random.default_rng(0).integers(0, 2, (n, 5)).astype(np.float32)

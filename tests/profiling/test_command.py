@@ -89,7 +89,10 @@ def test_the_first_cell_that_applies_is_profiled(file, measured, monkeypatch, ca
     assert cell.federation.aggregator == TrimmedMean(f=2)
     assert options == {"rounds": 3, "trace": None}
     folder = file.parent / "runs" / "small_profile"
-    assert {p.name for p in folder.iterdir()} == {"profile.json", "profile.png", "roofline.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "profile.json",
+        *(f"{name}.{kind}" for name in ("profile", "roofline") for kind in ("png", "svg")),
+    }
     written = json.loads((folder / "profile.json").read_text())
     assert [row["phase"] for row in written["phases"]] == [*PHASES, OTHER]
     assert written["scaling"] is None
