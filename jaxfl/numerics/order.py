@@ -108,10 +108,14 @@ def of_rank(values: Float[Array, "n c"], k: Whole) -> Float[Array, " c"]:
 
 
 def median_where(values: Float[Array, "n c"], mask: Bool[Array, " n"]) -> Float[Array, " c"]:
-    """Per column, the median of the rows under the mask; 0 where there are none. No gradient."""
+    """Per column, the median of the rows under the mask; 0 where there are none. No gradient.
+
+    By bits alone, which of several runs at once moves fewer bytes than ``median`` by a count.
+    """
     count = jnp.sum(mask, dtype=jnp.int32)
-    values = jnp.where(mask[:, None], jax.lax.stop_gradient(values), jnp.inf)
-    return jnp.where(count > 0, median(values, count), 0)
+    values = jnp.where(mask[:, None], values, jnp.inf)
+    lower, upper = (of_rank(values, k) for k in (jnp.maximum(count - 1, 0) // 2, count // 2))
+    return jnp.where(count > 0, lower / 2 + upper / 2, 0)
 
 
 def of_rank_of_many(values: Float[Array, " n"], k: Whole) -> Float[Array, ""]:
