@@ -227,6 +227,19 @@ def test_updates_are_a_matrix_or_half_of_it_or_a_chunk():
     assert whole.block > half.block
 
 
+def test_a_streamed_chunk_holds_its_rows(monkeypatch):
+    """And has the fewer clients for it."""
+    parts, clients = federation(algorithm=FedSGD(batch_size=10)), data(50, samples=10)
+    plans = {way: make_plan(parts, clients, DENSE, storage=way) for way in ("matrix", "stream")}
+    row = 4 * plans["stream"].spec.dim
+    asked = []
+    monkeypatch.setattr("jaxfl.plan.choose_chunk", lambda _, size, __: asked.append(size) or 1)
+    for way in plans:
+        make_plan(parts, clients, DENSE, storage=way)
+    assert asked[1] - asked[0] == row
+    assert plans["stream"].chunk < plans["matrix"].chunk
+
+
 def test_devices_of_a_processor_have_a_copy_of_the_data_each():
     parts, clients = federation(), data(20)
     plan = make_plan(parts, clients, Softmax(), client_chunk=5)
