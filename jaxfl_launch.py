@@ -11,6 +11,7 @@ calls ``jaxfl.cli`` (tests, notebooks, ``python -m jaxfl.cli``) is left alone.
 """
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -134,8 +135,11 @@ def main() -> None:
     os.environ[FLAGS] = a_device_per_core(os.environ)
     if any(word.startswith("--coordinator") for word in sys.argv):
         sys.exit(supervised())
+    # What is imported stays: to look through it for garbage is a sixth of a start.
+    gc.disable()
     from jaxfl.cli import main as run
 
+    gc.enable()
     run()
 
 
