@@ -313,15 +313,11 @@ PRIOR = {
 def test_rules_of_a_law_cost_at_most_three_medians(name):
     """All but weighted trimming behind the weighted NNM: 3.3 of them, and 3.8 anchored."""
     x = jnp.asarray(np.random.default_rng(8).normal(size=(20, 50_000)), jnp.float32)
-    trusted = PRIOR[name]
-
-    def seconds(rule):
-        jax.block_until_ready(rule(x))
-        times = []
-        for _ in range(15):
+    rules = PRIOR[name], GeometricMedian(iterations=30)
+    best = [np.inf, np.inf]
+    for _ in range(16):  # in turn, so that what else runs here slows both; the first compiles
+        for i, rule in enumerate(rules):
             started = time.perf_counter()
             jax.block_until_ready(rule(x))
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    assert seconds(trusted) <= 3 * seconds(GeometricMedian(iterations=30))
+            best[i] = min(best[i], time.perf_counter() - started)
+    assert best[0] <= 3 * best[1]
