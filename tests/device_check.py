@@ -72,7 +72,7 @@ LEAVES_OUT = Every(
         GeometricMedian(),
         Pipeline(pre=(NNM(f=BYZANTINE),), rule=Krum(f=BYZANTINE)),
         Median(),
-        Pipeline(pre=(NNM(f=BYZANTINE),), rule=TrimmedMean(f=BYZANTINE)),
+        Pipeline(pre=(NNM(f=1),), rule=TrimmedMean(f=1)),  # also of cohorts of four
     )
 )
 
