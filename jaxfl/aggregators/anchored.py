@@ -9,7 +9,7 @@ from jaxfl.aggregators.mean import Mean
 from jaxfl.aggregators.wrapping import Wrapper
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
-from jaxfl.types import Aggregated, Context, State, present_mask
+from jaxfl.types import Aggregated, Context, State, present_count, present_mask
 
 
 class Anchored(Wrapper):
@@ -66,7 +66,7 @@ def _within(
     present = present_mask(context, updates.shape[0])
     squared = rows.squared_offsets(updates, centre)
     usable = present & jnp.isfinite(squared)
-    count = jnp.sum(present, dtype=jnp.int32)
+    count = present_count(context, updates.shape[0])
     kept = count - ((count - 1) // 2 if budget is None else budget)
     kept = jnp.minimum(kept, jnp.sum(usable, dtype=jnp.int32))
     limit = rows.safe_sqrt(jnp.sort(jnp.where(usable, squared, jnp.inf))[jnp.clip(kept - 1, 0)])

@@ -11,7 +11,7 @@ from jaxfl.component import Scalar, field
 from jaxfl.numerics.gram import squared_distances_to
 from jaxfl.numerics.masses import mass_of_smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
-from jaxfl.types import Context, Info, State, present_mask
+from jaxfl.types import Context, Info, State, present_count
 
 
 class BarrierClipping(PriorRule):
@@ -77,7 +77,7 @@ class BarrierClipping(PriorRule):
             if self.weights is not None:
                 equal = prior_mass(None, usable, context, dtype)
                 around = median_weights(gram, distances, equal, self.iterations)
-            present = jnp.sum(present_mask(context, usable.shape[0]), dtype=jnp.int32)
+            present = present_count(context, usable.shape[0])
             weights = anchor(gram, usable, weights, around, self._kept(present))
         scores = jnp.where(usable, safe_ratio(reach, radius), jnp.inf)
         return weights, Info(weights=weights, scores=scores)
@@ -85,7 +85,7 @@ class BarrierClipping(PriorRule):
     def _beta(self, dtype: jnp.dtype) -> Float[Array, ""]:
         return jnp.asarray(self.beta, dtype)
 
-    def _kept(self, present: Array) -> Array:
+    def _kept(self, present: Array | int) -> Array | int:
         """How many of so many clients are surely honest."""
         return present - ((present - 1) // 2 if self.budget is None else self.budget)
 
@@ -95,7 +95,7 @@ def anchor(
     usable: Bool[Array, " n"],
     weights: Float[Array, " n"],
     around: Float[Array, " n"],
-    kept: Array,
+    kept: Array | int,
 ) -> Float[Array, " n"]:
     """Weights of the point moved into the ball of the nearest ``kept`` rows around another point.
 

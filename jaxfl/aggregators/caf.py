@@ -11,7 +11,7 @@ from jaxfl.component import capability, field
 from jaxfl.numerics.eigen import top_eigenpair
 from jaxfl.numerics.gram import tame_gram, weighted_gram
 from jaxfl.numerics.rows import safe_ratio
-from jaxfl.types import Context, Info, State, present_mask
+from jaxfl.types import Context, Info, State, present_count
 
 MOST_STEPS = 1000
 """Of the filter that divides by the largest of all projections, which nothing else ends."""
@@ -108,7 +108,7 @@ class CAF(WeightingRule):
         assert statistics.gram is not None
         m = statistics.usable.shape[0]
         gram = jax.lax.stop_gradient(statistics.gram)
-        least = jnp.sum(present_mask(context, m), dtype=jnp.int32) - 2 * self.f
+        least = present_count(context, m) - 2 * self.f
         steps = 2 * self.f if self.over == "weighted" else MOST_STEPS
         c = filter_weights(gram, statistics.usable, least, steps, self.over)
         weights = safe_ratio(c, jnp.sum(c))

@@ -10,7 +10,7 @@ from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics.linkage import LINKAGES, larger_of_two, smallest_level
 from jaxfl.numerics.order import of_rank_of_many
 from jaxfl.numerics.rows import masked_median, safe_ratio
-from jaxfl.types import Context, Info, Spec, State, Struct, present_mask
+from jaxfl.types import Context, Info, Spec, State, Struct, present_count
 
 
 def _mean_of_clipped(
@@ -179,7 +179,7 @@ class FLAME(WeightingRule):
         norms, usable = statistics.norms, statistics.usable
         assert norms is not None
         n = usable.shape[0]
-        majority = jnp.sum(present_mask(context, n), dtype=jnp.int32) // 2 + 1
+        majority = present_count(context, n) // 2 + 1
         admitted = smallest_level(1 - statistics.cosines()[:n, :n], usable, majority)
         return _mean_of_clipped(admitted, norms, masked_median(norms, usable))
 

@@ -10,7 +10,7 @@ from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.component import capability, field
 from jaxfl.numerics.order import smallest
 from jaxfl.numerics.rows import safe_ratio, safe_sqrt
-from jaxfl.types import Context, Info, State, present_mask
+from jaxfl.types import Context, Info, State, present_count
 
 
 def krum_scores(
@@ -89,11 +89,6 @@ def _summed(others: Array, near: Array, power: int, noise: Array | float = 0.0) 
     return jnp.sum(kept, axis=0)
 
 
-def _present(statistics: Statistics, context: Context) -> Array:
-    # Absent slots are no clients; rows dropped as non-finite are, and count among the f.
-    return jnp.sum(present_mask(context, statistics.usable.shape[0]), dtype=jnp.int32)
-
-
 def _rounding(statistics: Statistics) -> Array:
     """What squared distances made of inner products may be off by."""
     assert statistics.gram is not None
@@ -155,7 +150,8 @@ class Krum(WeightingRule):
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:
-        count = _present(statistics, context) - self.f - 2
+        # Rows dropped as non-finite are clients, and count among the f.
+        count = present_count(context, statistics.usable.shape[0]) - self.f - 2
         neighbours = count if self.neighbours is None else self.neighbours
         others = _others(statistics.squared_distances())
         near = smallest(others, jnp.maximum(neighbours, 1))
@@ -208,8 +204,8 @@ class MultiKrum(WeightingRule):
     def weigh(
         self, statistics: Statistics, state: State, context: Context
     ) -> tuple[Float[Array, " n"], Info]:
-        present, distances = _present(statistics, context), statistics.squared_distances()
-        count = present - self.f - 2
+        distances = statistics.squared_distances()
+        count = present_count(context, distances.shape[0]) - self.f - 2
         neighbours = count if self.neighbours is None else self.neighbours
         scores = krum_scores(distances, neighbours, self.power)
         if not self.iterative:
