@@ -143,6 +143,7 @@ def _draw_cohort(
         round=state.round,
         weights=share / jnp.maximum(jnp.sum(share), 1),
         client_ids=ids,
+        learning_rate=federation.optimizer.rate(state.round),
         present=present,
         params=state.params,
         segments=plan.spec.segments,

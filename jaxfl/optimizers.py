@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from jaxfl.component import Component, Scalar, field
 from jaxfl.contracts import expect, expect_like, name_of, own_code
@@ -97,6 +97,11 @@ class Optimizer(Component):
     @abc.abstractmethod
     def rule(self) -> optax.GradientTransformation:
         """Everything but the learning rate, as an optax transformation of gradients."""
+
+    def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The learning rate at this step (from 0)."""
+        rate = self.learning_rate
+        return rate.checked(step) if isinstance(rate, Schedule) else jnp.asarray(rate)
 
     def transform(self, *, at: Array | None = None) -> optax.GradientTransformation:
         """The optax transformation: ``optax.apply_updates`` takes the step.

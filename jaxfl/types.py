@@ -137,6 +137,8 @@ class Context(Struct):
     weights: Float[Array, " n"]
     """Share of each client in the cohort's samples; sums to 1."""
     client_ids: Int[Array, " n"]
+    learning_rate: Float[Array, ""]
+    """The server's in this round: its step is minus the aggregate times this, without momentum."""
     present: Bool[Array, " n"] | None = None
     """Which slots hold a client (Poisson sampling); None: all."""
     params: Float[Array, " d"] | None = None
@@ -159,12 +161,16 @@ class Context(Struct):
 
     @staticmethod
     def of(n: int, **known: Any) -> "Context":
-        """The context of a single call outside a simulation: equal weights, a fixed key."""
+        """The context of a call outside a simulation: equal weights, a fixed key, a rate of 1.
+
+        With a rate of 1, updates are differences of models.
+        """
         defaults: dict[str, Any] = {
             "key": jax.random.key(0),
             "round": jnp.zeros((), jnp.int32),
             "weights": jnp.full((n,), 1.0 / n),
             "client_ids": jnp.arange(n, dtype=jnp.int32),
+            "learning_rate": jnp.ones(()),
         }
         return Context(**(defaults | known))
 

@@ -28,10 +28,10 @@ class DeepSight(Aggregator):
     step. All norms enter the median.
 
     HDBSCAN here joins what is equally far apart at once, which makes the answer one of the clients
-    and not of their order. ``learning_rate`` is the step that the server takes with the aggregate:
-    1 where clients send differences of parameters. The authors take 20,000 random inputs.
+    and not of their order. The authors take 20,000 random inputs.
 
-    Needs an output layer with a bias, inputs of numbers, and ten clients for two clusters. Cost:
+    Needs an output layer with a bias, inputs of numbers, ten clients for two clusters, and
+    ``context.learning_rate``, the server's: a client's model is one step by its update. Cost:
     n draws samples forward passes, which dominate, n^2 for each clustering and four reads of the
     matrix. Fails: attackers who train on many classes; a majority of similar backdoors.
     Rieger, Nguyen, Miettinen, Sadeghi, "DeepSight: mitigating backdoor attacks in federated
@@ -52,8 +52,6 @@ class DeepSight(Aggregator):
     """How often random inputs are drawn."""
     samples: int = field(default=256, at_least=1)
     """Random inputs of each draw."""
-    learning_rate: Scalar = field(default=1.0, above=0)
-    """The step that the server takes with the aggregate."""
     needs_segments = capability(True)
     makes_inputs = capability(True)
     follows_model = capability(True)
@@ -111,7 +109,7 @@ class DeepSight(Aggregator):
     ) -> Float[Array, "n n"]:
         """The share of the draws in which two clients' answers are apart."""
         inputs = self._inputs(context)
-        rate = jnp.asarray(self.learning_rate, rows.accumulator(updates.dtype))
+        rate = context.learning_rate.astype(rows.accumulator(updates.dtype))
         quotients = _quotients(updates, rate, inputs, context)
         each = jax.vmap(lambda q: self._apart(_distances(q), usable), in_axes=1)(quotients)
         return jnp.mean(each, axis=0)

@@ -11,7 +11,7 @@ from jaxfl.aggregators.root_losses import (
     rejected,
     usable_rows,
 )
-from jaxfl.component import Scalar, capability, field
+from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.types import Aggregated, Context, State
 
@@ -23,9 +23,8 @@ class LossRejection(Aggregator):
     the root samples, the impact of client i is by how much i makes it worse. ``method`` "err"
     removes the f clients of largest impact on the error rate, "lfr" those of largest impact on
     the loss, "union" both sets. Rows that are not finite are removed first and count among the f;
-    among equals the lowest index is removed. ``learning_rate`` is the step that the server takes
-    with the aggregate: 1 where clients send differences of parameters. Needs n > 2f, and
-    ``context.root_batch``.
+    among equals the lowest index is removed. Needs n > 2f, ``context.root_batch``, and
+    ``context.learning_rate``, the server's.
 
     ``info.scores`` holds the impacts, lower is better, +inf where a row is not usable: on the
     error rate for "err", otherwise on the loss.
@@ -49,8 +48,6 @@ class LossRejection(Aggregator):
     f: int = field(at_least=0)
     method: str = field(default="union", choices=("err", "lfr", "union"))
     """Impact on the error rate, on the loss, or either."""
-    learning_rate: Scalar = field(default=0.1, above=0)
-    """The step that the server takes with the aggregate."""
 
     tolerates = capability(False)
     accepts_absent = capability(True)
@@ -74,7 +71,7 @@ class LossRejection(Aggregator):
         count = jnp.sum(usable).astype(dtype)
         none = jnp.zeros((0, updates.shape[1]), updates.dtype)
         total = rows.combine(usable.astype(dtype), updates, none, jnp.all(usable)).astype(dtype)
-        step = jnp.asarray(self.learning_rate, dtype)
+        step = context.learning_rate.astype(dtype)
         whole = evaluate(params - step * rows.safe_ratio(total, count), batch, context)
         # Without client i: w - step (total - g_i) / (count - 1).
         share = step / jnp.maximum(count - 1, 1)

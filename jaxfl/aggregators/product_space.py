@@ -15,7 +15,7 @@ from jaxfl.aggregators.pipeline import Pipeline
 from jaxfl.aggregators.statistics import Space, Statistics
 from jaxfl.aggregators.weighting import WeightingRule
 from jaxfl.aggregators.wrapping import Wrapper
-from jaxfl.component import Scalar, capability, field
+from jaxfl.component import capability
 from jaxfl.numerics import low_rank, rows
 from jaxfl.numerics.low_rank import Factors
 from jaxfl.types import Aggregated, Context, Segment, Segments, State, present_mask
@@ -52,9 +52,9 @@ class ProductSpace(Wrapper):
     parameters is exact. Averages of factors are not that: the mean of products is not the product
     of means, and (c A, B / c), which is the same layer as (A, B), is another row.
 
-    ``learning_rate`` is the server's, of plain SGD: with momentum or another optimiser the step
-    does not end at that adapter. Where nothing is adapted, or ``LoRA`` freezes A, a change is
-    linear in the row, and this is the ``rule``.
+    ``rate`` is ``context.learning_rate``, the server's, of plain SGD: with momentum or another
+    optimiser the step does not end at that adapter. Where nothing is adapted, or ``LoRA`` freezes
+    A, a change is linear in the row, and this is the ``rule``.
 
     Needs a weighting rule that reads norms and inner products only, after any pre-aggregators: not
     one that samples coordinates, keeps an answer or adds noise. Cost: products as of a Gram matrix
@@ -72,8 +72,6 @@ class ProductSpace(Wrapper):
 
     rule: Aggregator = Mean()
     """The rule that sees changes of layers."""
-    learning_rate: Scalar = field(default=1.0, above=0)
-    """The server's, by which it multiplies the aggregate."""
     needs_segments = capability(True)
     follows_model = capability(True)
     scale_equivariant = capability(False)
@@ -112,7 +110,7 @@ class ProductSpace(Wrapper):
                 "ProductSpace needs the model's adapters: pass context=Context.of(n, params=...)"
             )
         params = context.params.astype(rows.accumulator(updates.dtype))
-        space = _Layers(adapters, params, jnp.asarray(self.learning_rate, params.dtype))
+        space = _Layers(adapters, params, context.learning_rate.astype(params.dtype))
         return rule.aggregate_in(space, pre, rows.held(updates), state, context)
 
 

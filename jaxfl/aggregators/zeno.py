@@ -24,9 +24,10 @@ class Zeno(Aggregator):
     ``score_i = L(w) - L(w - learning_rate g_i) - rho |g_i|^2``, L the mean loss over ``samples``
     of the root samples, drawn anew each round (None: all, also where there are fewer). The b
     lowest scores are dropped (b = f unless given). ``mean_square`` takes the mean of squares
-    ``|g_i|^2 / d`` in place of ``|g_i|^2``, as the authors' code does. ``learning_rate`` is the
-    step that the server takes with the aggregate: 1 where clients send differences of parameters.
-    Needs n > b >= f, also with f > n / 2; and ``context.root_batch``.
+    ``|g_i|^2 / d`` in place of ``|g_i|^2``, as the authors' code does.
+
+    Needs n > b >= f, also with f > n / 2; ``context.root_batch``, and ``context.learning_rate``,
+    the server's.
 
     ``info.scores`` holds the scores, higher is better, -inf where a row is not usable.
 
@@ -48,8 +49,6 @@ class Zeno(Aggregator):
     f: int = field(at_least=0)
     b: int | None = field(default=None, at_least=0)
     """How many updates are dropped; none: f."""
-    learning_rate: Scalar = field(default=0.1, above=0)
-    """The step that the server takes with the aggregate."""
     rho: Scalar = field(default=0.0005, at_least=0)
     """What a unit of the squared norm takes off a score."""
     mean_square: bool = False
@@ -75,7 +74,7 @@ class Zeno(Aggregator):
         params = context.params.astype(dtype)
         batch = self._draw(context.root_batch, context)
         usable = usable_rows(updates, context)
-        step = jnp.asarray(self.learning_rate, dtype)
+        step = context.learning_rate.astype(dtype)
         before = evaluate(params, batch, context)
         rise, _ = evaluate_each(params, -step, updates, batch, before, context)
         squares = rows.squared_norms(updates)

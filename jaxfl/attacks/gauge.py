@@ -19,7 +19,7 @@ class Gauge(Attack):
     finds an honest client. But the mean of factors mixes gauges: where m of n clients attack and
     all agree on the layer, it becomes ``((n - m) + m c) ((n - m) + m / c) / n^2`` times itself, in
     every round: more for c > 0, less for c = -1, which also leaves all norms of factors as they
-    are. ``learning_rate`` is the server's. Without adapters, or where ``LoRA`` freezes A, it is
+    are. Without adapters, or where ``LoRA`` freezes A, it is
     no attack: the honest update is sent.
 
     Ours, after what Singhal et al., "FedEx-LoRA", ACL 2025, say of averages of factors.
@@ -30,8 +30,6 @@ class Gauge(Attack):
 
     factor: Scalar = field(default=10.0)
     """c, by which A is multiplied and B divided; not 0."""
-    learning_rate: Scalar = field(default=1.0, above=0)
-    """The server's, by which it multiplies the aggregate."""
     crafts = capability(True)
     knows = capability(OWN)
     streams = capability(True)
@@ -46,7 +44,7 @@ class Gauge(Attack):
         assert view.params is not None
         own = view.own_rows()
         params = view.params.astype(own.dtype)
-        factor, rate = (jnp.asarray(x, own.dtype) for x in (self.factor, self.learning_rate))
+        factor, rate = jnp.asarray(self.factor, own.dtype), view.learning_rate.astype(own.dtype)
         for pair in adapters_of(view.segments):
             base, change = factors_of(params, pair), factors_of(own, pair)
             for segment, now, moved, times in zip(

@@ -98,10 +98,9 @@ class Mimic(Attack):
 class FreeRider(Attack):
     """Contributes nothing and pretends to: sends the server's last step, disguised by noise.
 
-    The message is ``scale * (w_before - w_now)``, from the parameters received in the last two
-    rounds, plus ``std * (t + 1)^-decay`` times standard normal noise; in round t = 0 it is the
-    noise alone. With FedSGD, a scale of one over the server's learning rate makes it look like a
-    gradient.
+    The message is ``scale * (w_before - w_now) / rate``, from the parameters received in the last
+    two rounds and the server's learning rate, plus ``std * (t + 1)^-decay`` times standard normal
+    noise; in round t = 0 it is the noise alone. With a scale of 1 it is the last aggregate.
 
     Lin, Du, Liu, "Free-riders in federated learning: attacks and defenses", arXiv:1911.12560,
     2019; the decaying disguise: Fraboni, Vidal, Lorenzi, AISTATS 2021.
@@ -111,7 +110,7 @@ class FreeRider(Attack):
     """
 
     scale: Scalar = field(default=1.0, at_least=0)
-    """Multiplies the server's last step."""
+    """Multiplies the last aggregate."""
     std: Scalar = field(default=0.0, at_least=0)
     """Standard deviation of the disguise in round 0."""
     decay: Scalar = field(default=1.0, at_least=0)
@@ -126,20 +125,21 @@ class FreeRider(Attack):
         return cls(std=0.1)
 
     def init(self, spec: Spec) -> State:
-        return jnp.zeros((spec.dim,), spec.dtype), jnp.array(False)
+        return jnp.zeros((spec.dim,), spec.dtype), jnp.zeros(())
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         assert view.params is not None
-        before, seen = state
-        step = jnp.where(seen, before - view.params, 0).astype(view.updates.dtype)
+        before, rate = state
+        last = rows.safe_ratio(before - view.params, rate).astype(view.updates.dtype)
         dtype = rows.accumulator(view.updates.dtype)
         noise = normal(view.key, (view.attackers.shape[0], view.updates.shape[1]), dtype)
         std = jnp.asarray(self.std, dtype) * (view.round + 1.0).astype(dtype) ** -jnp.asarray(
             self.decay, dtype
         )
-        sent = jnp.asarray(self.scale, dtype) * step[None] + std * noise
+        sent = jnp.asarray(self.scale, dtype) * last[None] + std * noise
         return sent, self.observe(view, state)
 
     def observe(self, view: AttackView, state: State) -> State:
         assert view.params is not None
-        return view.params.astype(state[0].dtype), jnp.array(True)
+        seen = view.params, view.learning_rate
+        return tuple(new.astype(old.dtype) for new, old in zip(seen, state, strict=True))

@@ -21,8 +21,6 @@ CERTAIN = 2.3263478740408408
 class _FakeClients(Attack):
     """Fake clients that steer the model. Abstract."""
 
-    learning_rate: Scalar = field(default=1.0, above=0)
-    """The server's, by which it multiplies the aggregate."""
     crafts = capability(True)
     streams = capability(True)
     knows = capability(NOTHING)
@@ -31,9 +29,9 @@ class _FakeClients(Attack):
     @abc.abstractmethod
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]: ...
 
-    def sent(self, move: Float[Array, " d"]) -> Float[Array, "1 d"]:
+    def sent(self, view: AttackView, move: Float[Array, " d"]) -> Float[Array, "1 d"]:
         """The update by which the server would move the parameters so, were it alone."""
-        return -(move / jnp.asarray(self.learning_rate, move.dtype))[None]
+        return -(move / view.learning_rate.astype(move.dtype))[None]
 
 
 class MPAF(_FakeClients):
@@ -72,7 +70,7 @@ class MPAF(_FakeClients):
         target = jnp.where(known, target, fresh.astype(target.dtype))
         move = target - view.params.astype(target.dtype)
         factor = jnp.asarray(self.factor, move.dtype)
-        return self.sent(factor * move), (target, jnp.array(True))
+        return self.sent(view, factor * move), (target, jnp.array(True))
 
 
 def _permuted(
@@ -164,7 +162,7 @@ class PoisonedFL(_FakeClients):
             factor=factor,
             rounds=state.rounds + 1,
         )
-        return self.sent(push), memory
+        return self.sent(view, push), memory
 
     def observe(self, view: AttackView, state: State) -> State:
         assert view.params is not None

@@ -31,7 +31,7 @@ class ROP(InformedAttack):
     first round) q is what is left of a vector of ones across r, and ``p = sin(angle) q / |q| +
     cos(angle) r / |r|``; at 270 degrees it is across r, at 180 against it. With ``z=None``, z is
     ALIE's. It is a length in the units of the updates: centred clipping lets it pass whole where
-    it is at most tau. M follows from the models received, given the server's ``learning_rate``.
+    it is at most tau. M follows from the models received and the server's rate.
 
     Özfatura, Özfatura, Küpçü, Gündüz, "Byzantines can also learn from history: fall of centered
     clipping in federated learning", IEEE TIFS 2024.
@@ -49,8 +49,6 @@ class ROP(InformedAttack):
     """Weight of the last aggregate, against the mean, in the place chosen."""
     inertia: Scalar = field(default=0.9, at_least=0, at_most=1)
     """Weight of the last aggregate in the reference."""
-    learning_rate: Scalar = field(default=1.0, above=0)
-    """The server's, by which it multiplies the aggregate."""
     streams = capability(True)
     follows_model = capability(True)
 
@@ -59,19 +57,21 @@ class ROP(InformedAttack):
         return cls(z=1.5)
 
     def init(self, spec: Spec) -> State:
-        return jnp.zeros((spec.dim,), spec.dtype), jnp.array(False)
+        return jnp.zeros((spec.dim,), spec.dtype), jnp.zeros(())
 
     def observe(self, view: AttackView, state: State) -> State:
         assert view.params is not None
-        return view.params.astype(state[0].dtype), jnp.array(True)
+        seen = view.params, view.learning_rate
+        return tuple(new.astype(old.dtype) for new, old in zip(seen, state, strict=True))
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         assert view.params is not None
-        before, seen = state
+        before, rate = state
+        seen = rate > 0
         mean = mean_of_known(view.updates, self.known(view))
         dtype = mean.dtype
         step = (before - view.params.astype(before.dtype)).astype(dtype)
-        last = jnp.where(seen, step / jnp.asarray(self.learning_rate, dtype), 0)
+        last = rows.safe_ratio(step, rate.astype(dtype))
         inertia = jnp.where(seen, jnp.asarray(self.inertia, dtype), 0)
         relocation = jnp.asarray(self.relocation, dtype)
         place = relocation * last + (1 - relocation) * mean

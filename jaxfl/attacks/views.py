@@ -155,6 +155,11 @@ class AttackView(Struct):
         return self.defence.context.segments
 
     @property
+    def learning_rate(self) -> Float[Array, ""]:
+        """The server's in this round, by which it multiplies the aggregate."""
+        return self.defence.context.learning_rate
+
+    @property
     def count(self) -> Int[Array, ""]:
         """How many attackers there are."""
         return jnp.sum(self.attackers < self.honest.shape[0], dtype=jnp.int32)

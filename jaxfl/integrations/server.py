@@ -213,6 +213,7 @@ class RobustServer:
             client_ids=jnp.asarray(
                 np.pad(places, absent, constant_values=spec.population), jnp.int32
             ),
+            learning_rate=self.optimizer.rate(jnp.int32(self._round)),
             present=present,
             root_update=None if root_update is None else jnp.asarray(root_update),
             segments=spec.segments,

@@ -69,8 +69,9 @@ def _double():
 
 def inspect(rule, params, rows, rate=RATE, **known):
     known = {k: jnp.asarray(v) for k, v in known.items()}
-    context = Context.of(N, params=jnp.asarray(params), segments=SEGMENTS, **known)
-    return ProductSpace(rule=rule, learning_rate=rate).inspect(jnp.asarray(rows), context=context)
+    known |= {"params": jnp.asarray(params), "learning_rate": jnp.asarray(rate)}
+    context = Context.of(N, segments=SEGMENTS, **known)
+    return ProductSpace(rule=rule).inspect(jnp.asarray(rows), context=context)
 
 
 def best(matrix):

@@ -52,6 +52,7 @@ def rounds(rule, updates, present):
             round=jnp.int32(number),
             weights=jnp.full(N, 1 / N),
             client_ids=jnp.where(here, jnp.arange(N), N),
+            learning_rate=jnp.ones(()),
             present=jnp.asarray(here),
         )
         answer = step(jnp.asarray(now), state, context)

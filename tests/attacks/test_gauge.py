@@ -22,7 +22,8 @@ def model(vector):
 
 
 def attacked(attack, params, rows):
-    context = Context.of(N, params=jnp.asarray(params), segments=SEGMENTS)
+    known = {"params": jnp.asarray(params), "learning_rate": jnp.asarray(RATE)}
+    context = Context.of(N, segments=SEGMENTS, **known)
     defence = Defence(aggregator=Mean(), state=(), context=context)
     spec = Spec(N, N, D, 3)
     sent, _ = jax.jit(attack_rows, static_argnums=7)(
@@ -47,7 +48,7 @@ def draw():
 @pytest.mark.parametrize("factor", [10.0, -1.0])
 def test_each_attackers_model_is_its_honest_one(factor):
     params, rows = draw()
-    sent, _ = attacked(Gauge(factor=factor, learning_rate=RATE), params, rows)
+    sent, _ = attacked(Gauge(factor=factor), params, rows)
     np.testing.assert_array_equal(sent[:6], rows[:6])
     for honest, crafted in zip(rows[6:], sent[6:], strict=True):
         for x, y in zip(model(params - RATE * honest), model(params - RATE * crafted), strict=True):
@@ -64,10 +65,10 @@ def test_what_means_of_factors_and_of_products_become():
     rows[:] = 0
     c, m = 10.0, 2
     sent, context = attacked(Gauge(factor=c), params, rows)
-    by_factors, _ = model(params - np.asarray(Mean()(sent)))
+    by_factors, _ = model(params - RATE * np.asarray(Mean()(sent)))
     times = ((N - m) + m * c) * ((N - m) + m / c) / N**2
     np.testing.assert_allclose(by_factors, times * model(params)[0], rtol=1e-4)
-    by_products, _ = model(params - np.asarray(ProductSpace()(sent, context=context)))
+    by_products, _ = model(params - RATE * np.asarray(ProductSpace()(sent, context=context)))
     np.testing.assert_allclose(by_products, model(params)[0], rtol=0, atol=1e-5)
 
 

@@ -31,6 +31,7 @@ from jaxfl import (
     Scaling,
     SignFlip,
     Simulation,
+    StepDecay,
     Uniform,
     data,
 )
@@ -132,13 +133,28 @@ def test_attackers_of_the_population_keep_their_part():
     for _ in range(3):
         messages = simulation.messages()
         before = np.asarray(simulation.state.attack[1][0])
-        seen = bool(simulation.state.attack[1][1])
-        step = before - np.asarray(simulation.state.params) if seen else 0
+        rate = float(simulation.state.attack[1][1])
+        last = (before - np.asarray(simulation.state.params)) / rate if rate else 0
         for i, client in enumerate(np.asarray(messages.ids)):
             own, sent = np.asarray(messages.own[i]), np.asarray(messages.sent[i])
             part = rank[client] % 5 if messages.byzantine[i] else None
-            expected = {0: -own, 1: step + 0 * own}.get(part, own)
+            expected = {0: -own, 1: last + 0 * own}.get(part, own)
             np.testing.assert_allclose(sent, expected, rtol=1e-6)
+        simulation.advance(1)
+
+
+def test_the_rate_of_each_round_is_known():
+    """A free rider repeats the server's last aggregate, over the rate of that round."""
+    rate = StepDecay(initial=0.5, boundaries=(1,))
+    federation = Federation(attack=FreeRider(), optimizer=SGD(learning_rate=rate), byzantine=3)
+    simulation = Simulation(federation, images(), Softmax(), evaluate_every=1)
+    before = None
+    for step in (None, 0.5, 0.05):
+        messages, params = simulation.messages(), np.asarray(simulation.state.params)
+        expected = 0 * params if before is None else (before - params) / step
+        sent = np.asarray(messages.sent)[np.asarray(messages.byzantine)]
+        np.testing.assert_allclose(sent, np.tile(expected, (3, 1)), rtol=1e-4, atol=1e-6)
+        before = params
         simulation.advance(1)
 
 

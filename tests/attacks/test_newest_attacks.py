@@ -33,7 +33,7 @@ from jaxfl.round import answer, exchanged, receive
 from jaxfl.state import init_state
 from jaxfl.types import Context, Segment, Spec
 
-N, D, MOST = 9, 30, 3
+N, D, MOST, RATE = 9, 30, 3, 0.5
 BYZANTINE = np.isin(np.arange(N), [1, 4, 5])
 LAYERS = (
     Segment("a.bias", 0, (4,), "bias"),
@@ -44,7 +44,8 @@ LAYERS = (
 
 @jax.jit
 def one_round(attack, x, params, when, state, key):
-    context = Context.of(N, params=params, round=when, segments=LAYERS)
+    known = {"params": params, "round": when, "learning_rate": jnp.asarray(RATE)}
+    context = Context.of(N, segments=LAYERS, **known)
     defence = Defence(aggregator=Mean(), state=(), context=context)
     byzantine = jnp.asarray(BYZANTINE)
     return attack_rows(attack, x, byzantine, state, context, key, defence, MOST)
@@ -79,10 +80,10 @@ def walk(seed, steps):
 
 @pytest.mark.parametrize("base", ["initial", "random"])
 def test_mpaf(base):
-    run, path = Run(MPAF(factor=3.0, base=base, learning_rate=0.5)), walk(0, 4)
+    run, path = Run(MPAF(factor=3.0, base=base)), walk(0, 4)
     for turn, params in enumerate(path):
         sent = run.sends(draw(turn), params)
-        target = params - 0.5 * sent / 3.0
+        target = params - RATE * sent / 3.0
         if turn == 0:
             first = target
         np.testing.assert_allclose(target, first, atol=1e-12)
@@ -127,7 +128,7 @@ class FakeClients:
 @pytest.mark.parametrize("follows", [False, True])
 def test_poisoned_fl(follows):
     """A model that does not give way weakens the push, down to a limit; one that does, does not."""
-    attack = PoisonedFL(factor=2.0, period=3, decay=0.7, least=0.9, learning_rate=0.5)
+    attack = PoisonedFL(factor=2.0, period=3, decay=0.7, least=0.9)
     run, path, mine = Run(attack), walk(1, 12), None
     extra = np.zeros(D)
     for turn, params in enumerate(path):
@@ -136,7 +137,7 @@ def test_poisoned_fl(follows):
             assert set(np.unique(run.state.signs)) == {-1, 1}
             mine = FakeClients(np.asarray(run.state.signs), 2.0, 3, 0.7, 0.9)
         pushed = mine.sends(params + extra)
-        np.testing.assert_allclose(sent, -pushed / 0.5, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(sent, -pushed / RATE, rtol=1e-6, atol=1e-9)
         if turn:
             assert (-sent * mine.signs >= 0).all()
         if follows:
@@ -156,7 +157,7 @@ def test_poisoned_fl_watches_the_model_while_another_attack_has_its_turn():
         if poisons:
             if mine is None:
                 mine = FakeClients(np.asarray(run.state[0].signs), 8.0, 3, 0.7, 0.5)
-            np.testing.assert_allclose(sent, -mine.sends(params), rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(sent, -mine.sends(params) / RATE, rtol=1e-6, atol=1e-9)
         elif mine is not None:
             mine.before, waited = params, waited + 1
     assert mine.turn > 3
@@ -164,7 +165,7 @@ def test_poisoned_fl_watches_the_model_while_another_attack_has_its_turn():
 
 
 def test_poisoned_fl_by_hand():
-    """g = (3, 4), what was asked for last (1, 0), signs (1, -1): 40 (1, -2) / sqrt 5."""
+    """g = (3, 4), asked for last (1, 0), signs (1, -1): 40 (1, -2) / sqrt 5, over the rate."""
     run = Run(PoisonedFL())
     run.sends(draw(0), np.zeros(D))
     two = np.eye(D)[:2]
@@ -172,18 +173,18 @@ def test_poisoned_fl_by_hand():
     run.state = run.state.replace(signs=signs, pushed=two[0])
     sent = run.sends(draw(1), 3 * two[0] + 4 * two[1])
     expected = np.zeros(D)
-    expected[:2] = -40 * np.array([1, -2]) / np.sqrt(5)
+    expected[:2] = -40 / RATE * np.array([1, -2]) / np.sqrt(5)
     np.testing.assert_allclose(sent, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("angle", [270.0, 90.0, 180.0, 30.0])
 def test_rop(angle):
-    attack = ROP(z=2.5, angle=angle, relocation=0.8, inertia=0.7, learning_rate=0.5)
+    attack = ROP(z=2.5, angle=angle, relocation=0.8, inertia=0.7)
     run, path = Run(attack), walk(2, 3)
     for turn, params in enumerate(path):
         x = draw(turn)
         mean = x[~BYZANTINE].mean(axis=0)
-        last = (path[turn - 1] - params) / 0.5 if turn else np.zeros(D)
+        last = (path[turn - 1] - params) / RATE if turn else np.zeros(D)
         r = 0.7 * last + 0.3 * mean if turn else mean
         place = 0.8 * last + 0.2 * mean
         q = 1 - r * r.sum() / (r @ r)

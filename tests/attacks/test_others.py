@@ -79,11 +79,14 @@ def test_mimic_replaces_an_absent_client_for_the_round():
 
 def test_a_free_rider_repeats_the_servers_last_step():
     x, byzantine = draw(), mask(1, 4)
-    attack = FreeRider(scale=10.0)
-    first, state = attacked(attack, x, byzantine, params=jnp.full(D, 2.0))
+    attack, rates = FreeRider(scale=3.0), (jnp.float32(0.1), jnp.float32(0.7))
+    known = {"params": jnp.full(D, 2.0), "learning_rate": rates[0]}
+    first, state = attacked(attack, x, byzantine, **known)
     np.testing.assert_array_equal(first[byzantine], 0)
-    rows, _ = attacked(attack, x, byzantine, when=1, state=state, params=jnp.full(D, 1.5))
-    np.testing.assert_allclose(rows[byzantine], 5.0, rtol=1e-6)
+    # Of the rate of the step that it saw, not of the next one.
+    known = {"params": jnp.full(D, 1.5), "learning_rate": rates[1]}
+    rows, _ = attacked(attack, x, byzantine, when=1, state=state, **known)
+    np.testing.assert_allclose(rows[byzantine], 15.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("when", "decay"), [(0, 1.0), (3, 1.0), (3, 0.5), (3, 0.0)])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxfl.attacks import FreeRider
 from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.ranking import ranked
@@ -105,37 +104,6 @@ def test_few_attacks_are_a_table_already(grid):
     assert not is_ranked(grid[0])
     assert not is_ranked(schema.parse("one", TABLE | {"sweep": {}}))
     assert is_ranked(schema.load("signguard-table1-mnist", []))
-
-
-def parts_of(value):
-    """The tables of parts in a value of a file, those inside others too."""
-    if isinstance(value, str):
-        yield {"name": value}
-    elif isinstance(value, list):
-        yield from (entry for each in value for entry in parts_of(each))
-    elif isinstance(value, dict):
-        yield value
-        inner = ("attack", "attacks", "message", "rule")
-        yield from (entry for key in inner if key in value for entry in parts_of(value[key]))
-
-
-@pytest.mark.parametrize("name", schema.packaged())
-def test_who_reckons_with_the_servers_step_has_the_servers_rate(name):
-    """Rules and attacks are given it, so it is neither tuned nor swept where there are any."""
-    table = tomllib.loads((resources.files("jaxfl.experiments") / f"{name}.toml").read_text())
-    sweep, varied = table.get("sweep", {}), {**table.get("sweep", {}), **table.get("tune", {})}
-    rates = {}
-    for axis, known in (("aggregator", AGGREGATORS), ("attack", ATTACKS)):
-        for entry in parts_of([*sweep.get(axis, []), table.get(axis, [])]):
-            part = known.get(entry.get("name"))
-            if part is FreeRider:
-                rates[entry["name"]] = 1 / entry.get("scale", 1.0)
-            elif part is not None and hasattr(part.example(), "learning_rate"):
-                default = part.example().learning_rate
-                rates[entry["name"]] = entry.get("learning_rate", default)
-    if rates:
-        assert "optimizer.learning_rate" not in varied
-        assert rates == pytest.approx(dict.fromkeys(rates, table["optimizer"]["learning_rate"]))
 
 
 def test_the_arena_has_all_that_is_registered():

@@ -157,7 +157,7 @@ def test_rounds_of_clients():
     data = from_arrays(texts, np.arange(24) % CLASSES, texts[:3], np.arange(3)).split(IID(), 4)
     ends = []
     for chunk in (4, 1):
-        federation = jaxfl.Federation(aggregator=jaxfl.ProductSpace(learning_rate=0.1))
+        federation = jaxfl.Federation(aggregator=jaxfl.ProductSpace())
         simulation = jaxfl.Simulation(
             federation, data, ADAPTED, evaluate_every=2, client_chunk=chunk
         )
