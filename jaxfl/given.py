@@ -93,14 +93,19 @@ def countless(part: Federation) -> bool:
     return part.byzantine > 0 and part.byzantine_per_round is None
 
 
-def stacked(parts: list[Federation]) -> Federation:
-    """One federation whose leaves lead by a seed axis; itself where there is one."""
-    if len(parts) == 1:
-        return parts[0]
+def stacked(parts: list[Federation]) -> tuple[Federation, tuple[bool, ...]]:
+    """One federation, whose leaves lead by a seed axis where they differ; which ones do.
+
+    What all seeds share has no axis: a branch that it decides is decided once.
+    """
     shapes = {jax.tree.structure(p): None for p in parts}
     if len(shapes) > 1:
         raise ValueError(
             "federations of one simulation may differ only in leaves (numbers), and in byzantine "
             "where it is above 0 and byzantine_per_round is not given"
         )
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    (structure,) = shapes
+    each = list(zip(*map(jax.tree.leaves, parts), strict=True))
+    own = tuple(any(not np.array_equal(x, leaves[0]) for x in leaves) for leaves in each)
+    merged = [np.stack(x) if differ else x[0] for x, differ in zip(each, own, strict=True)]
+    return jax.tree.unflatten(structure, merged), own

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device
+from jaxfl.federation import Federation
 from jaxfl.programs import compile_or_load
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import PyTree
@@ -21,7 +22,7 @@ def over_seeds(
     *,
     plan: Plan,
     several: bool,
-    own_parts: bool,
+    own: tuple[bool, ...],
     way: str,
     devices: tuple[Device, ...] | None,
     donate: tuple[int, ...] = (),
@@ -29,8 +30,9 @@ def over_seeds(
 ) -> Callable[..., PyTree]:
     """A function of (federation, plan, data, state), compiled as one of (federation, data, state).
 
-    With several seeds every argument has a leading axis of seeds, except for partitions and parts
-    that they share. Equal plans share programs.
+    With several seeds every argument has a leading axis of seeds, except for partitions and
+    numbers of the federation that they share: ``own`` says which leaves are each seed's. Equal
+    plans share programs.
     """
 
     def one_seed(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
@@ -38,7 +40,7 @@ def over_seeds(
 
     def all_seeds(federation: Any, data: FederatedData, state: FederationState) -> PyTree:
         partitions = data.axes() if data.start.ndim > 1 else None
-        parts = 0 if own_parts else None
+        parts = axes_of(federation, own)
         # All are in the same round: what is decided by its number is decided once.
         state = state.replace(round=state.round[0])
         states = jax.tree.map(lambda _: 0, state).replace(round=None)
@@ -53,11 +55,17 @@ def over_seeds(
 
     return compile_or_load(
         all_seeds if several else one_seed,
-        (function, plan, several, own_parts, static),
+        (function, plan, several, own, static),
         way=way,
         devices=devices,
         donate=donate,
     )
+
+
+def axes_of(federation: Federation | None, own: tuple[bool, ...]) -> Any:
+    """The ``in_axes`` of a federation of which these leaves lead by an axis of seeds."""
+    axes = [0 if differs else None for differs in own]
+    return jax.tree.unflatten(jax.tree.structure(federation), axes)
 
 
 def _in_turn(function: Callable[..., PyTree], axes: PyTree, given: PyTree, run: Array) -> PyTree:

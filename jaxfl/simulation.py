@@ -36,7 +36,7 @@ from jaxfl.programs import make_ready
 from jaxfl.progress import Progress, follow
 from jaxfl.record import RoundRecord
 from jaxfl.round import Exchange, exchange
-from jaxfl.seeds import over_seeds
+from jaxfl.seeds import axes_of, over_seeds
 from jaxfl.signals import StopSignals
 from jaxfl.state import FederationState, Plan, init_state
 from jaxfl.types import PyTree
@@ -106,7 +106,7 @@ class Simulation:
         self.several = len(seeds) > 1
         whole = partitions[0].stack(partitions[1:]) if len(partitions) > 1 else partitions[0]
         self.data: FederatedData = copy_to(whole, devices)
-        self.federation = stacked(parts)
+        self.federation, own = stacked(parts)
         plan = make_plan(
             parts[0],
             self.data,
@@ -127,7 +127,7 @@ class Simulation:
             over_seeds,
             plan=self.plan,
             several=self.several,
-            own_parts=len(parts) > 1,
+            own=own,
             way=way,
             devices=None if devices is None else tuple(devices),
         )
@@ -136,7 +136,7 @@ class Simulation:
             return init_state(parts, self.plan, seed, count)
 
         if self.several:
-            over = jax.vmap(init, in_axes=(0 if len(parts) > 1 else None, 0, 0))
+            over = jax.vmap(init, in_axes=(axes_of(self.federation, own), 0, 0))
             counts = jnp.broadcast_to(jnp.asarray(attackers), len(seeds))
             state = over(self.federation, counts, jnp.asarray(np.asarray(seeds, np.uint32)))
         else:
@@ -212,6 +212,7 @@ class Simulation:
         state = state.replace(**dict.fromkeys(unread, ()))
         program = self._program(
             _evaluate,
+            own=(),
             client_accuracy=self._client_accuracy,
             backdoor=self._backdoor,
             personal=self._personal,

@@ -19,7 +19,7 @@ from jaxfl.component import capability, field
 from jaxfl.types import Batch, Spec, State
 
 
-class _Several(Combination):
+class Several(Combination):
     """Several attacks, each with a memory of its own. Abstract."""
 
     attacks: tuple[Attack, ...]
@@ -67,7 +67,7 @@ class _Several(Combination):
         return tuple(attack.observe(view, memory) for attack, memory in pairs)
 
 
-class TimeVarying(_Several):
+class TimeVarying(Several):
     """One attack for ``every`` rounds, then another: each drawn uniformly from ``attacks``.
 
     The schedule depends on this ``seed`` and the round alone: it is the same for all seeds of a
@@ -111,7 +111,7 @@ class TimeVarying(_Several):
         return jax.lax.switch(self.turn(view.round), branches)
 
 
-class Mixed(_Several):
+class Mixed(Several):
     """Different attackers run different attacks: attacker r the (r mod k)-th of ``attacks``.
 
     r counts the Byzantine clients of the population. Each attack crafts as if all attackers ran

@@ -1,12 +1,15 @@
 """Which cells of a grid run together, as one program."""
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxfl.attacks import Attack, NoAttack
+from jaxfl.attacks.branches import Branches
 from jaxfl.data import Dataset
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.limits import messages_of
@@ -46,6 +49,11 @@ class Group:
         names = [" / ".join(cell.labels.values()) or "run" for cell in self.cells]
         return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
+    @property
+    def program(self) -> Any:
+        """Equal for groups that one program serves after another."""
+        return tuple(map(_program, self.cells))
+
     def runs_of(self, place: int, answer: Any) -> Any:
         """What the group's program answered, for the runs of one of its cells."""
         if len(self.cells) == 1:
@@ -69,7 +77,8 @@ def grouped(
     groups: list[list[int]] = []
     latest: dict[Any, list[int]] = {}
     for index, cell in enumerate(cells):
-        key = _program(cell) if index in wanted and cell.placed is None else None
+        alone = cell.placed is not None or isinstance(cell.federation.attack, Branches)
+        key = _program(cell) if index in wanted and not alone else None
         group = latest.get(key) if key is not None else None
         if group is not None and (len(group) + 1) * messages_of(cell, load(cell)) <= MOST_BYTES:
             group.append(index)
@@ -78,6 +87,34 @@ def grouped(
         if key is not None:
             latest[key] = groups[-1]
     return groups
+
+
+def sharing(cells: Sequence[Cell], wanted: Container[int]) -> list[Cell]:
+    """The cells of a grid, with attacks that share a program with others as its branches.
+
+    One program runs cells that differ in the attack one after another. An attack that learns, or
+    needs an update of the server's own, has a program of its own.
+
+    Args:
+      cells: of the grid.
+      wanted: numbers of the cells that run; each other stays as it is.
+    """
+    result, alike = list(cells), defaultdict[Any, list[int]](list)
+    for index, cell in enumerate(cells):
+        attack, candidates = cell.federation.attack, cell.federations
+        alone = attack.learns or attack.needs_root
+        if index in wanted and not alone and all(f.attack is attack for f in candidates):
+            alike[_program(_attacked_by(cell, NoAttack()))].append(index)
+    for indices in alike.values():
+        attacks = tuple(cells[index].federation.attack for index in indices)
+        for which, index in enumerate(indices if len(indices) > 1 else ()):
+            result[index] = _attacked_by(cells[index], Branches(attacks=attacks, which=which))
+    return result
+
+
+def _attacked_by(cell: Cell, attack: Attack) -> Cell:
+    changed = (federation.replace(attack=attack) for federation in cell.federations)
+    return dataclasses.replace(cell, federations=tuple(changed))
 
 
 def of_any_number(cell: Cell) -> Federation:

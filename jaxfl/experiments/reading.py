@@ -51,6 +51,7 @@ KNOWN = (
     "way",
     "storage",
     "signs",
+    "attacks_share_program",
     "noise_order",
     "honesty",
     "validation",
@@ -71,6 +72,7 @@ DEFAULTS: dict[str, Any] = {
     "way": WAYS[0],
     "storage": AUTOMATIC,
     "signs": False,
+    "attacks_share_program": False,
     "validation": 0,
     **{key: getattr(Federation(), key) for key in ("byzantine", "noise_order")},
 }

@@ -16,7 +16,7 @@ from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.findings import findings
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.from_log import not_run, result_of
-from jaxfl.experiments.groups import Group, grouped
+from jaxfl.experiments.groups import Group, grouped, sharing
 from jaxfl.experiments.limits import Shapes, check_data, check_memory, small
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.running import (
@@ -98,8 +98,11 @@ def run_experiment(
     load = Datasets().of
     reasons = _reasons(folder, load)
     apply = {index for index, reason in enumerate(reasons) if reason is None}
-    order = folder.arrange(grouped(cells, apply, load))
-    groups = [Group(tuple(g), tuple(cells[i] for i in g)) for g in order if apply.issuperset(g)]
+    # A worker of a cluster compiles what it runs.
+    shared = launcher == LOCAL and folder.experiment.table.get("attacks_share_program", False)
+    run = sharing(cells, apply) if shared else cells
+    order = folder.arrange(grouped(run, apply, load))
+    groups = [Group(tuple(g), tuple(run[i] for i in g)) for g in order if apply.issuperset(g)]
 
     def make_ready(at: int) -> Ready:
         return made_ready(groups[at].cell, load(groups[at].cell))
@@ -135,7 +138,7 @@ def run_experiment(
                     f"{folder.path} is damaged: cell {index + 1} is done, but not logged"
                 )
             seconds = folder.progress.seconds.get(str(index), 0.0)
-            yield result_of(cell, folder.lines[index], seconds)
+            yield result_of(cell, folder.lines.pop(index), seconds)
 
 
 def _worth_preparing(

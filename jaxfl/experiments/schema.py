@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxfl.arguments import seed_of
+from jaxfl.arguments import seed_of, truth
 from jaxfl.experiments.cells import Cell
 from jaxfl.experiments.labels import brief, describe
 from jaxfl.experiments.limits import check_grid
@@ -167,6 +167,7 @@ def parse(name: str, table: dict[str, Any]) -> Experiment:
         for choice in choices
     ]
     cells = _labelled(cells, tuple(sweep), choices)
+    truth(table.get("attacks_share_program", False), "attacks_share_program")
     title = table.get("title", name)
     if not isinstance(title, str):
         raise ValueError(f"title must be a string; got {title!r}")

@@ -43,6 +43,11 @@ KEYS: Texts = {
         "Whether every round counts the signs of what was sent: the shares of coordinates that "
         "are positive and negative, of honest and Byzantine messages, in the log and `signs.png`.",
     ),
+    "attacks_share_program": (
+        *("true or false", ""),
+        "Whether attacks that do not learn are branches of one program, compiled once for each "
+        "defence: for grids of many attacks on small models. Results are equal to rounding.",
+    ),
     "byzantine": (
         *("integer", "from 0 to `data.clients`"),
         "How many clients of the population are Byzantine; which ones, the seed decides.",

@@ -89,7 +89,7 @@ class Watcher:
         """How much there is to do, before the first cell runs."""
         cells = sum(len(group.cells) for group in left)
         runs = len(left[0].cells[0].runs)
-        programs = _count(len(left), "program")
+        programs = _count(len({group.program for group in left}), "program")
         if not self._quiet:  # above the bar, where there is one
             self._say(f"{_count(cells, 'cell')} in {programs}, {_count(runs, 'run')} a cell")
         self._announced = True
@@ -98,7 +98,8 @@ class Watcher:
         """How long the rest will take if it is as the first group was."""
         if self._estimated or not left:
             return
-        seconds = sum(group.rounds * seconds_a_round + compiled for group in left)
+        programs = {group.program for group in left}
+        seconds = sum(group.rounds for group in left) * seconds_a_round + compiled * len(programs)
         cells = sum(len(group.cells) for group in left)
         self._print(f"about {duration(seconds)} for {_count(cells, 'more cell')}")
         self._estimated = True

@@ -19,6 +19,7 @@ from jaxfl.aggregators import (
     Pipeline,
 )
 from jaxfl.attacks import (
+    A3FL,
     ALIE,
     DBA,
     IPM,
@@ -49,6 +50,7 @@ from jaxfl.attacks import (
     TNBSStealth,
 )
 from jaxfl.attacks.base import ALL, NOTHING, OWN, attack_rows
+from jaxfl.attacks.branches import Branches
 from jaxfl.component import capability
 from jaxfl.models import Objective, Softmax
 from jaxfl.preaggregators import NNM
@@ -107,6 +109,31 @@ def attacked(attack, x, byzantine, *, when=0, state=None, seed=0, **known):
     return at_round(
         attack, jnp.asarray(x), jnp.asarray(byzantine), state, given, jax.random.key(seed)
     )
+
+
+BRANCHES = [n for n, a in sorted(NAMED.items()) if not (a.learns or a.probes or a.needs_root)]
+TOGETHER = Branches(attacks=tuple(NAMED[name] for name in BRANCHES), which=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BRANCHES)
+def test_as_a_branch_of_many_it_is_what_it_is_alone(name):
+    """Beside an honest client of NaN, too: who knows less than others is told no more."""
+    x, byzantine, which = draw(), mask(1, 2), BRANCHES.index(name)
+    x[5] = np.nan
+    state = TOGETHER.init(Spec(N, N, D, MOST, x.dtype))
+    for when in range(2):
+        together = TOGETHER.replace(which=which)
+        sent, after = attacked(together, x, byzantine, when=when, state=state)
+        alone, memory = attacked(NAMED[name], x, byzantine, when=when, state=state[which])
+        np.testing.assert_allclose(sent, alone, rtol=1e-6, atol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, after[which], memory)
+        state = after
+
+
+def test_attacks_that_learn_are_no_branches():
+    with pytest.raises(ValueError, match="Branches: A3FL learns, which it does alone"):
+        Branches(attacks=(A3FL(),), which=0)
 
 
 @every_attack

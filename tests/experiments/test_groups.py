@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxfl.attacks.branches import Branches
 from jaxfl.experiments import groups, schema
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.folder import RunFolder
@@ -220,3 +221,46 @@ def test_classes_of_one_name_in_two_modules_are_two_programs(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     experiment = grid(sweep={axis: [f"{module}:{name}" for module in modules]})
     assert groups.grouped(experiment.cells, range(2), lambda cell: cell.load()) == [[0], [1]]
+
+
+ATTACKS = [
+    "none",
+    "label_flip",
+    {"name": "backdoor", "size": 2},
+    {"name": "combined", "data": "label_flip", "message": "sign_flip"},
+    {"name": "neurotoxin", "attack": "label_flip"},
+    "free_rider",
+    "poisoned_fl",
+    {"name": "ipm", "scale": 0.5},
+    {"name": "ipm", "scale": 10.0},
+    "alie",
+    "noise",
+    {"name": "agr_tailored", "evaluations": 4},
+]
+FEW = ATTACKS[1], ATTACKS[4], ATTACKS[6], ATTACKS[8]
+DIGITS = {"data": {"name": "digits", "clients": 6}, "byzantine": 2, "rounds": 4}
+
+
+@pytest.mark.parametrize("attacks", [FEW, pytest.param(ATTACKS, marks=pytest.mark.slow)], ids=len)
+def test_attacks_that_share_a_program_do_what_each_does_alone(tmp_path, attacks):
+    rates = [0.1, 0.3]
+    sweep = {"attack": list(attacks), "aggregator": ["trimmed_mean"], "seed": [0, 1]}
+    tune = {"tune": {"optimizer.learning_rate": rates}, "validation": 0.1}
+    alone = grid(sweep=sweep, **DIGITS, **tune)
+    together = grid(sweep=sweep, attacks_share_program=True, **DIGITS, **tune)
+    traced = []
+    with pytest.MonkeyPatch.context() as patch:
+        before = Branches.craft
+        patch.setattr(Branches, "craft", lambda *given: (traced.append(given), before(*given))[1])
+        _, told = run(tmp_path / "together", together)
+    assert len(told) == len(attacks)
+    # Traced once for all attacks: to be compiled, and in estimates of memory not at all.
+    assert len(traced) <= 2
+    run(tmp_path / "alone", alone)
+    mine, each = logged(tmp_path / "together"), logged(tmp_path / "alone")
+    assert mine.keys() == each.keys()
+    assert len({each[cell, 0, 4]["params_sha256"] for cell in range(len(attacks))}) == len(attacks)
+    for place, line in each.items():
+        for name, value in line.items():
+            if isinstance(value, float):
+                assert mine[place][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
