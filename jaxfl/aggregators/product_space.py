@@ -56,6 +56,8 @@ class ProductSpace(Wrapper):
     optimiser the step does not end at that adapter. Where nothing is adapted, or ``LoRA`` freezes
     A, a change is linear in the row, and this is the ``rule``.
 
+    Pre-aggregators before it see these changes, too, as those inside it.
+
     Needs a weighting rule that reads norms and inner products only, after any pre-aggregators: not
     one that samples coordinates, keeps an answer or adds noise. Cost: products as of a Gram matrix
     of n r rows of length in + out for each adapter, and the SVD of a layer, or of n r x n r where
@@ -100,7 +102,18 @@ class ProductSpace(Wrapper):
         return cls(rule=MultiKrum(f=f))
 
     def aggregate(self, updates: rows.Rows, state: State, context: Context) -> Aggregated:
-        pre, rule = _taken_apart(self.rule)
+        return self.aggregate_mixed((), updates, state, context)
+
+    def aggregate_mixed(
+        self,
+        pre: Sequence[PreAggregator],
+        updates: rows.Rows,
+        state: State,
+        context: Context,
+    ) -> Aggregated:
+        """Mixes changes of layers, too: mixed factors would be another model's."""
+        own, rule = _taken_apart(self.rule)
+        pre = (*pre, *own)
         assert isinstance(rule, WeightingRule)
         adapters = adapters_of(context.segments)
         if not adapters:

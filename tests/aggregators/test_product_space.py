@@ -143,6 +143,23 @@ def test_gauges_change_nothing_in_product_space():
     assert np.argmax(Krum(f=1).inspect(jnp.asarray(other)).info.weights) != N - 1
 
 
+def test_mixing_before_it_is_in_product_space_too():
+    params, rows = draw()
+    other = rows.copy()
+    other[0] = gauged(params, rows[0], np.array([[10.0, 1.0], [0.0, 5.0]]))
+    context = Context.of(N, params=jnp.asarray(params), segments=SEGMENTS)
+    mixed, mean = NNM(f=2), MultiKrum(f=2)
+    before = Pipeline(pre=(mixed,), rule=ProductSpace(rule=mean, learning_rate=RATE))
+    inside = ProductSpace(rule=Pipeline(pre=(mixed,), rule=mean), learning_rate=RATE)
+    want, got, deceived = (
+        rule.inspect(jnp.asarray(x), context=context)
+        for rule, x in ((inside, rows), (before, rows), (before, other))
+    )
+    np.testing.assert_array_equal(got.update, want.update)
+    np.testing.assert_array_equal(got.info.weights, want.info.weights)
+    np.testing.assert_allclose(deceived.info.weights, want.info.weights, rtol=0, atol=1e-12)
+
+
 def test_the_mean_of_products_is_not_the_product_of_means():
     # One of two clients multiplies A by 3 and divides B by 3: 4/3 of the layer, by factors.
     params, rows = draw()
