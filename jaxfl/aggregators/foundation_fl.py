@@ -46,6 +46,11 @@ class FoundationFL(Wrapper):
         if not isinstance(self.rule, CoordinatewiseRule):
             name = type(self.rule).__name__
             raise ValueError(f"FoundationFL: rule must be a coordinatewise rule; got {name}")
+        if self.rule.by_client:
+            raise ValueError(
+                "FoundationFL: rule must treat all clients alike, as copies are nobody's; "
+                f"{type(self.rule).__name__} has weights of clients"
+            )
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         n = updates.shape[0]

@@ -10,7 +10,7 @@ from jaxfl.aggregators.coordinatewise import Median
 from jaxfl.component import capability, field
 from jaxfl.numerics import rows
 from jaxfl.numerics.order import smallest
-from jaxfl.types import Aggregated, Context, Info, State
+from jaxfl.types import Aggregated, Context, Info, Spec, State
 
 
 class GAS(Aggregator):
@@ -50,6 +50,14 @@ class GAS(Aggregator):
         return Bulyan(f=self.f) if self.rule is None else self.rule
 
     @capability
+    def by_client(self) -> bool:
+        return self.reference.by_client
+
+    @capability
+    def by_samples(self) -> bool:
+        return self.reference.by_samples
+
+    @capability
     def permutation_equivariant(self) -> bool:
         return self.reference.permutation_equivariant
 
@@ -72,7 +80,8 @@ class GAS(Aggregator):
     def check(self, n: int) -> None:
         needs_more_than(self, n, 2 * self.f + 1, "n > 2f")
         rule = self.reference
-        if type(rule).init is not Aggregator.init or rule.needs_root or rule.needs_segments:
+        needy = rule.needs_root or rule.needs_segments or rule.makes_inputs
+        if needy or jax.tree.leaves(rule.init(Spec(population=n, cohort=n, dim=1))):
             raise ValueError(
                 f"GAS: rule must have no memory and need nothing of the server or the model; got "
                 f"{type(rule).__name__}"
@@ -82,6 +91,9 @@ class GAS(Aggregator):
         except ValueError as error:
             wrong = f"GAS needs n to suit its rule; got n = {n}, f = {self.f}: {error}"
             raise ValueError(wrong) from None
+
+    def init(self, spec: Spec) -> State:
+        return self.reference.init(spec)  # empty, of whatever structure
 
     def aggregate(self, updates: Float[Array, "n d"], state: State, context: Context) -> Aggregated:
         n, d = updates.shape
@@ -98,7 +110,7 @@ class GAS(Aggregator):
         own = context.replace(key=rule_key, params=None, segments=())
 
         def distances(group: Array) -> Array:
-            reference = self.reference.aggregate(group, (), own).update
+            reference = self.reference.aggregate(group, state, own).update
             return rows.safe_sqrt(rows.squared_offsets(group, reference))
 
         scores = jnp.sum(jax.vmap(distances)(groups), axis=0)

@@ -9,6 +9,8 @@ from jaxfl.aggregators import (
     GAS,
     LASA,
     RLR,
+    Anchored,
+    CenteredClipping,
     FedSECA,
     FoolsGold,
     FoundationFL,
@@ -16,9 +18,12 @@ from jaxfl.aggregators import (
     Mean,
     Median,
     PerLayer,
+    Pipeline,
     TrimmedMean,
+    WeightedTrimmedMean,
     Zeno,
 )
+from jaxfl.preaggregators import NNM
 from jaxfl.types import Context, Segment
 
 N, D = 11, 24
@@ -108,6 +113,13 @@ def test_foundation_fl_copies_nothing_that_is_not_finite():
         FoundationFL(rule=Krum(f=1))
 
 
+def test_foundation_fl_refuses_weights_of_clients():
+    """A copy would get the weight of the client at its place, or none."""
+    FoundationFL(rule=WeightedTrimmedMean())
+    with pytest.raises(ValueError, match=r"FoundationFL: .* WeightedTrimmedMean has weights of"):
+        FoundationFL(rule=WeightedTrimmedMean(weights=np.full(N, 1 / N)))
+
+
 def test_foundation_fl_needs_a_majority_of_real_clients():
     FoundationFL(rule=TrimmedMean(f=4)).check(10)
     with pytest.raises(ValueError, match=r"TrimmedMean needs n > 2f clients; got n = 10, f = 5"):
@@ -141,7 +153,29 @@ def test_gas_with_every_coordinate_by_itself_needs_no_order():
     close(answer(GAS(f=0), x).update, x.mean(axis=0))
 
 
-@pytest.mark.parametrize("rule", [Zeno(f=1), FoolsGold(), PerLayer(rule=Mean())])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Pipeline(pre=[NNM(f=2)], rule=Median()),
+        Anchored(rule=Mean(weighted=True)),
+        FoundationFL(),
+        WeightedTrimmedMean(weights=np.arange(1.0, N + 1)),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_gas_takes_wrapped_rules_without_memory(rule):
+    """With one group the scores are distances to what the rule answers."""
+    x = draw("random")
+    gas = GAS(f=3, groups=1, rule=rule)
+    result, reference = answer(gas, x), answer(rule, x).update
+    close(result.info.scores, np.linalg.norm(x - np.asarray(reference), axis=1))
+    assert gas.by_client == isinstance(rule, WeightedTrimmedMean)
+    assert gas.by_samples == isinstance(rule, Anchored)
+
+
+@pytest.mark.parametrize(
+    "rule", [Zeno(f=1), FoolsGold(), PerLayer(rule=Mean()), Anchored(rule=CenteredClipping(tau=1))]
+)
 def test_gas_refuses_rules_that_need_more_than_rows(rule):
     with pytest.raises(ValueError, match=f"GAS: rule must have no .*; got {type(rule).__name__}"):
         GAS(f=1, rule=rule).check(N)
