@@ -86,27 +86,29 @@ class LoRA(Model):
 
     def build(self, sample_shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
         module = self.model.build(sample_shape, classes, rngs)
-        if self.base is not None:
-            _fill(module, self.base.weights(self.model, sample_shape, classes))
         trained = _found(module, self.trained, "trained")
         targets = _found(module, self.targets, "targets")
         kept = {id(node) for part in trained.values() for _, node in nnx.iter_modules(part)}
         for path, layer in targets.items():
             if id(layer) in kept:
                 raise ValueError(f"LoRA: {path} is both among targets and trained")
+        dense = {path: self._dense(path, layer) for path, layer in targets.items()}
+        if self.base is not None:  # may take minutes to train: all else is known to be right
+            _fill(module, self.base.weights(self.model, sample_shape, classes))
         for _, node in nnx.iter_modules(module):
             if id(node) not in kept:
                 _freeze(node)
-        for path, layer in targets.items():
+        for path, layer in dense.items():
             parent, name = _parent(module, path)
-            parent[name] = self._adapter(path, layer, rngs)
+            parent[name] = self._adapter(layer, rngs)
         return module
 
     def check_public(self, public: int) -> None:
         if self.base is not None:
             self.base.check_public(public)
 
-    def _adapter(self, path: str, layer: nnx.Module, rngs: nnx.Rngs) -> nnx.LoRA:
+    def _dense(self, path: str, layer: nnx.Module) -> nnx.Linear:
+        """The layer; raises ValueError where it cannot have adapters of this rank."""
         if type(layer) is not nnx.Linear:  # a subclass may do anything with its kernel
             raise ValueError(
                 f"LoRA: targets must be dense layers (nnx.Linear); {path} is a "
@@ -118,6 +120,9 @@ class LoRA(Model):
                 f"LoRA: rank must be at most {most}, the smaller side of {path}, which is "
                 f"{layer.in_features} x {layer.out_features}; got {self.rank}"
             )
+        return layer
+
+    def _adapter(self, layer: nnx.Linear, rngs: nnx.Rngs) -> nnx.LoRA:
         adapter = nnx.LoRA(
             layer.in_features,
             self.rank,

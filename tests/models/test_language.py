@@ -142,6 +142,16 @@ class Known(Base):
         return {"embedding.embedding": np.full((self.size, 4), 5.0, "f4")}
 
 
+class Untouched(Base):
+    """A base that is never to be trained."""
+
+    def weights(self, model, sample_shape, classes):
+        raise AssertionError("trained for nothing")
+
+
+UNTOUCHED = ADAPTED.replace(base=Untouched())
+
+
 def test_another_base_is_another_objective():
     plain, known = objective_of(ADAPTED), objective_of(ADAPTED.replace(base=Known()))
     assert plain != known
@@ -175,23 +185,25 @@ def test_rounds_of_clients():
         (lambda: Objective.of(SMALL, (5, 5, 1), 3), "Transformer needs rows of word ids"),
         (lambda: LoRA(rank=0), "rank must be at least 1; got 0"),
         (
-            lambda: Objective.of(LoRA(model=SMALL, rank=5), (T,), 3),
+            lambda: Objective.of(UNTOUCHED.replace(rank=5), (T,), 3),
             r"rank must be at most 4, the smaller side of blocks.0.qkv, which is 4 x 12; got 5",
         ),
         (
-            lambda: Objective.of(LoRA(model=SMALL, targets=("query",)), (T,), 3),
+            lambda: Objective.of(UNTOUCHED.replace(targets=("query",)), (T,), 3),
             "targets must name modules of the model; got 'query', and there are .*blocks.0.qkv",
         ),
         (
-            lambda: Objective.of(LoRA(model=SMALL, trained=("tail",)), (T,), 3),
+            lambda: Objective.of(UNTOUCHED.replace(trained=("tail",)), (T,), 3),
             "trained must name modules of the model; got 'tail'",
         ),
         (
-            lambda: Objective.of(LoRA(model=SMALL, targets=("embedding",)), (T,), 3),
+            lambda: Objective.of(UNTOUCHED.replace(targets=("embedding",)), (T,), 3),
             "must be dense layers .*; embedding is a Embed",
         ),
         (
-            lambda: Objective.of(LoRA(model=MLP(), targets=LAST, trained=LAST), (8,), 3),
+            lambda: UNTOUCHED.replace(model=MLP(), targets=LAST, trained=LAST).build(
+                (8,), 3, nnx.Rngs(0)
+            ),
             "layers.1 is both among targets and trained",
         ),
         (lambda: LoRA(targets=(), trained=()), "there is nothing to train"),
@@ -200,7 +212,7 @@ def test_rounds_of_clients():
             r"base has embedding.embedding of shape \(3, 4\); the model's is \(11, 4\)",
         ),
         (
-            lambda: Objective.of(LoRA(model=TextRNN(), base=PublicTexts()), (T,), 3),
+            lambda: Objective.of(LoRA(model=TextRNN(), base=PublicTexts(), targets=()), (T,), 3),
             "PublicTexts trains a Transformer; got TextRNN",
         ),
     ],
