@@ -114,8 +114,7 @@ class Ising(Law):
     def moments(self, samples: int = 2**16, seed: int = 0) -> Moments:
         if self.clients <= MOST_ENUMERATED:
             return moments_of(*self.support(), self._acceptance()[0])
-        drawn = np.asarray(self.sample(jax.random.key(seed), samples))
-        return estimated_moments(drawn, *self._acceptance(seed))
+        return estimated_moments(self.drawn(samples, seed), *self._acceptance(seed))
 
     def log_masses(self, sets: np.ndarray) -> np.ndarray:
         spins = np.where(sets, 1.0, -1.0)

@@ -121,6 +121,11 @@ class Law(Component):
         """
         return _sample(self, key, integer(count, f"{type(self).__name__}: count", 1))
 
+    def drawn(self, samples: int, seed: int) -> Bool[np.ndarray, "samples n"]:
+        """``samples`` honest sets on the host. Raises as ``sample``."""
+        samples = integer(samples, f"{type(self).__name__}: samples", 1)
+        return np.asarray(_sample(self, jax.random.key(seed), samples))
+
     def support(self) -> tuple[np.ndarray, np.ndarray]:
         """All sets that can occur, as masks [k, n], and their probabilities [k].
 

@@ -349,7 +349,21 @@ def test_bad_input_is_one_clear_error(make, message):
         make()
 
 
-@pytest.mark.slow
-def test_a_copula_that_never_keeps_its_budget_is_refused():
-    with pytest.raises(ValueError, match="none of 4194304 draws had so few"):
-        GaussianCopula(graph=ring(5), probabilities=1e-6, budget=1)
+@pytest.mark.parametrize(("p", "fits"), [(5e-7, False), (1e-6, False), (4e-6, True), (1e-4, True)])
+def test_a_copula_is_refused_by_the_probability_of_its_budget(p, fits):
+    """At most one of three Byzantine: two or three of them below the threshold, exactly."""
+    laplacian = 2 * np.eye(3) - ring(3)
+    correlation = np.linalg.inv(laplacian + 0.1 * np.eye(3))
+    correlation /= correlation[0, 0]
+    low = np.full(3, scipy.stats.norm.ppf(p))
+    two, three = (
+        scipy.stats.multivariate_normal.cdf(low[:k], cov=correlation[:k, :k]) for k in (2, 3)
+    )
+    exact = 3 * two - 2 * three
+    assert (exact >= 1e-6) == fits
+    if fits:
+        law = GaussianCopula(graph=ring(3), probabilities=p, budget=1)
+        assert law._acceptance(2**12)[0] == pytest.approx(exact, rel=0.2)
+    else:
+        with pytest.raises(ValueError, match=r"at most 1 Byzantine .* 1e-06 or more; got"):
+            GaussianCopula(graph=ring(3), probabilities=p, budget=1)
