@@ -1,5 +1,6 @@
-"""Arguments of functions, looked at before anything runs: whole numbers, truths, seeds."""
+"""Arguments of functions, looked at before anything runs: whole numbers, shares, arrays, seeds."""
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,32 @@ def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
     if most is None and value > MOST_INTEGER:
         raise ValueError(f"{name} must be at most {MOST_INTEGER}; got {value!r}")
     return int(value)
+
+
+def share(value: Any, name: str) -> float:
+    """``value``, if it is a number from 0 to 1.
+
+    Raises:
+      ValueError: it is not; the text calls it ``name``.
+    """
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not real or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}")
+    return float(value)
+
+
+def numbers(value: Any, name: str) -> np.ndarray:
+    """``value`` as an array of doubles.
+
+    Raises:
+      ValueError: it has something else than numbers, or rows of different lengths.
+    """
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be numbers, in rows of one length; got {reprlib.repr(value)}"
+        ) from None
 
 
 def truth(value: Any, name: str) -> bool:

@@ -113,7 +113,10 @@ def learned_part(key: str, table: dict[str, Any], honesty: Honesty | None) -> Co
     del parameters["law"]
     check_keys(rest, parameters, f"{key}.")
     given = {k: convert(key, k, parameters[k].annotation, v) for k, v in rest.items()}
-    return _learned(key, name, honesty.law, tuple(given.items()))
+    try:
+        return _learned(key, name, honesty.law, tuple(given.items()))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 @functools.lru_cache(maxsize=256)

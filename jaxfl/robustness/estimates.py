@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxfl.arguments import share
 from jaxfl.robustness.law import Numbers
 
 RESAMPLES = 1000
@@ -90,11 +91,15 @@ def holm(p: np.ndarray) -> np.ndarray:
 def quantile(values: Numbers, level: float) -> Estimate:
     """An order statistic, and an interval between two of them by the binomial distribution.
 
+    Raises:
+      ValueError: the level is no number from 0 to 1.
+
     >>> quantile(np.arange(1.0, 101.0), 0.5).value
     50.0
     """
     from scipy.stats import binom
 
+    level = share(level, "quantile: level")
     ordered, n = np.sort(np.asarray(values)), len(values)
     low, high = binom.ppf([0.025, 0.975], n, level).astype(int)
     place = min(max(int(np.ceil(level * n)) - 1, 0), n - 1)

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxfl.arguments import integer, numbers, share
+
 
 def adjacency(graph: Any, n: int | None = None, name: str = "graph") -> np.ndarray:
     """An adjacency matrix [n, n], of 0 and 1 or of weights, from an array or a networkx graph.
@@ -21,7 +23,7 @@ def adjacency(graph: Any, n: int | None = None, name: str = "graph") -> np.ndarr
         for a, b, weight in graph.edges(data="weight", default=1.0):
             matrix[places[a], places[b]] = matrix[places[b], places[a]] = weight
     else:
-        matrix = np.asarray(graph, np.float64)
+        matrix = numbers(graph, name)
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
     if not square or (n is not None and len(matrix) != n):
         raise ValueError(
@@ -40,13 +42,12 @@ def ring(n: int) -> np.ndarray:
     """Everybody has two neighbours.
 
     Raises:
-      ValueError: fewer than three clients.
+      ValueError: n is no integer of at least 3.
 
     >>> ring(4)[0].tolist()
     [0.0, 1.0, 0.0, 1.0]
     """
-    if n < 3:
-        raise ValueError(f"a ring needs at least 3 clients; got n = {n}")
+    n = integer(n, "ring: n", 3)
     after = np.roll(np.eye(n), 1, axis=1)
     return after + after.T
 
@@ -62,20 +63,19 @@ def nearest_neighbours(histograms: Any, k: int) -> np.ndarray:
       k: neighbours of each client.
 
     Raises:
-      ValueError: no such matrix, a client without samples, or k not from 1 to n - 1.
+      ValueError: no such matrix, a client without samples, or k no integer from 1 to n - 1.
 
     >>> nearest_neighbours([[9, 1], [8, 2], [0, 10]], k=1)[0].tolist()
     [0.0, 1.0, 0.0]
     """
-    counts = np.asarray(histograms, np.float64)
+    counts = numbers(histograms, "histograms")
     if counts.ndim != 2 or (counts < 0).any() or not (counts.sum(axis=1) > 0).all():
         raise ValueError(
             "histograms must be a matrix [n, classes] of counts, with samples at every client; "
             f"got shape {counts.shape}"
         )
     n = len(counts)
-    if not 1 <= k < n:
-        raise ValueError(f"k must be from 1 to n - 1 = {n - 1}; got {k}")
+    k = integer(k, "k", 1, n - 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
     distances = np.abs(shares[:, None] - shares[None]).sum(axis=2) / 2
     np.fill_diagonal(distances, np.inf)
@@ -101,8 +101,7 @@ def block_model(groups: Any, inside: float, between: float, seed: int = 0) -> np
     [0.0, 1.0, 0.0]
     """
     for name, value in (("inside", inside), ("between", between)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be a probability, from 0 to 1; got {value}")
+        share(value, name)
     labels = np.asarray(groups)
     likely = np.where(labels[:, None] == labels[None, :], inside, between)
     drawn = np.triu(np.random.default_rng(seed).random(likely.shape) < likely, 1)

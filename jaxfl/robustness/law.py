@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxfl.arguments import integer
+from jaxfl.arguments import integer, numbers
 from jaxfl.component import Component
 
 Numbers = Array | np.ndarray
@@ -68,7 +68,7 @@ class Law(Component):
                 isinstance(value, list | tuple)
                 or getattr(getattr(value, "dtype", None), "kind", "") == "b"
             ):
-                object.__setattr__(self, name, np.asarray(value, np.float64))
+                object.__setattr__(self, name, numbers(value, f"{type(self).__name__}: {name}"))
         super().__post_init__()
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
             self.check()

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxfl.arguments import integer
 from jaxfl.numerics.masses import mass_of_largest, mass_of_smallest
 
 
@@ -12,14 +13,13 @@ def worst_objective(losses: Float[Array, " n"], f: int) -> Float[Array, ""]:
     No enumeration: the sets are sorted out by the losses. Differentiable, for training.
 
     Raises:
-      ValueError: f is not from 0 to n - 1.
+      ValueError: f is no integer from 0 to n - 1.
 
     >>> worst_objective(jnp.array([1.0, 5.0, 3.0]), f=1)
     Array(4., dtype=float32)
     """
     n = losses.shape[0]
-    if not 0 <= f < n:
-        raise ValueError(f"f must be from 0 to n - 1 = {n - 1}; got {f}")
+    f = integer(f, "f", 0, n - 1)
     taken = mass_of_smallest(-losses, jnp.full((n,), 1 / n, losses.dtype), jnp.asarray(1 - f / n))
     return jnp.dot(taken, losses, precision="highest") / jnp.sum(taken)
 

@@ -15,6 +15,7 @@ from jaxfl.aggregators import (
     WeightedTrimmedMean,
 )
 from jaxfl.aggregators.reputation import DOUBTED_SHARE
+from jaxfl.arguments import share
 from jaxfl.fairness import TailRisk
 from jaxfl.preaggregators import WeightedNNM
 from jaxfl.robustness.allocation import barrier_portfolio
@@ -88,8 +89,7 @@ def portfolio(
     >>> portfolio(UniformSets(n=4, byzantine=1)).tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    if not 0 <= doubt <= 1:
-        raise ValueError(f"doubt must be from 0 to 1; got {doubt}")
+    doubt = share(doubt, "doubt")
     n, weights = law.clients, _moments(law).weights
     sets, masses = scenarios(law, seed=seed)
     if doubt > 0:
@@ -143,6 +143,8 @@ def weighted_trimming(law: Law, *, quantile: float = 0.95, seed: int = 0) -> Anc
     tell clients apart this is NNM and the trimmed mean with the quantile of the number of
     Byzantine clients.
 
+    Raises: as ``mass_quantile``.
+
     >>> weighted_trimming(UniformSets(n=4, byzantine=1)).rule.rule.trim.item()
     0.25
     """
@@ -191,9 +193,13 @@ def tail_risk(law: Law, *, alpha: float = 0.9, seed: int = 0) -> TailRisk:
 def mass_quantile(law: Law, omega: np.ndarray, quantile: float, seed: int = 0) -> float:
     """The least m for which the Byzantine mass ``omega(B)`` is at most m with this probability.
 
+    Raises:
+      ValueError: the quantile is no number from 0 to 1.
+
     >>> mass_quantile(UniformSets(n=4, byzantine=1), np.full(4, 1.0), 0.95)
     1.0
     """
+    quantile = share(quantile, "quantile")
     sets, masses = scenarios(law, seed=seed)
     held = np.matmul(~sets, omega)
     order = np.argsort(held, kind="stable")

@@ -180,7 +180,7 @@ def test_doubt_bounds_what_anybody_can_hold():
     robust = barrier_clipping(LAW, doubt=0.3)
     assert robust.weights.max() <= 1.25 / 8 + 1e-9
     assert barrier_clipping(LAW).weights.max() > 1.25 / 8
-    with pytest.raises(ValueError, match=r"doubt must be from 0 to 1; got 1.5"):
+    with pytest.raises(ValueError, match=r"doubt must be a number from 0 to 1; got 1.5"):
         portfolio(LAW, doubt=1.5)
 
 

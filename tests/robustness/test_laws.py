@@ -4,6 +4,7 @@ import itertools
 import math
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -18,7 +19,10 @@ from jaxfl.robustness import (
     adjacency,
     block_model,
     nearest_neighbours,
+    quantile,
     ring,
+    weighted_trimming,
+    worst_objective,
 )
 
 N = 8
@@ -334,17 +338,34 @@ BAD = [
         lambda: UniformSets(n=5, byzantine=1).sample(jax.random.key(0), 0),
         "count must be an integer",
     ),
-    (lambda: ring(2), "at least 3 clients"),
-    (lambda: block_model([0, 1], inside=1.2, between=0.0), "inside must be a probability"),
-    (lambda: nearest_neighbours([[1, 0], [0, 1]], k=2), "k must be from 1 to n - 1 = 1; got 2"),
+    (lambda: ring(2), "ring: n must be an integer, at least 3; got 2"),
+    (lambda: ring(4.5), "ring: n must be an integer, at least 3; got 4.5"),
+    (lambda: block_model([0, 1], inside=1.2, between=0.0), "inside must be a number from 0 to 1"),
+    (lambda: nearest_neighbours([[1, 0], [0, 1]], k=2), "k must be .* at most 1; got 2"),
+    (lambda: nearest_neighbours([[1, 0], [0, 1]], k=1.0), "k must be an integer, .*; got 1.0"),
+    (lambda: nearest_neighbours([[1, 0], [1]], k=1), "histograms must be numbers, in rows of one"),
     (lambda: nearest_neighbours([[1, 0], [0, 0]], k=1), "samples at every client"),
     (lambda: adjacency(ring(4), n=5), "a matrix of 5 clients"),
     (lambda: adjacency(-ring(4)), "at least 0"),
+    (
+        lambda: adjacency([[0, 1], [1]]),
+        r"graph must be numbers, .*; got \[\[0, 1\], \[1\]\]",
+    ),
+    (lambda: Ising(graph=[[0, 1], [1]]), "Ising: graph must be numbers, in rows of one length"),
+    (lambda: Empirical(sets=[[1, 0], [1]]), "Empirical: sets must be numbers, in rows of one"),
+    (
+        lambda: GaussianCopula(graph=ring(5), probabilities=0.9).moments(samples=0),
+        "GaussianCopula: samples must be an integer, at least 1; got 0",
+    ),
+    (lambda: weighted_trimming(UniformSets(n=5, byzantine=1), quantile=1.5), "quantile must be a"),
+    (lambda: quantile(np.arange(9.0), 2.0), "quantile: level must be a number from 0 to 1; got 2"),
+    (lambda: worst_objective(np.arange(4.0), 1.5), "f must be an integer, .*; got 1.5"),
 ]
 
 
 @pytest.mark.parametrize(("make", "message"), BAD, ids=[m[:30] for _, m in BAD])
-def test_bad_input_is_one_clear_error(make, message):
+def test_bad_input_is_one_clear_error(make, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         make()
 
