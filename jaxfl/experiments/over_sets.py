@@ -35,15 +35,20 @@ class Summary:
 
 
 def summary_of(values: np.ndarray, *, high_is_bad: bool) -> Summary:
-    """The four numbers of one value for each honest set; without bound where one is infinite.
+    """The four numbers of one value for each honest set.
+
+    Where a value is infinite, mean and tail have no bound; the quantile has one as long as fewer
+    than ``1 - LEVEL`` of the values are.
 
     Args:
-      values: at least two, [r].
+      values: at least two, [r]; infinite only where large ones are bad.
       high_is_bad: whether large values are the bad ones, as of losses.
     """
     if not np.isfinite(values).all():
         none = Estimate(np.inf, np.nan, np.nan, np.inf)
-        return Summary(none, none, none, np.inf)
+        with np.errstate(invalid="ignore"):  # between two infinite ends there is no width
+            order = quantile(values, LEVEL)
+        return Summary(none, order, none, np.inf)
     if high_is_bad:
         bad = quantile(values, LEVEL), tail(values, LEVEL)
         return Summary(mean(values), *bad, float(values.max()))

@@ -153,6 +153,13 @@ def test_summaries_by_numpy():
     assert (high.tail.value, high.worst) == (-low.tail.value, -low.worst)
     lost = summary_of(np.array([1.0, np.inf]), high_is_bad=True)
     assert lost.expected.value == lost.worst == np.inf
+    # Of 64 losses the 61st is the quantile, whatever the last three are.
+    many = np.arange(64.0)
+    for infinite, order in ((1, 60.0), (3, 60.0), (4, np.inf)):
+        many[-infinite:] = np.inf
+        lost = summary_of(many, high_is_bad=True)
+        assert lost.quantile.value == order
+        assert lost.expected.value == lost.tail.value == lost.worst == np.inf
 
 
 def test_pairs_by_scipy():
