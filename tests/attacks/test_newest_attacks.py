@@ -43,11 +43,10 @@ LAYERS = (
 
 
 @jax.jit
-def one_round(attack, x, params, when, state, key):
+def one_round(attack, x, byzantine, params, when, state, key):
     known = {"params": params, "round": when, "learning_rate": jnp.asarray(RATE)}
     context = Context.of(N, segments=LAYERS, **known)
     defence = Defence(aggregator=Mean(), state=(), context=context)
-    byzantine = jnp.asarray(BYZANTINE)
     return attack_rows(attack, x, byzantine, state, context, key, defence, MOST)
 
 
@@ -59,14 +58,14 @@ class Run:
         with jax.enable_x64(True):
             self.state = attack.init(Spec(N, N, D, MOST, np.dtype("f8")))
 
-    def sends(self, x, params):
+    def sends(self, x, params, byzantine=BYZANTINE):
         with jax.enable_x64(True):
-            given = jnp.asarray(x), jnp.asarray(params), jnp.asarray(self.turn, jnp.int32)
+            given = *map(jnp.asarray, (x, byzantine, params)), jnp.asarray(self.turn, jnp.int32)
             rows, self.state = one_round(self.attack, *given, self.state, jax.random.key(self.turn))
         self.turn += 1
         rows = np.asarray(rows)
-        np.testing.assert_array_equal(rows[~BYZANTINE], x[~BYZANTINE])
-        assert (rows[BYZANTINE] == rows[1]).all()
+        np.testing.assert_array_equal(rows[~byzantine], x[~byzantine])
+        assert (rows[byzantine] == rows[1]).all()
         return rows[1]
 
 
@@ -102,7 +101,7 @@ class FakeClients:
         self.decay, self.least, self.turn = decay, least, 0
         self.pushed = np.zeros(D)
 
-    def sends(self, w):
+    def sends(self, w, sampled=True):
         if self.turn == 0:
             self.before, self.turn = w, 1
             return np.zeros(D)
@@ -120,7 +119,8 @@ class FakeClients:
         g = w - self.before
         v = np.abs(g - self.pushed * np.linalg.norm(g) / (np.linalg.norm(self.pushed) + 1e-9))
         v /= np.linalg.norm(v) + 1e-9
-        self.pushed = self.factor * np.linalg.norm(g) * v * self.signs
+        if sampled:
+            self.pushed = self.factor * np.linalg.norm(g) * v * self.signs
         self.before, self.turn = w, self.turn + 1
         return self.pushed
 
@@ -162,6 +162,19 @@ def test_poisoned_fl_watches_the_model_while_another_attack_has_its_turn():
             mine.before, waited = params, waited + 1
     assert mine.turn > 3
     assert waited > 3
+
+
+def test_poisoned_fl_remembers_what_it_last_asked_for():
+    """A round in which no fake client is sampled asks for nothing: the last push stays."""
+    run, path, mine = Run(PoisonedFL(period=3)), walk(6, 10), None
+    for turn, params in enumerate(path):
+        sampled = turn not in (2, 3, 6)
+        sent = run.sends(draw(turn), params, BYZANTINE & sampled)
+        if mine is None:
+            mine = FakeClients(np.asarray(run.state.signs), 8.0, 3, 0.7, 0.5)
+        pushed = mine.sends(params, sampled)
+        if sampled:
+            np.testing.assert_allclose(sent, -pushed / RATE, rtol=1e-6, atol=1e-9)
 
 
 def test_poisoned_fl_by_hand():
