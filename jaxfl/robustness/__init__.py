@@ -33,13 +33,11 @@ from jaxfl.robustness.law import Moments as Moments
 from jaxfl.robustness.mixtures import Clusters as Clusters
 from jaxfl.robustness.mixtures import IndependentHonesty as IndependentHonesty
 from jaxfl.robustness.notions import Damages as Damages
-from jaxfl.robustness.notions import climb_kappa as climb_kappa
 from jaxfl.robustness.notions import damages as damages
 from jaxfl.robustness.notions import errors_and_variances as errors_and_variances
 from jaxfl.robustness.notions import mean_and_variance as mean_and_variance
 from jaxfl.robustness.notions import oblivious_ratio as oblivious_ratio
 from jaxfl.robustness.notions import ratios as ratios
-from jaxfl.robustness.notions import search_kappa as search_kappa
 from jaxfl.robustness.objectives import expected_objective as expected_objective
 from jaxfl.robustness.objectives import tail_mean as tail_mean
 from jaxfl.robustness.objectives import tail_objective as tail_objective
@@ -53,6 +51,9 @@ from jaxfl.robustness.rules import portfolio as portfolio
 from jaxfl.robustness.rules import scenarios as scenarios
 from jaxfl.robustness.rules import tail_risk as tail_risk
 from jaxfl.robustness.rules import weighted_trimming as weighted_trimming
+from jaxfl.robustness.searches import climb_kappa as climb_kappa
+from jaxfl.robustness.searches import search_kappa as search_kappa
+from jaxfl.robustness.searches import search_kappas as search_kappas
 from jaxfl.robustness.uniform import UniformSets as UniformSets
 
 __all__ = _public(globals())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxfl
+from benchmarks import kappa
 from jaxfl.aggregators import BarrierClipping, GeometricMedian, GibbsMean, Mean
 from jaxfl.aggregators.gibbs import gibbs_weights
 from jaxfl.registry import AGGREGATORS
@@ -29,6 +30,7 @@ from jaxfl.robustness import (
     overlap_ceiling,
     ratios,
     ring,
+    search_kappas,
     set_floors,
     uniform_floor,
     worst_floor,
@@ -359,3 +361,27 @@ def test_dissimilarity_is_the_least_line_above_all_points():
     assert dissimilarity(np.array([4.0]), np.array([1.0]))[0] == pytest.approx(2.0)
     with pytest.raises(ValueError, match="as many dispersions as squared norms"):
         dissimilarity(np.ones(3), np.ones(2))
+
+
+def test_each_set_has_a_kappa_of_its_own():
+    """The set of least variance, where all or one of two halves of five of seven are honest."""
+    sets = np.ones((3, N), bool)
+    sets[1, 5:] = sets[2, :2] = False
+    masses = np.array([0.6, 0.2, 0.2])
+    rule = GibbsMean(f=2, sets=sets, probabilities=masses, temperature=0.0)
+    with jax.enable_x64(True):
+        size = {"shape": (N, 1), "starts": 8, "steps": 60}
+        found = np.asarray(search_kappas(rule, jnp.asarray(sets), jax.random.key(0), **size))
+    assert (found >= 0.9 * set_floors(sets)).all()
+    assert (found <= gibbs_ceilings(sets, masses, 0.0) * (1 + 1e-9)).all()
+    assert masses @ found < 0.8 * found.max(), "the mean is not the largest"
+
+
+def test_no_search_is_above_the_ceiling_of_the_anchor():
+    make, bound = kappa.RULES["Anchored mean"]
+    with jax.enable_x64(True):
+        worst = kappa.search(make(F), N, F, starts=8, steps=20)
+        learned = kappa.search_sets("weighted_trimming", kappa.LAWS["big cluster"], 2, 20)
+    assert worst_floor(N, F) / 2 < worst <= bound(F / (N - 2 * F), N, F)
+    assert learned.within
+    assert learned.masses @ learned.kappas > learned.masses @ learned.floors / 2
