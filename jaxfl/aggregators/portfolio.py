@@ -1,6 +1,7 @@
 """Weights of clients that keep little mass in Byzantine hands, chosen inside a compiled round.
 
-``jaxfl.robustness.barrier_portfolio`` solves the same problem offline, in float64.
+``jaxfl.robustness.barrier_portfolio`` solves the same problem offline, in float64, by the same
+steps: why they are judged by slopes is said there.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,6 @@ BORDER = 0.4
 """Masses from which the barrier goes on as a line."""
 HALVINGS = 60
 """Of an interval, until float64 cannot tell its ends apart."""
-LEAST_STEP = 1e-7
-"""At which a step is taken even where the value rises, by rounding."""
 
 
 def barrier(mass: Float[Array, "*k"]) -> Float[Array, "*k"]:
@@ -73,7 +72,7 @@ def barrier_portfolio(
         return penalty * corrupt + jnp.sum(jnp.square(omega - weights))
 
     def advance(_: Int[Array, ""], at: _At) -> _At:
-        base, slope = jax.value_and_grad(value)(at.ahead)
+        slope = jax.grad(value)(at.ahead)
 
         def landing(step: Float[Array, ""]) -> Float[Array, " n"]:
             return on_simplex(at.ahead - step * slope, cap)
@@ -81,9 +80,8 @@ def barrier_portfolio(
         def too_far(step: Float[Array, ""]) -> Array:
             there = landing(step)
             moved = there - at.ahead
-            model = base + jnp.dot(slope, moved, precision="highest")
-            model += jnp.sum(jnp.square(moved)) / (2 * step)
-            return (value(there) > model) & (step > LEAST_STEP)
+            turned = jnp.dot(jax.grad(value)(there) - slope, moved, precision="highest")
+            return turned > jnp.sum(jnp.square(moved)) / (2 * step)
 
         step = jax.lax.while_loop(too_far, lambda step: step / 2, at.step)
         new = landing(step)

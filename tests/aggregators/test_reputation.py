@@ -31,7 +31,7 @@ def test_the_portfolio_in_the_program_is_the_one_offline(cap, penalty):
         *(jnp.asarray(x, jnp.float32) for x in (masses, weights, penalty, top)),
         50,
     )
-    np.testing.assert_allclose(got, want, atol=1e-4)
+    np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.ptp(want) > 1e-2
 
 
