@@ -90,7 +90,8 @@ def evaluate(
         if sizes is None:
             index, sizes = data.order[: data.order.shape[0] - data.root], data.count
         if personal is None:
-            per_client = _of_one_model(over(data.inputs[index], data.labels[index])[1], sizes)
+            right = over(data.inputs, data.labels, index=index)[1]
+            per_client = _of_one_model(right, sizes)
         else:
             per_client = _of_own_models(plan, data, state, personal, index, sizes)
         metrics = fairness_metrics(per_client, ~state.byzantine)
@@ -128,12 +129,19 @@ def _over(
     inputs: Array,
     labels: Array,
     change: Any = lambda x: x,
+    index: Int[Array, " b"] | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss of the server's model on each sample, and whether it is right: 1, 0, or NaN."""
-    one = functools.partial(_on_one, plan, data, state, state.params, change)
+    """Loss of the server's model on each sample, and whether it is right: 1, 0, or NaN.
+
+    Of the samples at ``index`` where it is given; they are read batch by batch, never all copied.
+    """
+    on_one = functools.partial(_on_one, plan, data, state, state.params, change)
     # A text has logits for each of its words.
     size = max(1, EVALUATION_BATCH // math.prod(labels.shape[1:]))
-    losses, correct = jax.lax.map(one, (inputs, labels), batch_size=size)
+    one, samples = on_one, (inputs, labels)
+    if index is not None:
+        one, samples = lambda i: on_one((inputs[i], labels[i])), index
+    losses, correct = jax.lax.map(one, samples, batch_size=size)
     # Logits can be finite although parameters are not: a unit of -inf is 0 after a ReLU.
     alive = jnp.all(jnp.isfinite(state.params))
     return jnp.where(alive, losses, jnp.nan), jnp.where(alive, correct, jnp.nan)

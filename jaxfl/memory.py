@@ -69,6 +69,7 @@ def estimate(
     *,
     runs: int = 1,
     devices: int = 1,
+    client_accuracy: bool = False,
 ) -> Estimate:
     """What a block of rounds and its evaluation need.
 
@@ -83,6 +84,7 @@ def estimate(
       runs: seeds and candidates in one program.
       devices: those that share the clients by ``"shard_map"``. The estimate is of one of them, or
         of all where they are one processor's: each has a copy of the data.
+      client_accuracy: whether the evaluation asks for that of every client.
 
     Cost: a trace of a round, up to a second.
     """
@@ -94,7 +96,13 @@ def estimate(
     def rounds(data: FederatedData, state: FederationState) -> PyTree:
         return run_rounds(federation, plan, data, state, rounds=1)
 
-    measured = functools.partial(evaluate, plan, backdoor=federation.attack.backdoor)
+    measured = functools.partial(
+        evaluate,
+        plan,
+        client_accuracy=client_accuracy,
+        backdoor=federation.attack.backdoor,
+        personal=federation.algorithm.personal_class if client_accuracy else None,
+    )
     live = live_bytes(_over(together, rounds), *given, platform=platform, donated=(1,))
     measuring = live_bytes(_over(together, measured), *given, platform=platform)
     least = _least(federation, plan, data, runs, devices)
@@ -135,6 +143,7 @@ def fitting(
     devices: int = 1,
     chosen: bool = False,
     turns: bool = False,
+    client_accuracy: bool = False,
 ) -> Plan:
     """The plan, with fewer clients at once where memory asks for it and the user did not choose.
 
@@ -148,7 +157,8 @@ def fitting(
     available = memory_of_device(device_of(data))
     if available is None:
         return plan
-    tried = functools.partial(_fitting, federation, data, available, runs, devices, chosen)
+    asked = {"runs": runs, "devices": devices, "client_accuracy": client_accuracy}
+    tried = functools.partial(_fitting, federation, data, available, chosen, asked)
     found = tried(plan)
     parts = [n for n in range(runs // 2, 0, -1) if runs % n == 0] if turns else []
     while isinstance(found, str) and parts:
@@ -162,12 +172,12 @@ def _fitting(
     federation: Federation,
     data: FederatedData,
     available: int,
-    runs: int,
-    devices: int,
     chosen: bool,
+    asked: dict[str, Any],
     plan: Plan,
 ) -> Plan | str:
     """The plan with as many clients at once as fit, or why none does."""
+    runs, devices = asked["runs"], asked["devices"]
     least = _least(federation, plan, data, runs, devices)
     if least.peak > available:
         return refusal(least, federation, plan, runs, available)
@@ -178,7 +188,7 @@ def _fitting(
     if least.peak + more <= available:
         return plan
     while True:
-        needed = estimate(federation, plan, data, runs=runs, devices=devices)
+        needed = estimate(federation, plan, data, **asked)
         if needed.peak <= available:
             return plan
         if chosen or plan.chunk == 1:

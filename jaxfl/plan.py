@@ -34,6 +34,7 @@ def make_plan(
     runs: int = 1,
     storage: str = AUTOMATIC,
     turns: bool = False,
+    client_accuracy: bool = False,
 ) -> Plan:
     """Sizes and choices that shape the program, after checking that the parts fit together.
 
@@ -42,7 +43,8 @@ def make_plan(
     may take ``turns``, as those of a ``Simulation`` do, the plan says how many are together.
     ``storage`` is where a round has its updates, one of ``STORAGES``. ``"auto"`` streams those
     that take more than an eighth of the device's memory, and those above 256 MiB that are read
-    once only, where rule and attack allow it; else it holds the matrix.
+    once only, where rule and attack allow it; else it holds the matrix. ``client_accuracy`` counts
+    an evaluation that asks for every client's.
 
     Raises:
       ValueError: more Byzantine clients than clients, a rule that is not defined for the cohort,
@@ -72,6 +74,7 @@ def make_plan(
         devices=len(data.inputs.devices()) if isinstance(data.inputs, jax.Array) else 1,
         chosen=client_chunk is not None,
         turns=turns,
+        client_accuracy=client_accuracy,
     )
 
 

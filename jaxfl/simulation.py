@@ -116,6 +116,7 @@ class Simulation:
             runs=len(seeds),
             storage=storage,
             turns=True,
+            client_accuracy=client_accuracy,
         )
         self.plan = dataclasses.replace(plan, signs=truth(signs, "signs"))
         for part in parts[1:]:

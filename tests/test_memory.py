@@ -16,6 +16,7 @@ from jaxfl import (
     SGD,
     CenteredClipping,
     CentralPrivacy,
+    Ditto,
     FangTrim,
     Federation,
     FedSGD,
@@ -127,14 +128,37 @@ def test_the_estimate_of_runs_in_turn_is_that_of_the_compiled_program(monkeypatc
     compare(DENSE, 200, {"aggregator": Median()}, runs=4)
 
 
+def evaluation_bytes(simulation):
+    """What XLA says of an evaluation's temporaries."""
+    program = jax.jit(lambda d, s: simulation._evaluation(d, s))
+    said = program.lower(simulation.data, simulation.state).compile().memory_analysis()
+    assert said is not None
+    return said.temp_size_in_bytes
+
+
 @pytest.mark.default_compiler
 @pytest.mark.parametrize("model", [DENSE, CONVOLUTIONS])
 def test_the_estimate_of_an_evaluation_is_that_of_the_compiled_program(model):
     simulation = Simulation(federation(), data(50), model)
     needed = estimate(simulation.federation, simulation.plan, simulation.data)
-    program = jax.jit(lambda d, s: simulation._evaluation(d, s))
-    said = program.lower(simulation.data, simulation.state).compile().memory_analysis()
-    assert 0.7 < needed.evaluation / said.temp_size_in_bytes < 1.3
+    assert 0.7 < needed.evaluation / evaluation_bytes(simulation) < 1.3
+
+
+@pytest.mark.parametrize("algorithm", [FedSGD(batch_size=10), Ditto(batch_size=10)])
+def test_clients_accuracy_copies_no_samples_and_is_in_the_estimate(algorithm):
+    random = np.random.default_rng(0)
+    inputs, labels = random.normal(size=(2000, 500)), np.arange(2000) % 10
+    found = from_arrays(inputs.astype("f4"), labels, inputs[:100].astype("f4"), labels[:100])
+    parts, clients = federation(algorithm=algorithm), found.split(IID(), 20)
+    simulation = Simulation(parts, clients, Softmax(), client_accuracy=True)
+    taken = evaluation_bytes(simulation)
+    assert taken < inputs.size * 4 / 2
+    plain, asked = (
+        estimate(parts, simulation.plan, clients, client_accuracy=which).evaluation
+        for which in (False, True)
+    )
+    assert plain < asked
+    assert 0.5 < asked / taken < 2
 
 
 # ------------------------------------------------------------------ what the estimate is made of

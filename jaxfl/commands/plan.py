@@ -71,15 +71,17 @@ def answer(
     cell: Cell, federation: Federation, found: Plan, data: FederatedData
 ) -> tuple[Estimate, Plan, str | None]:
     """What a program needs, its plan, and why it does not fit or None."""
-    runs, devices, reason = len(cell.runs), len(cell.placed or [0]), None
-    chosen = cell.client_chunk is not None
+    asked: dict[str, Any] = {
+        "runs": len(cell.runs),
+        "devices": len(cell.placed or [0]),
+        "client_accuracy": cell.client_accuracy,
+    }
+    chosen, reason = cell.client_chunk is not None, None
     try:
-        found = fitting(
-            federation, found, data, runs=runs, devices=devices, chosen=chosen, turns=True
-        )
+        found = fitting(federation, found, data, chosen=chosen, turns=True, **asked)
     except ValueError as error:
         reason = str(error)
-    return estimate(federation, found, data, runs=runs, devices=devices), found, reason
+    return estimate(federation, found, data, **asked), found, reason
 
 
 def label(cells: list[Cell]) -> str:

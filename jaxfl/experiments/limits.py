@@ -97,6 +97,7 @@ def check_memory(cell: Cell, data: FederatedData) -> None:
         devices=len(cell.placed or [0]),
         chosen=cell.client_chunk is not None,
         turns=True,
+        client_accuracy=cell.client_accuracy,
     )
 
 
