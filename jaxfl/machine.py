@@ -20,22 +20,24 @@ def agree_on(memory: int) -> None:
 def process_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process's arrays may take in all; None: unknown.
 
-    On Linux what is free for programs and what the process holds already, or less where a control
-    group (a container, a job of a cluster) allows less; elsewhere all of the machine's.
+    On Linux what is free for programs and what the process holds already, or less where the other
+    processes of its control group (a container, a job of a cluster) leave less; elsewhere all of
+    the machine's.
 
     Args:
       root: where ``proc`` and ``sys`` are.
     """
     if _agreed is not None:
         return _agreed
-    sizes = _kilobytes(root / "proc/meminfo", "MemAvailable")
-    held = _kilobytes(root / "proc/self/status", "VmRSS")
-    if sizes is None or held is None:
+    free = _number(root / "proc/meminfo", "MemAvailable:")
+    held = _number(root / "proc/self/status", "VmRSS:")
+    if free is None or held is None:
         try:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):
             return None
-    return max(min(sizes + held, *_group_limits(root)) - PROGRAM_BYTES, 0)
+    free, held = 1024 * free, 1024 * held
+    return max(min(free + held, *_left_by_groups(root, held)) - PROGRAM_BYTES, 0)
 
 
 def processor() -> str:
@@ -48,18 +50,26 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _kilobytes(path: Path, name: str) -> int | None:
-    """The bytes that a line such as ``MemAvailable:  123 kB`` tells; None without it."""
+def _number(path: Path, name: str | None = None) -> int | None:
+    """The number in a file, or that after a name in one of its lines; None without it."""
     try:
-        lines = path.read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return None
-    found = (line.split() for line in lines if line.startswith(f"{name}:"))
-    return next((int(words[1]) * 1024 for words in found), None)
+    texts = [
+        words[0] if name is None else words[1]
+        for words in lines
+        if words and name in (None, words[0])
+    ]
+    return int(texts[0]) if texts and texts[0].isdigit() else None
 
 
-def _group_limits(root: Path) -> Iterator[int]:
-    """The limits of this process's control groups (version 2 or 1) and of those above them."""
+def _left_by_groups(root: Path, held: int) -> Iterator[int]:
+    """What the control groups of a process (version 2 or 1), and those above them, leave it.
+
+    That is the limit without what the group's other processes hold. Cached files do not count: the
+    kernel drops them where a program wants memory.
+    """
     yield 2**63
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -69,14 +79,16 @@ def _group_limits(root: Path) -> Iterator[int]:
         _, controllers, own = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        folder, name = root / "sys/fs/cgroup", "memory.max"
+        folder, limit, used, all_below = root / "sys/fs/cgroup", "max", "current", ""
         if controllers:
-            folder, name = folder / "memory", "memory.limit_in_bytes"
+            folder, limit, used = folder / "memory", "limit_in_bytes", "usage_in_bytes"
+            all_below = "total_"
         inner = PurePosixPath(own.lstrip("/"))
         for group in (inner, *inner.parents):
-            try:
-                text = (folder / group / name).read_text().strip()
-            except OSError:  # the group of a container may have another name outside
+            at = folder / group
+            most = _number(at / f"memory.{limit}")
+            if most is None:  # none is set, or the group has another name outside of a container
                 continue
-            if text.isdigit():
-                yield int(text)
+            names = (f"{all_below}{kind}_file" for kind in ("active", "inactive"))
+            cached = sum(_number(at / "memory.stat", name) or 0 for name in names)
+            yield most - max((_number(at / f"memory.{used}") or 0) - cached - held, 0)

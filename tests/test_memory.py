@@ -394,6 +394,27 @@ def machine(root, available, held, groups="", limits=types.MappingProxyType({}))
         ("0::/not/seen/here", {"memory.max": 3 * 2**30}, 3),
         ("3:cpu:/x\n2:memory:/x", {"memory/x/memory.limit_in_bytes": 5 * 2**30}, 5),
         ("2:memory:/x", {"memory/memory.limit_in_bytes": 2**63 - 4096}, 10),
+        # 5 GiB are taken, of which files may be dropped and 2 are this process's own.
+        ("0::/a", {"a/memory.max": 8 * 2**30, "a/memory.current": 5 * 2**30}, 5),
+        (
+            "0::/a",
+            {
+                "a/memory.max": 8 * 2**30,
+                "a/memory.current": 5 * 2**30,
+                "a/memory.stat": f"active_file {2**29}\ninactive_file {2**29}",
+            },
+            6,
+        ),
+        (
+            "2:memory:/x",
+            {
+                "memory/x/memory.limit_in_bytes": 8 * 2**30,
+                "memory/x/memory.usage_in_bytes": 5 * 2**30,
+                "memory/x/memory.stat": f"inactive_file 7\ntotal_inactive_file {2**30}",
+            },
+            6,
+        ),
+        ("0::/a", {"a/memory.max": 8 * 2**30, "a/memory.current": 2**30}, 8),
     ],
 )
 def test_memory_is_what_the_machine_and_the_control_group_leave(tmp_path, groups, limits, least):
