@@ -12,7 +12,7 @@ _agreed: int | None = None
 
 
 def agree_on(memory: int) -> None:
-    """From now on ``process_memory`` is this: the least of all processes that run the same."""
+    """From now on ``process_memory`` is this."""
     global _agreed
     _agreed = memory
 
@@ -38,6 +38,11 @@ def process_memory(root: Path = Path("/")) -> int | None:
             return None
     free, held = 1024 * free, 1024 * held
     return max(min(free + held, *_left_by_groups(root, held)) - PROGRAM_BYTES, 0)
+
+
+def share_of(memory: int, processes: int) -> int:
+    """What each of so many processes of one machine may take of what one alone might."""
+    return max((memory + PROGRAM_BYTES) // processes - PROGRAM_BYTES, 0)
 
 
 def processor() -> str:

@@ -25,11 +25,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxfl.arguments import integer
+from jaxfl.experiments.addresses import check_free, host_and_port, wait_for
 from jaxfl.experiments.checkpoint import digest_of
 from jaxfl.experiments.earlier import OWN
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.schema import Experiment
-from jaxfl.machine import agree_on, process_memory
+from jaxfl.machine import agree_on, process_memory, share_of
 from jaxfl.types import PyTree
 
 PATIENCE = 45
@@ -52,18 +53,21 @@ def connect(coordinator: str, processes: int, process_id: int) -> None:
       process_id: which one this is, from 0.
 
     Raises:
-      ValueError: a wrong address or number, or they did not all come within ``PATIENCE``.
+      ValueError: a wrong address or number, a port in use, or they did not all come within
+        ``PATIENCE``.
     """
-    host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+    place = host_and_port(coordinator)
+    if place is None:
         raise ValueError(f"--coordinator must be HOST:PORT; got {coordinator!r}")
     integer(processes, "--processes", 2)
     integer(process_id, "--process-id", 0, processes - 1)
+    if process_id == 0:
+        check_free(place[1], "--coordinator")
+    else:  # JAX itself would end this process without a word of ours
+        wait_for(*place, PATIENCE, "no process of the run")
     # Of a process that dies the others learn where they wait for its numbers, as an error.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if process_id > 0:
-        _wait_for(host, int(port))
     try:
         jax.distributed.initialize(
             coordinator,
@@ -85,30 +89,27 @@ def connect(coordinator: str, processes: int, process_id: int) -> None:
             f"all processes must have equally many devices; they have {found} (of a CPU, "
             "XLA_FLAGS=--xla_force_host_platform_device_count says how many)"
         )
-    memory = process_memory()
-    if memory is not None:  # plans are made by it, and must be the same
-        megabytes = np.asarray(memory >> 20, np.int32)
-        agree_on(int(np.min(multihost_utils.process_allgather(megabytes))) << 20)
+    _memory_agreed_on()
 
 
-def _wait_for(host: str, port: int) -> None:
-    """Until the first process listens; JAX itself would end this one without a word of ours.
+def _memory_agreed_on() -> None:
+    """Plans are made by the memory there is, and must be the same: the least that one may take.
 
-    Raises:
-      ValueError: nobody has listened for ``PATIENCE``.
+    Processes of one machine share what it has.
     """
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=PATIENCE).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise ValueError(
-                    f"no process of the run answers at {host}:{port} within {PATIENCE} s "
-                    f"({error.strerror or error})"
-                ) from None
-        time.sleep(0.1)
+    memory = process_memory()
+    if memory is None:
+        return
+    boot = Path("/proc/sys/kernel/random/boot_id")  # names of machines may be equal
+    named = f"{socket.gethostname()} {boot.read_text() if boot.exists() else ''}"
+    mine = int.from_bytes(hashlib.sha256(named.encode()).digest()[:3])
+    told = np.asarray([mine, memory >> 20], np.int32)
+    machines, megabytes = np.asarray(multihost_utils.process_allgather(told)).T
+    shares = [
+        share_of(int(size) << 20, int(np.sum(machines == machine)))
+        for machine, size in zip(machines, megabytes, strict=True)
+    ]
+    agree_on(min(shares))
 
 
 def leave() -> None:

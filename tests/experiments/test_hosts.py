@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 import jaxfl_launch
 from jaxfl.cli import app
 from jaxfl.experiments import hosts, schema
+from jaxfl.experiments.addresses import check_free
 from jaxfl.experiments.running import Interrupted
+from jaxfl.machine import PROGRAM_BYTES
 
 TABLE = {
     "rounds": 6,
@@ -256,6 +258,30 @@ def test_processes_that_do_not_belong_together(tmp_path):
         code, said = end(process)
         assert code == 2
         assert "processes [1] run another experiment" in said
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Two here, which leave 3 GiB together, and one on a machine with 5 GiB."""
+    agreed, gib = [], 2**30
+    sizes = {"here": 3 * gib - PROGRAM_BYTES, "there": 5 * gib - PROGRAM_BYTES}
+
+    def gathered(mine):
+        assert mine[1] == sizes["here"] >> 20
+        return np.stack([mine, np.asarray([mine[0] + 1, sizes["there"] >> 20], np.int32), mine])
+
+    monkeypatch.setattr(hosts, "process_memory", lambda: sizes["here"])
+    monkeypatch.setattr(hosts, "agree_on", agreed.append)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gathered)
+    hosts._memory_agreed_on()
+    assert agreed == [1.5 * gib - PROGRAM_BYTES]
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--coordinator: port {port} .* is in use"):
+            hosts.connect(f"127.0.0.1:{port}", 2, 0)
+    check_free(port, "--coordinator")
 
 
 @pytest.mark.parametrize("grid", ["sweep", "tune"])
