@@ -21,7 +21,7 @@ import numpy as np
 from jaxfl.devices import Device
 from jaxfl.models.objective import Objective
 
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy")
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "jax_privacy")
 """Packages whose version tells their code."""
 NO_EFFECT = ("cache", "log", "traceback")
 """Words in names of JAX's settings that do not change what a program computes."""

@@ -26,7 +26,7 @@ COPIES = 8
 """No round of ours takes as much as so many matrices of updates and of pairs of clients."""
 
 LARGE = 4
-"""Updates that take at least this fraction of the peak are worth storing otherwise."""
+"""What takes at least this fraction of the peak, updates or work, is worth making smaller."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,9 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     fewer = ["fewer clients per round (participation)"]
     fewer += ["fewer seeds or candidates"] if runs > 1 else []
     fewer += _other_storage(needed, federation, plan)
-    fewer += ["a smaller client_chunk"] if plan.chunk > 1 else []
+    of_chunk = needed.work + (needed.updates if plan.storage == STREAM else 0)
+    shrinks = plan.chunk > 1 and of_chunk >= needed.peak // LARGE
+    fewer += ["a smaller client_chunk"] if shrinks else []
     fewer += ["an algorithm without memory of clients"] if needed.memories > available // 4 else []
     fewer += ["fewer samples"] if needed.data > available // 4 else []
     return (

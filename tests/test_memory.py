@@ -307,6 +307,15 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):
         make_plan(parts, data(500), DENSE, runs=9)
 
 
+def test_a_smaller_chunk_is_named_where_chunks_take_much(monkeypatch):
+    """Of updates alone 200 MiB do not fit; of a stream they are a chunk's, and shrink with it."""
+    memory_is(monkeypatch, 8 * 2**20)
+    for storage, named in (("matrix", False), ("stream", True)):
+        with pytest.raises(ValueError, match="need") as refused:
+            make_plan(federation(), data(500), DENSE, client_chunk=50, storage=storage)
+        assert ("client_chunk" in str(refused.value)) == named
+
+
 def test_runs_that_do_not_fit_together_take_turns(monkeypatch):
     parts, clients = federation(aggregator=Median()), data(500)
     memory_is(monkeypatch, 8 * 2**30)

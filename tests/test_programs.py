@@ -104,13 +104,16 @@ def test_other_arguments_are_another_program(folder):
     assert len(kept(folder)) == len(TRACES) == 3
 
 
-@pytest.mark.parametrize("changed", ["source", "version", "setting", "flags", "machine"])
+@pytest.mark.parametrize("changed", ["source", "jax", "jax_privacy", "setting", "flags", "machine"])
 def test_what_was_compiled_elsewhere_is_not_loaded(folder, changed, monkeypatch):
     made()(*arguments())
     if changed in ("source", "machine"):
         monkeypatch.setattr(identity, f"_{changed}", lambda: "another")
-    elif changed == "version":
-        monkeypatch.setattr(identity, "version", lambda name: "0.0")
+    elif changed in identity.VERSIONED:
+        here = identity.version
+        monkeypatch.setattr(
+            identity, "version", lambda name: "0.0" if name == changed else here(name)
+        )
     elif changed == "flags":
         monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " ")
     with jax.default_matmul_precision("highest" if changed == "setting" else None):
