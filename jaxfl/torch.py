@@ -20,8 +20,8 @@ from typing import Any
 import jax
 
 from jaxfl.aggregators import Aggregator
-from jaxfl.integrations.layout import check_alike
-from jaxfl.types import Aggregated, Context, State, laid_out
+from jaxfl.integrations.layout import Layout, check_answer
+from jaxfl.types import Aggregated, Context, State
 
 Tensor = Any
 """A ``torch.Tensor``."""
@@ -82,10 +82,11 @@ def aggregate_models(
 ) -> dict[str, Tensor]:
     """The next model: ``before - rule(before - after)``, for ``load_state_dict``.
 
-    Floats, batch statistics among them, are one vector per client; rules that look at layers
-    (``PerLayer``) find them by the names, ``"layer.weight"`` and ``"layer.bias"``. Of tensors of
-    integers and truth values (such as ``num_batches_tracked``) the answer is the lower median over
-    the clients, at every place by itself. Every tensor keeps its type and device.
+    Floats, batch statistics among them, are one vector per client, in float32 (float64 where JAX's
+    x64 is on); rules that look at layers (``PerLayer``) find them by the names,
+    ``"layer.weight"`` and ``"layer.bias"``. Of tensors of integers and truth values (such as
+    ``num_batches_tracked``) the answer is the lower median over the clients, at every place by
+    itself. Every tensor keeps its type and device.
 
     Args:
       rule: the rule; a ``Pipeline`` for pre-aggregators before it.
@@ -95,8 +96,9 @@ def aggregate_models(
       state: the rule's memory of the round before.
 
     Raises:
-      ValueError: PyTorch is not installed, no model came back, one has other tensors than
-        ``before``, or what ``aggregate`` refuses.
+      ValueError: PyTorch is not installed, no model came back or none whose update is finite, one
+        has other tensors than ``before``, ``before`` or the next model is not finite, or what
+        ``aggregate`` refuses.
     """
     return inspect_models(rule, before, after, context=context, state=state).update
 
@@ -114,22 +116,30 @@ def inspect_models(
     name = type(rule).__name__
     if not after:
         raise ValueError(f"{name}: no client sent a model back; there is nothing to aggregate")
-    shapes = {key: tuple(tensor.shape) for key, tensor in before.items()}
+    layout = Layout.of(_shapes(before))
     for place, model in enumerate(after):
-        found = {key: tuple(tensor.shape) for key, tensor in model.items()}
-        check_alike(shapes, found, f"{name}: client {place}")
-    floats = [key for key, tensor in before.items() if tensor.is_floating_point()]
-    if not floats:
-        raise ValueError(f"{name}: a model needs a tensor of floats; got {list(before)}")
+        layout.check(_shapes(model), f"{name}: client {place}")
     context = Context.of(len(after)) if context is None else context
     if not context.segments:
-        context = context.replace(segments=laid_out((key, shapes[key]) for key in floats))
+        context = context.replace(segments=layout.segments)
     with torch.no_grad():
-        sent = _vector(torch, before, floats)
-        rows = torch.stack([_vector(torch, model, floats).to(sent) for model in after])
+        wide = jax.config.read("jax_enable_x64")
+        kind = torch.float64 if wide else torch.float32
+        sent = _vector(torch, before, layout.floating, kind)
+        layout.check_sent(sent.isfinite().cpu().numpy(), name)
+        rows = [_vector(torch, model, layout.floating, kind).to(sent.device) for model in after]
+        rows = torch.stack(rows)
         result = inspect(rule, torch.sub(sent, rows, out=rows), context=context, state=state)
-        parts = torch.split(sent - result.update, [before[key].numel() for key in floats])
-        found = dict(zip(floats, parts, strict=True))
+        next_one = sent - result.update
+        check_answer(
+            (bool(row.isfinite().all()) for row in rows),
+            moved=bool(result.update.any()),
+            alive=bool(next_one.isfinite().all()),
+            where=name,
+            what=name,
+        )
+        parts = torch.split(next_one, [before[key].numel() for key in layout.floating])
+        found = dict(zip(layout.floating, parts, strict=True))
         model = {
             key: found[key].reshape(tensor.shape).to(tensor)
             if key in found
@@ -157,8 +167,14 @@ def _matrix(torch: Any, rule: Aggregator, updates: Tensor) -> Tensor:
     return updates
 
 
-def _vector(torch: Any, model: StateDict, names: Sequence[str]) -> Tensor:
-    return torch.cat([model[name].detach().reshape(-1) for name in names])
+def _shapes(model: StateDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """A model without its numbers; PyTorch's types have NumPy's names."""
+    kinds = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in model.items()}
+    return {key: jax.ShapeDtypeStruct(model[key].shape, kinds[key]) for key in model}
+
+
+def _vector(torch: Any, model: StateDict, names: Sequence[str], kind: Any) -> Tensor:
+    return torch.cat([model[name].detach().reshape(-1).to(kind) for name in names])
 
 
 def _median(torch: Any, tensors: Sequence[Tensor]) -> Tensor:

@@ -124,6 +124,25 @@ def test_models_are_aggregated_by_name_and_keep_types_and_order(torch):
     assert kept.update["weight"].isfinite().all()
 
 
+def test_models_of_float64_are_aggregated_in_float32_and_stay_float64(torch):
+    sent = {"w": torch.zeros(3, dtype=torch.float64)}
+    back = [{"w": sent["w"] + i} for i in (1, 2, 4)]
+    answer = ours.aggregate_models(jaxfl.Median(), sent, back)
+    assert answer["w"].dtype == torch.float64
+    assert answer["w"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rule", [jaxfl.Krum(f=1), jaxfl.Median()])
+def test_where_nothing_is_finite_there_is_no_next_model(torch, rule):
+    sent, back = models(torch)
+    lost = sent | {"bias": torch.tensor([1.0, torch.inf], dtype=torch.float16)}
+    with pytest.raises(ValueError, match=f"{type(rule).__name__}: 'bias' of the model sent is not"):
+        ours.aggregate_models(rule, lost, back)
+    nothing = {"weight": sent["weight"] * torch.nan, "bias": sent["bias"] * torch.nan}
+    with pytest.raises(ValueError, match="no client's update is finite"):
+        ours.aggregate_models(rule, sent, [model | nothing for model in back])
+
+
 def test_rules_of_layers_find_them_by_the_tensors_names(torch):
     sent = {"0.weight": torch.zeros(1, 2), "0.bias": torch.zeros(1), "1.weight": torch.zeros(1, 3)}
     back = [
@@ -157,7 +176,10 @@ def test_models_that_differ_are_refused(torch):
         ours.aggregate_models(jaxfl.Median(), sent, [{"weight": sent["weight"]}])
     with pytest.raises(ValueError, match="no client sent a model back"):
         ours.aggregate_models(jaxfl.Median(), sent, [])
-    with pytest.raises(ValueError, match="needs a tensor of floats"):
+    whole = back[0] | {"weight": torch.ones(2, 3, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="client 0: 'weight' must be float32; got int64"):
+        ours.aggregate_models(jaxfl.Median(), sent, [whole])
+    with pytest.raises(ValueError, match="needs an array of floats"):
         ours.aggregate_models(jaxfl.Median(), {"k": torch.tensor(1)}, [{"k": torch.tensor(1)}])
 
 

@@ -72,10 +72,10 @@ class RobustStrategy(_WithServer, _strategies.FedAvg):
     of ``slots`` clients. Another serves all smaller ones where the rule can leave out absent
     clients (``accepts_absent``); other rules, such as ``Bulyan`` and ``MDA``, compile once for each
     number. What becomes of arrays of integers, ``RobustServer`` says. Metrics of training are
-    averaged over the clients that the rule kept. With them come ``clients`` (how many there were)
-    and, of rules that select, ``kept`` and ``dropped`` (their nodes), of rules that weigh,
-    ``nodes`` and ``weights``. What a client says of its number of samples is believed by rules that
-    weigh by it alone, such as ``Mean``.
+    averaged over the clients that the rule kept, and left out where it kept nobody. With them come
+    ``clients`` (how many there were) and, of rules that select, ``kept`` and ``dropped`` (their
+    nodes), of rules that weigh, ``nodes`` and ``weights``. What a client says of its number of
+    samples is believed by rules that weigh by it alone, such as ``Mean``.
 
     Args:
       aggregator: the rule; a ``Pipeline`` for pre-aggregators before it.
@@ -89,8 +89,8 @@ class RobustStrategy(_WithServer, _strategies.FedAvg):
 
     Raises:
       ImportError: Flower is not installed.
-      ValueError: in the round, for no reply, replies of other shapes, too few for the rule, or
-        parameters of the server that are not finite.
+      ValueError: in the round, for no reply, replies of other shapes, too few for the rule, no
+        finite update, or parameters of the server that are not finite.
     """
 
     def summary(self) -> None:
@@ -112,7 +112,10 @@ class RobustStrategy(_WithServer, _strategies.FedAvg):
         counts = [next(iter(c.metric_records.values()))[self.weighted_by_key] for c in contents]
         models = [arrays_of(next(iter(c.array_records.values()))) for c in contents]
         answer = self.server.step(self._sent, models, ids=nodes, samples=counts)
-        metrics = self.train_metrics_aggr_fn(kept(contents, answer), self.weighted_by_key)
+        chosen = kept(contents, answer)
+        metrics = flwr.MetricRecord()
+        if chosen:
+            metrics = self.train_metrics_aggr_fn(chosen, self.weighted_by_key)
         metrics.update(reasons(nodes, answer))
         record = {name: flwr.Array(array) for name, array in answer.model.items()}
         return flwr.ArrayRecord(record), metrics
@@ -142,18 +145,18 @@ class ClassicRobustStrategy(_WithServer, _classic.FedAvg):
         models = [_placed(reply.parameters) for _, reply in results]
         counts = [reply.num_examples for _, reply in results]
         answer = self.server.step(self._sent, models, ids=clients, samples=counts)
-        said = [(reply.num_examples, reply.metrics) for _, reply in results]
+        said = kept([(reply.num_examples, reply.metrics) for _, reply in results], answer)
         metrics: Metrics = {}
-        if self.fit_metrics_aggregation_fn:
-            metrics = self.fit_metrics_aggregation_fn(kept(said, answer))
+        if self.fit_metrics_aggregation_fn and said:
+            metrics = self.fit_metrics_aggregation_fn(said)
         metrics |= {name: str(value) for name, value in reasons(clients, answer).items()}
         return _common.ndarrays_to_parameters(list(answer.model.values())), metrics
 
 
 def kept(values: Sequence[Any], answer: Answer) -> list[Any]:
-    """Those of the clients that the rule selected; all where it selects nobody."""
+    """Those of the clients that the rule selected; all of a rule that does not select."""
     selected = answer.info.selected
-    if selected is None or not np.any(selected):
+    if selected is None:
         return list(values)
     return [value for value, chosen in zip(values, np.asarray(selected), strict=True) if chosen]
 

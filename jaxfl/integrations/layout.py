@@ -1,8 +1,9 @@
 """Models of other libraries, arrays by name, as rows of one matrix."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +11,8 @@ from jaxfl.types import Segments, laid_out
 
 Arrays = Mapping[str, np.ndarray]
 """A model: its arrays by name. The order of the names is that of the first model seen."""
+Shapes = Mapping[str, np.ndarray | jax.ShapeDtypeStruct]
+"""The same, or without the numbers."""
 ALIGNMENT = 64
 """Bytes at whose multiples a matrix must start for XLA's CPU to read it where it is."""
 
@@ -29,7 +32,7 @@ class Layout:
     """Names of what is aggregated as a vector, in its order."""
 
     @classmethod
-    def of(cls, model: Arrays) -> "Layout":
+    def of(cls, model: Shapes) -> "Layout":
         """The layout of a model.
 
         Raises:
@@ -58,13 +61,31 @@ class Layout:
         """Which array each run of the vector's numbers is; names do not tell the output layer."""
         return laid_out((name, self.shapes[name]) for name in self.floating)
 
-    def check(self, model: Arrays, whose: str) -> None:
+    def check(self, model: Shapes, whose: str) -> None:
         """Refuses a model of other arrays; ``whose`` it is goes into the error."""
-        check_alike(self.shapes, {name: tuple(a.shape) for name, a in model.items()}, whose)
-        for name, kind in self.dtypes.items():
+        for name, shape in self.shapes.items():
+            if name not in model:
+                raise ValueError(f"{whose}: the model lacks {name!r}")
+            kind, found = self.dtypes[name], tuple(model[name].shape)
             given = np.dtype(model[name].dtype)
+            if found != shape:
+                raise ValueError(f"{whose}: {name!r} must have shape {shape}; got {found}")
             if _floats(given) != _floats(kind) or given.kind in "cOSUM":
                 raise ValueError(f"{whose}: {name!r} must be {kind}; got {given}")
+        unknown = model.keys() - self.shapes.keys()
+        if unknown:
+            raise ValueError(f"{whose}: the model that was sent has no {min(unknown)!r}")
+
+    def check_sent(self, finite: np.ndarray, where: str) -> None:
+        """Refuses a model sent whose vector is not finite everywhere; ``finite`` says where it is.
+
+        ``where`` that was goes into the error.
+        """
+        if finite.all():
+            return
+        ends = np.cumsum([int(np.prod(self.shapes[name])) for name in self.floating])
+        name = self.floating[int(np.searchsorted(ends, finite.argmin(), side="right"))]
+        raise ValueError(f"{where}: {name!r} of the model sent is not finite")
 
     def vector(self, model: Arrays, dtype: np.dtype) -> np.ndarray:
         """The floats of a model, ``[d]``."""
@@ -101,22 +122,26 @@ class Layout:
         return found
 
 
-def check_alike(
-    shapes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]], whose: str
+def check_answer(
+    finite: Iterable[bool], *, moved: bool, alive: bool, where: str, what: str
 ) -> None:
-    """Refuses arrays that do not have the names and shapes of the model that was sent.
+    """Refuses what a rule made of a round that leaves no model to go on with.
+
+    Args:
+      finite: whether each client's update is, asked one by one and only where nothing ``moved``.
+      moved: whether the aggregate is other than zero. Rules leave out NaN, and of NaN alone they
+        would make the model that was sent.
+      alive: whether the next model is finite.
+      where: that was, for the error.
+      what: made the next model, for the error.
 
     Raises:
-      ValueError: with the first that is missing, unknown or of another shape.
+      ValueError: no client's update is finite, or the next model is not.
     """
-    for name, shape in shapes.items():
-        if name not in others:
-            raise ValueError(f"{whose}: the model lacks {name!r}")
-        if others[name] != shape:
-            raise ValueError(f"{whose}: {name!r} must have shape {shape}; got {others[name]}")
-    unknown = others.keys() - shapes.keys()
-    if unknown:
-        raise ValueError(f"{whose}: the model that was sent has no {min(unknown)!r}")
+    if not moved and not any(finite):
+        raise ValueError(f"{where}: no client's update is finite; there is nothing to aggregate")
+    if not alive:
+        raise ValueError(f"{where}: the next model would not be finite ({what})")
 
 
 def aligned_zeros(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:

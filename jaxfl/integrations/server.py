@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxfl.aggregators import Aggregator
 from jaxfl.arguments import integer, seed_of
-from jaxfl.integrations.layout import Arrays, Layout, aligned_zeros
+from jaxfl.integrations.layout import Arrays, Layout, aligned_zeros, check_answer
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.types import Context, Info, PyTree, Spec, State
 
@@ -116,7 +116,7 @@ class RobustServer:
 
         Raises:
           ValueError: no model came back, too few for the rule or more than ``slots``, one of other
-            shapes, or parameters of the server are or become not finite.
+            shapes, no finite update, or parameters of the server that are or become not finite.
         """
         where, n = f"round {self._round + 1}", len(after)
         if n == 0:
@@ -130,18 +130,20 @@ class RobustServer:
         self.aggregator.check_segments(layout.segments)
         dtype = np.dtype(jnp.zeros(0, float).dtype)
         sent = layout.vector(before, dtype)
-        if not np.isfinite(sent).all():
-            raise ValueError(f"{where}: {_first_bad(before)!r} of the model sent is not finite")
+        layout.check_sent(np.isfinite(sent), where)
         spec = self._make_room(n, layout, dtype)
         root_update = self._root_update(before, sent)
-        params, info = self._compute(
+        params, moved, info = self._compute(
             sent, after, spec, self._places(ids), _shares(samples, n), root_update
         )
-        if not np.isfinite(params).all():
-            rule = type(self.aggregator).__name__
-            raise ValueError(
-                f"{where}: the next model would not be finite ({rule}, {self.optimizer})"
-            )
+        assert self._rows is not None
+        check_answer(
+            (bool(np.isfinite(row).all()) for row in self._rows[:n]),
+            moved=moved,
+            alive=bool(np.isfinite(params).all()),
+            where=where,
+            what=f"{type(self.aggregator).__name__}, {self.optimizer}",
+        )
         self._round += 1
         return Answer(layout.model(params, layout.medians(after)), info)
 
@@ -195,8 +197,8 @@ class RobustServer:
         places: Sequence[int],
         shares: np.ndarray,
         root_update: np.ndarray | None,
-    ) -> tuple[np.ndarray, Info]:
-        """The next parameters, and the rule's reasons for the n clients."""
+    ) -> tuple[np.ndarray, bool, Info]:
+        """The next parameters, whether the rule moved any, and its reasons for the n clients."""
         assert self._layout is not None
         assert self._rows is not None
         n, rows = len(after), self._rows
@@ -219,10 +221,10 @@ class RobustServer:
             segments=spec.segments,
         )
         parts = self.aggregator, self.optimizer
-        params, self._memory, info = jax.block_until_ready(
+        params, moved, self._memory, info = jax.block_until_ready(
             _step(parts, rows, sent, self._memory, context)
         )
-        return np.asarray(params), jax.tree.map(lambda x: np.asarray(x)[:n], info)
+        return np.asarray(params), bool(moved), jax.tree.map(lambda x: np.asarray(x)[:n], info)
 
     def _root_update(self, before: Arrays, sent: np.ndarray) -> np.ndarray | None:
         """What the server's own samples make of the model, as an update."""
@@ -242,14 +244,14 @@ def _step(
     sent: Float[Array, " d"],
     memory: tuple[State, PyTree],
     context: Context,
-) -> tuple[Float[Array, " d"], tuple[State, PyTree], Info]:
+) -> tuple[Float[Array, " d"], Bool[Array, ""], tuple[State, PyTree], Info]:
     """The second half of a round, as ``jaxfl.round`` takes it."""
     (aggregator, optimizer), (state, optimizer_state) = parts, memory
     result = aggregator.checked(rows, state, context.replace(params=sent))
     update = result.update.astype(sent.dtype)
     change, optimizer_state = optimizer.transform().update(update, optimizer_state, sent)
     params: Any = optax.apply_updates(sent, change)
-    return params, (result.state, optimizer_state), result.info
+    return params, jnp.any(update != 0), (result.state, optimizer_state), result.info
 
 
 def _shares(samples: Sequence[int | float] | None, n: int) -> np.ndarray:
@@ -258,8 +260,3 @@ def _shares(samples: Sequence[int | float] | None, n: int) -> np.ndarray:
     counts = np.where(np.isfinite(counts) & (counts > 0), counts, 0)
     total = counts.sum()
     return counts / total if 0 < total < np.inf else np.full(n, 1 / n)
-
-
-def _first_bad(model: Arrays) -> str:
-    bad = (n for n, a in model.items() if not np.isfinite(np.asarray(a, np.float64)).all())
-    return next(bad, next(iter(model)))

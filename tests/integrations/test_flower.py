@@ -96,6 +96,21 @@ def test_arrays_in_arrays_out_and_reasons_as_metrics(ours, play):
     assert dict(zip(metrics["nodes"], metrics["weights"], strict=True))[NODES[kept[0]]] == 1
 
 
+def test_of_nobody_s_metrics_there_is_no_mean(ours, play, monkeypatch):
+    strategy = ours.RobustStrategy(jaxfl.Krum(f=1), min_train_nodes=5)
+    step = strategy.server.step
+
+    def nobody(*given, **named):
+        answer = step(*given, **named)
+        info = answer.info.replace(selected=np.zeros(5, bool))
+        return type(answer)(answer.model, info)
+
+    monkeypatch.setattr(strategy.server, "step", nobody)
+    _, metrics = play(strategy, BACK)
+    assert metrics["kept"] == []
+    assert "loss" not in metrics
+
+
 def test_it_answers_what_flower_s_own_krum_and_median_do(ours, play):
     theirs = importlib.import_module("flwr.serverapp.strategy")
     finite = [*BACK[:4], BACK[4] | {"half": np.full(2, 9.0, "f2")}]

@@ -163,6 +163,16 @@ def test_a_client_s_nan_are_data_and_a_server_s_are_an_error(random):
         fast.step(model, models(back))
 
 
+@pytest.mark.parametrize("rule", [jaxfl.Krum(f=1), jaxfl.Median()])
+def test_a_round_of_nothing_but_nan_is_an_error(random, rule):
+    sent, back = sent_and_back(random, 7)
+    (model,) = models(sent)
+    with pytest.raises(ValueError, match="round 1: no client's update is finite"):
+        RobustServer(rule).step(model, models(back * np.nan))
+    same = models(np.repeat(sent, 7, axis=0))  # nobody moved: nothing is wrong
+    np.testing.assert_array_equal(vector(RobustServer(rule).step(model, same).model), sent[0])
+
+
 def test_models_of_other_shapes_and_empty_rounds_are_one_clear_error(random):
     sent, back = sent_and_back(random, 3)
     (model,) = models(sent)
