@@ -18,7 +18,7 @@ from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.ranking import Ranked, ranked
 from jaxfl.experiments.results import Result
-from jaxfl.experiments.runner import LAUNCHERS, LOCAL, check, run_experiment
+from jaxfl.experiments.runner import LAUNCHERS, LOCAL, RAY, check, run_experiment
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import REDUCED, folder_name
 from jaxfl.files import user_cache
@@ -67,6 +67,8 @@ def run(
     """
     if launcher not in LAUNCHERS:
         raise ValueError(f"--launcher: {unknown(launcher, LAUNCHERS)}")
+    if launcher == RAY:  # a worker on this machine needs the accelerator's memory
+        jax.config.update("jax_platforms", "cpu")
     if coordinator is not None:
         hosts.connect(coordinator, processes, process_id)
     elif (processes, process_id) != (1, 0):

@@ -1,20 +1,25 @@
 """Groups of cells on the workers of a Ray cluster: the same bytes, also where one is lost."""
 
+import functools
 import importlib.util
 import os
 import re
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import pytest
 import tomli_w
 from helpers import run_until
 from typer.testing import CliRunner
 
+from jaxfl import machine
 from jaxfl.cli import app
-from jaxfl.experiments import schema
+from jaxfl.commands.common import reason
+from jaxfl.experiments import cluster, schema
 from jaxfl.experiments.cluster import Cluster
 from jaxfl.experiments.finished import read_results
 
@@ -144,13 +149,140 @@ def test_one_line_where_ray_is_missing(monkeypatch):
         Cluster(answer, {0: "bad"}).__enter__()
 
 
-def test_one_line_where_no_cluster_answers(monkeypatch):
-    class Nobody:
-        @staticmethod
-        def init(**_):
-            raise ConnectionError("no GCS")
+class FakeRay:
+    """Of Ray what a cluster calls, with jobs done here, and errors as told."""
 
-    monkeypatch.setitem(sys.modules, "ray", Nobody)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(ValueError, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"):
+    def __init__(self, starts=None, fails=None):
+        self.starts, self.fails, self.asked = starts, fails, {}
+        errors = {"RayTaskError": (Exception,), "RayError": (Exception,)}
+        kinds = {name: type(name, bases, {}) for name, bases in errors.items()}
+        kinds["OutOfMemoryError"] = type("OutOfMemoryError", (kinds["RayError"],), {})
+        self.exceptions = types.SimpleNamespace(**kinds)
+
+    def init(self, **_):
+        if self.starts is not None:
+            raise self.starts
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
+
+    def remote(self, **asked):
+        self.asked = asked
+        return lambda function: types.SimpleNamespace(remote=functools.partial(self.do, function))
+
+    def do(self, function, *given):
+        return functools.partial(function, *given)
+
+    def wait(self, begun, timeout):
+        return begun, []
+
+    def get(self, job):
+        if self.fails is None:
+            return job()
+        name, cause = self.fails
+        error = getattr(self.exceptions, name)("said")
+        error.cause = cause
+        raise error
+
+    def get_runtime_context(self):
+        return types.SimpleNamespace(get_node_id=lambda: "b")
+
+    def nodes(self):
+        many = {"CPU": 4.0, "memory": 4.0 * 2**30}
+        return [{"NodeID": "a", "Resources": {}}, {"NodeID": "b", "Resources": many}]
+
+    def shutdown(self):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def put(**told):
+        ray = FakeRay(**told)
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        return ray
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("no GCS"), "no Ray cluster answers at auto"),
+        (RuntimeError("Version mismatch:\n  Ray: 2.1"), "Ray at auto: Version mismatch: Ray: 2.1"),
+    ],
+)
+def test_one_line_where_ray_does_not_start(fake, monkeypatch, error, said):
+    fake(starts=error)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ValueError, match=said):
         Cluster(answer, {0: "bad"}).__enter__()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_one_line_where_no_cluster_answers(fake, monkeypatch, scheme):
+    fake(starts=AssertionError("Ray was asked, which waits for minutes"))
+    monkeypatch.setattr(cluster, "PATIENCE", 0.01)
+    monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 within 0.01 s"):
+        Cluster(answer, {0: "bad"}).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind", "line"),
+    [
+        (("RayError", None), ConnectionError, "job 1 lost its worker 4 times: RayError"),
+        (("OutOfMemoryError", None), MemoryError, "out of memory: lower client_chunk"),
+        (("RayTaskError", MemoryError()), MemoryError, "out of memory: lower client_chunk"),
+        (
+            ("RayTaskError", RuntimeError("RESOURCE_EXHAUSTED: Out of memory")),
+            MemoryError,
+            "out of memory: lower client_chunk",
+        ),
+        (("RayTaskError", KeyError("x")), RuntimeError, None),
+    ],
+)
+def test_what_befalls_a_job_is_one_line_unless_it_is_a_fault_of_ours(fake, fails, kind, line):
+    fake(fails=fails)
+    with Cluster(answer, {0: "bad"}) as workers, pytest.raises(kind) as raised:
+        workers.take(0, lambda: False)
+    said = reason(raised.value)
+    assert said is None if line is None else str(said).startswith(line)
+
+
+def memory_here(_):
+    return machine.process_memory()
+
+
+def test_workers_share_their_node_s_memory_and_get_what_the_command_sets(fake, monkeypatch):
+    ray = fake()
+    monkeypatch.setattr(machine, "_agreed", None)
+    monkeypatch.setattr(cluster, "process_memory", lambda: 2**40)
+    monkeypatch.setenv("XLA_FLAGS", "--some")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with Cluster(memory_here, {0: "job"}) as workers:
+        assert workers.take(0, lambda: False) == 2**30 - machine.PROGRAM_BYTES
+    assert ray.asked["runtime_env"] == {"env_vars": {"XLA_FLAGS": "--some"}}
+    assert ray.asked["num_cpus"] == 1
+
+
+def test_the_process_that_was_started_leaves_accelerators_to_the_workers(
+    fake, monkeypatch, tmp_path
+):
+    fake(starts=ConnectionError())
+    update, changed = jax.config.update, {}
+
+    def see(name, value):
+        changed[name] = value
+        if name != "jax_platforms":
+            update(name, value)
+
+    monkeypatch.setattr(jax.config, "update", see)
+    table = tmp_path / "grid.toml"
+    table.write_text(tomli_w.dumps(TABLE))
+    words = ["run", str(table), "--out", str(tmp_path / "run"), "--quiet", "--launcher", "ray"]
+    done = CliRunner().invoke(app, words)
+    assert "no Ray cluster answers at this machine" in str(done.exception)
+    assert changed["jax_platforms"] == "cpu"
