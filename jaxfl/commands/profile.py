@@ -119,7 +119,8 @@ def _simulation(cell: Cell) -> Simulation:
 
 
 def _write(path: Path, found: Profile) -> None:
-    write_aside(path / "profile.json", json.dumps(found.to_json(), indent=1).encode())
+    numbers = json.dumps(found.to_json(), indent=1, allow_nan=False)
+    write_aside(path / "profile.json", numbers.encode())
     bar_plot(path / "profile.png", found)
     roofline_plot(path / "roofline.png", found)
     if found.scaling is not None:

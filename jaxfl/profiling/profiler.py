@@ -117,6 +117,7 @@ def scaling(
     Raises:
       ValueError: no number, one below 1, or a simulation that cannot be, with its number.
     """
+    rounds = integer(rounds, "rounds", 1)
     sizes = check_clients(clients)
     seconds, memory = [], []
     for n in sizes:

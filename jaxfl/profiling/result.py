@@ -153,15 +153,16 @@ class Profile:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for ``json.dumps``."""
+        """All of it, for ``json.dumps``; an exponent that cannot be told is None: JSON has no NaN."""
         own = dataclasses.asdict(self) | {"phases": self.table()[:-1]}
         own["whole"] = self.table()[-1]
         if self.scaling is not None:
-            own["scaling"] = {
-                "points": self.scaling.table(),
+            exponents = {
                 "exponent": self.scaling.exponent,
                 "memory_exponent": self.scaling.memory_exponent,
             }
+            known = {name: None if np.isnan(x) else x for name, x in exponents.items()}
+            own["scaling"] = {"points": self.scaling.table()} | known
         return own
 
 

@@ -1,5 +1,6 @@
 """A folder with the trace of a block of rounds, for Perfetto and for XProf."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -21,7 +22,11 @@ _PROCESS = 10**6
 
 
 def check_folder(path: Path, what: str) -> None:
-    """Raises ValueError, naming what it is for, where a folder cannot be made or written to."""
+    """Raises ValueError, naming what it is for, where a folder cannot be made or written to.
+
+    It leaves none behind that was not there: what is asked for may still be refused.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -30,6 +35,10 @@ def check_folder(path: Path, what: str) -> None:
         raise ValueError(
             f"{what}: the folder {os.fspath(path)} cannot be written: {error.strerror}"
         ) from error
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_trace(folder: Path, runs: Executions, costs: Mapping[str, Cost]) -> Path:

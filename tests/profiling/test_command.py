@@ -125,6 +125,16 @@ def test_more_clients_are_drawn(file, measured, monkeypatch, capsys):
     assert abs(written["exponent"] - 1) < 1e-9
 
 
+def test_one_number_of_clients_has_no_exponent_and_json_no_nan(file, measured, monkeypatch):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    out = file.parent / "there"
+    assert ask(monkeypatch, file, "--clients", "10", "--out", out) == 0
+    written = json.loads((out / "profile.json").read_text(), parse_constant=refuse)["scaling"]
+    assert (written["exponent"], written["memory_exponent"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -146,6 +156,7 @@ def test_mistakes_are_one_line_before_anything_runs(
     assert message in errors
     assert len(errors.splitlines()) == 1
     assert not measured
+    assert [path.name for path in file.parent.iterdir()] == ["small.toml"], "nothing is left"
 
 
 @pytest.mark.slow

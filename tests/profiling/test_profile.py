@@ -175,6 +175,8 @@ def test_what_cannot_be_profiled_is_refused(tmp_path):
         scaling(lambda n: None, [10, 0])
     with pytest.raises(ValueError, match="needs at least one number"):
         scaling(lambda n: None, [])
+    with pytest.raises(ValueError, match="rounds must be an integer, at least 1; got 0"):
+        scaling(lambda n: None, [4], rounds=0)
 
     def refuse(n):
         raise ValueError("Krum needs n >= 2f + 3 clients; got n = 4, f = 2")
