@@ -17,7 +17,8 @@ DEPLOY = ROOT / "deploy"
 STUBS = {
     # As SLURM's: the command once for each task, in parallel; signals go on to the tasks.
     "srun": """
-        while [[ $1 == --* ]]; do shift; done
+        while [[ $1 == --* ]]; do options+=("$1"); shift; done
+        echo "${SRUN_CPUS_PER_TASK:-1} ${options[*]}" > "$SAID.srun"
         trap 'kill -TERM $(jobs -p)' TERM
         for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" & done
         code=0
@@ -80,6 +81,15 @@ def test_several_tasks_are_processes_of_one_run(submit):
     assert process.wait(20) == 0
     call = "run my.toml --out out --resume --coordinator node7:24242 --processes 3 --process-id"
     assert sorted(said.read_text().splitlines()) == [f"{call} {i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("cores", ["16", ""])
+def test_each_task_gets_the_cores_that_the_job_has_for_it(submit, cores):
+    process, said = submit("my.toml", "out", tasks=2, SLURM_CPUS_PER_TASK=cores)
+    assert process.wait(20) == 0
+    cpus, *options = said.with_suffix(".srun").read_text().split()
+    assert cpus == (cores or "1")
+    assert options == ["--kill-on-bad-exit=0"]
 
 
 def test_a_job_at_its_time_limit_stops_and_is_queued_again(submit):

@@ -153,7 +153,7 @@ class Profile:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for ``json.dumps``; an exponent that cannot be told is None: JSON has no NaN."""
+        """All of it, for ``json.dumps``; an exponent that is not known is None: JSON has no NaN."""
         own = dataclasses.asdict(self) | {"phases": self.table()[:-1]}
         own["whole"] = self.table()[-1]
         if self.scaling is not None:
