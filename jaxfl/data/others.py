@@ -52,8 +52,8 @@ def from_huggingface(
       name: the data set's, in tables.
 
     Raises:
-      ValueError: no such column, images of several shapes, labels or a share that are none, or the
-        extra is missing.
+      ValueError: no such column, values that are missing, images of several shapes, labels or a
+        share that are none, or the extra is missing.
     """
     if (image is None) == (text is None):
         raise ValueError(f"{name}: give image= or text=, the column of inputs; got {image}, {text}")
@@ -180,7 +180,23 @@ def _columns(part: Any, wanted: Mapping[str, str], name: str) -> dict[str, np.nd
                 f"{name}: no column {column!r} for the {what}; there are {', '.join(known)}"
             )
     found = part.select_columns(list(set(wanted.values()))).with_format("numpy")[:]
-    return {what: np.asarray(found[column]) for what, column in wanted.items()}
+    arrays = {what: np.asarray(found[column]) for what, column in wanted.items()}
+    for what, column in wanted.items():
+        missing = _missing(arrays[what])
+        if missing:
+            raise ValueError(
+                f"{name}: column {column!r} for the {what} lacks {missing} of {len(arrays[what])} "
+                f"values: leave those samples out, dataset.filter(lambda s: s[{column!r}] is not "
+                "None)"
+            )
+    return arrays
+
+
+def _missing(values: np.ndarray) -> int:
+    """How many are None, which in a column of numbers is NaN."""
+    if values.dtype == object:
+        return sum(value is None for value in values)
+    return int(np.isnan(values).sum()) if values.ndim == 1 and values.dtype.kind == "f" else 0
 
 
 def _share(test: Any, count: int, seed: int, name: str) -> np.ndarray:

@@ -103,6 +103,40 @@ def test_what_cannot_be_used_is_said(hf, samples):
         sources.from_huggingface(ragged, image="x", test=0.5)
 
 
+class Part:
+    """What is read of a ``datasets.Dataset``: its columns, as NumPy has them."""
+
+    def __init__(self, **columns):
+        self.columns, self.column_names = columns, list(columns)
+
+    def select_columns(self, _):
+        return self
+
+    def with_format(self, _):
+        return self
+
+    def __getitem__(self, _):
+        return self.columns
+
+
+@pytest.mark.parametrize(
+    ("column", "what"), [("word", "labels"), ("number", "labels"), ("who", "clients")]
+)
+def test_values_that_are_missing_are_no_class_and_no_client(column, what):
+    part = Part(
+        vector=np.ones((4, 2)),
+        whole=np.array([0, 1, 0, 1]),
+        word=np.array(["a", None, "b", "a"], object),
+        number=np.array([0, np.nan, 1, 0]),
+        who=np.array(["x", "y", None, "y"], object),
+    )
+    given = {"label": "whole", what.removesuffix("s"): column}
+    said = f"column '{column}' for the {what} lacks 1 of 4 values: leave those samples out"
+    with pytest.raises(ValueError, match=said):
+        sources.from_huggingface(part, image="vector", test=0.25, **given)
+    assert sources.from_huggingface(part, image="vector", label="whole", test=0.25).classes == 2
+
+
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs the extra hf: pip install 'jaxfl\[hf\]'"):
