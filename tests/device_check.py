@@ -37,11 +37,12 @@ from jaxfl import (
     Simulation,
     TrimmedMean,
 )
-from jaxfl.blocks import run_block
+from jaxfl.blocks import run_block, run_rounds
 from jaxfl.component import capability
 from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
-from jaxfl.models import Softmax
+from jaxfl.memory import estimate
+from jaxfl.models import MLP, Softmax
 from jaxfl.numerics.gram import inner_products
 from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, NoPrivacy, QuantileClip
@@ -254,6 +255,30 @@ def traffic() -> None:
     exact = np.asarray(wide, np.float64) @ np.asarray(wide, np.float64).T
     np.testing.assert_allclose(products, exact, rtol=1e-4, atol=0.1)
     print("products of wide rows agree", flush=True)
+
+
+def memory() -> None:
+    """What is estimated of two devices, which share this machine's memory, beside what XLA says."""
+    devices = jax.devices()[:2]
+    data = digits().split(IID(), 100)
+    parts = Federation(algorithm=FedSGD(batch_size=10), aggregator=Krum(f=10), optimizer=SGD())
+    simulation = Simulation(parts, data, MLP(hidden=(128,)), devices=devices)
+    given = copy_to((simulation.federation, simulation.data, simulation.state), devices)
+
+    def block(federation, data, state):
+        return run_rounds(federation, simulation.plan, data, state, rounds=5)
+
+    with jax.set_mesh(make_mesh(devices)):
+        said = jax.jit(block, donate_argnums=2).lower(*given).compile().memory_analysis()
+    assert said is not None
+    of_each = (
+        said.argument_size_in_bytes
+        + said.output_size_in_bytes
+        - said.alias_size_in_bytes
+        + said.temp_size_in_bytes
+    )
+    needed = estimate(simulation.federation, simulation.plan, simulation.data, devices=2)
+    print("memory:", needed.block / (2 * of_each), flush=True)
 
 
 def moved(rule: Aggregator) -> None:

@@ -107,6 +107,12 @@ def test_runs_take_turns_on_several_devices():
 
 
 @pytest.mark.default_compiler
+def test_the_memory_of_two_devices_is_that_of_the_compiled_program():
+    said = run_script("device_check.py", "memory", flags=EIGHT)
+    assert 0.75 < float(said.split("memory: ")[1]) < 1.35
+
+
+@pytest.mark.default_compiler
 def test_updates_move_in_one_all_to_all():
     output = run_script("device_check.py", "traffic", flags=EIGHT)
     assert output.count("traffic:") == 5
