@@ -26,7 +26,7 @@ from jaxfl.experiments.difference import SAID, differences
 from jaxfl.experiments.finished import read_done
 from jaxfl.experiments.labels import named
 from jaxfl.experiments.over_sets import Outcome
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.results import Result, diverged, status_of
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 
@@ -42,9 +42,9 @@ class Cell:
     status: str
     seeds: list[int]
     best: list[float]
-    """Best test accuracy over the run."""
+    """Best test accuracy over the run; 0, or NaN of older ones, where it diverged at once."""
     last: list[float]
-    """Test accuracy after the last round."""
+    """Test accuracy after the last round; NaN where the run had diverged."""
     success: list[float]
     """Of the backdoor after the last round; empty without one."""
     honest_selected: float
@@ -62,9 +62,14 @@ class Cell:
     """Test loss after the last round; empty where an older jaxfl kept the cell."""
 
     @property
+    def finals(self) -> np.ndarray:
+        """Test accuracy after the last round, 0 where the run had diverged."""
+        return np.where(diverged(self.last, self.losses), 0.0, self.last)
+
+    @property
     def final(self) -> float:
-        """Mean test accuracy after the last round; NaN where nothing ran."""
-        return sum(self.last) / len(self.last) if self.last else math.nan
+        """Mean of ``finals``; NaN where nothing ran."""
+        return float(np.mean(self.finals)) if self.last else math.nan
 
     @property
     def place(self) -> tuple[str, str]:
@@ -215,7 +220,10 @@ def _cell(line: Any, runs: int) -> Cell:
     cell = Cell(**given)
     if cell.run not in range(runs):
         raise ValueError(f"environment.json has no run {cell.run}")
-    return cell
+    if not cell.last:
+        return cell
+    # Older ones say "diverged" where some of the runs have.
+    return dataclasses.replace(cell, status=status_of(diverged(cell.last, cell.losses)))
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -231,13 +239,13 @@ def _is(value: Any, hint: Any) -> bool:
 def cell_of(result: Result) -> Cell:
     """What is kept of a result."""
     ran = bool(result.accuracy.size)
-    success = result.success
+    success, lost = result.success, result.lost[result.chosen]
     return Cell(
         labels=dict(result.cell.labels),
         status=result.status,
         seeds=list(result.cell.seeds),
-        best=_rounded(np.fmax.reduce(result.accuracy, axis=1)) if ran else [],
-        last=_rounded(result.finals) if ran else [],
+        best=_rounded(result.bests) if ran else [],
+        last=_rounded(np.where(lost, np.nan, result.finals)) if ran else [],
         success=_rounded(success[result.chosen][:, -1]) if ran and success is not None else [],
         honest_selected=round(result.honest_selected, 6),
         malicious_selected=round(result.malicious_selected, 6),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.results import Result, diverged
 from jaxfl.robustness import Estimate, holm, p_value, paired_difference, quantile, tail
 from jaxfl.robustness.estimates import mean
 
@@ -72,8 +72,13 @@ class Outcome:
 
     @classmethod
     def of(cls, labels: dict[str, str], accuracies: ArrayLike, losses: ArrayLike) -> "Outcome":
-        """From numbers that are NaN of a run that had diverged."""
-        return cls(labels, np.nan_to_num(accuracies), np.nan_to_num(losses, nan=np.inf))
+        """From numbers as they were measured, some of which may have diverged."""
+        lost = diverged(accuracies, losses)
+        return cls(
+            labels,
+            np.where(lost, 0.0, accuracies),
+            np.where(lost, np.inf, losses) if np.size(losses) else np.zeros(0),
+        )
 
     @functools.cached_property
     def summary(self) -> Summary:
@@ -89,7 +94,9 @@ class Outcome:
 def outcomes(results: Sequence[Result]) -> list[Outcome]:
     """Those of the cells that ran."""
     return [
-        Outcome.of(r.cell.labels, r.finals, r.losses[r.chosen]) for r in results if r.reason is None
+        Outcome.of(r.cell.labels, r.accuracy[:, -1], r.losses[r.chosen])
+        for r in results
+        if r.reason is None
     ]
 
 

@@ -13,9 +13,9 @@ from jaxfl.experiments.kept import Cell, Kept
 from jaxfl.experiments.results import half_interval
 from jaxfl.registry import unknown
 
-METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float]]]] = {
-    "best": ("best test accuracy", lambda cell: cell.best),
-    "last": ("last test accuracy", lambda cell: cell.last),
+METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float] | np.ndarray]]] = {
+    "best": ("best test accuracy", lambda cell: np.nan_to_num(cell.best)),
+    "last": ("last test accuracy", lambda cell: cell.finals),
     "success": ("success of the backdoor", lambda cell: cell.success),
     "honest_selected": ("honest clients selected", lambda cell: [cell.honest_selected]),
     "malicious_selected": ("malicious clients selected", lambda cell: [cell.malicious_selected]),
@@ -42,7 +42,10 @@ class Reported:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A cell of ours beside the paper's number, in percent; NaN where no paper has one."""
+    """A cell of ours beside the paper's number, in percent; NaN where no paper has one.
+
+    A run that diverged counts 0.
+    """
 
     row: str
     column: str
@@ -50,6 +53,8 @@ class Compared:
     """By the paper's metric."""
     last: float
     """Test accuracy after the last round."""
+    status: str
+    """Whether any of our runs had diverged then."""
     theirs: float
     difference: float
     """Ours less theirs."""
@@ -134,9 +139,8 @@ def alone(kept: Kept) -> list[tuple[str, Compared]]:
 
 def _beside(cell: Cell, row: str, column: str, theirs: float, metric: str) -> Compared:
     _, of = METRICS[metric]
-    ours, last = (100 * np.asarray(values, float) for values in (of(cell), cell.last))
+    ours = 100 * np.asarray(of(cell), float)
     difference, half = float(np.mean(ours)) - theirs, half_interval(ours)
     within = None if math.isnan(half) or math.isnan(theirs) else abs(difference) <= half
-    return Compared(
-        row, column, float(np.mean(ours)), float(np.mean(last)), theirs, difference, within
-    )
+    mean, last = float(np.mean(ours)), 100 * cell.final
+    return Compared(row, column, mean, last, cell.status, theirs, difference, within)

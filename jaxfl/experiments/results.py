@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxfl.accounting import caveats
 from jaxfl.attacks import Onset
@@ -20,6 +21,28 @@ HISTOGRAM = "client_histogram"
 """Key of a line: honest clients by accuracy."""
 MOST_STRETCHES = 60
 """Of the rounds, in which rates of selection are averaged."""
+UNEVEN = ("variance", "gini")
+"""Those of ``FAIRNESS`` that are best at 0: of them a run that diverged is left out."""
+DIVERGED = "diverged"
+
+
+def diverged(accuracies: ArrayLike, losses: ArrayLike) -> np.ndarray:
+    """Which runs had diverged after the last round: those without accuracy or finite test loss.
+
+    Args:
+      accuracies: after the last round.
+      losses: test losses then, of as many runs; empty where they are not known.
+    """
+    lost = np.isnan(np.asarray(accuracies, float))
+    return lost | ~np.isfinite(losses) if np.size(losses) else lost
+
+
+def status_of(lost: np.ndarray) -> str:
+    """What to say of a cell that ran, some of whose runs may have diverged, [s]."""
+    count = int(np.sum(lost))
+    if not count:
+        return "done"
+    return DIVERGED if count == len(lost) else f"{count} of {len(lost)} {DIVERGED}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +90,15 @@ class Result:
 
     @property
     def lost(self) -> np.ndarray:
-        """Whether the test loss was not finite at the end, [c, s]."""
-        return ~np.isfinite(self.losses)
+        """Which runs had ``diverged``, [c, s]; none of a cell that did not run."""
+        if not self.test.size:
+            return np.zeros(self.test.shape[:-1], bool)
+        return diverged(self.test[..., -1], self.losses)
 
     @property
     def status(self) -> str:
-        """Either "done", "diverged", or why the cell does not apply."""
-        if self.reason is not None:
-            return self.reason
-        return "diverged" if self.lost[self.chosen].any() else "done"
+        """Why the cell does not apply, or ``status_of`` its runs."""
+        return self.reason if self.reason is not None else status_of(self.lost[self.chosen])
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -84,12 +107,14 @@ class Result:
 
     @property
     def finals(self) -> np.ndarray:
-        """Test accuracy after the last round, [s]."""
-        return self.accuracy[:, -1] if self.accuracy.size else np.full(len(self.accuracy), np.nan)
+        """Test accuracy after the last round, 0 where the run had diverged, [s]."""
+        if not self.accuracy.size:
+            return np.full(len(self.accuracy), np.nan)
+        return np.where(self.lost[self.chosen], 0.0, self.accuracy[:, -1])
 
     @property
     def final(self) -> float:
-        """Mean of ``finals``."""
+        """Mean of ``finals``: by this number cells are compared everywhere."""
         return float(np.mean(self.finals))
 
     @property
@@ -99,10 +124,13 @@ class Result:
 
     @property
     def attack_success(self) -> float:
-        """Success rate of the backdoor after the last round, mean over seeds; NaN without one."""
+        """Success rate of the backdoor after the last round; NaN without one.
+
+        Mean over the seeds that did not diverge: that a model is lost speaks for no defence.
+        """
         if self.success is None or not self.success.size:
             return float("nan")
-        return float(np.mean(self.success[self.chosen][:, -1]))
+        return self._of_the_others(self.success[self.chosen][:, -1])
 
     @property
     def durabilities(self) -> list[Durability]:
@@ -165,17 +193,35 @@ class Result:
         return "yes" if math.isfinite(self.epsilon) and not found else "no"
 
     def of_clients(self, name: str) -> float:
-        """One of ``FAIRNESS`` after the last round, mean over seeds; NaN where not measured."""
+        """One of ``FAIRNESS`` after the last round, mean over seeds; NaN where not measured.
+
+        A run that diverged counts 0, or, of ``UNEVEN``, not at all.
+        """
         if name not in self.clients or not self.clients[name].size:
             return float("nan")
-        return float(np.mean(self.clients[name][self.chosen][:, -1]))
+        values = self.clients[name][self.chosen][:, -1]
+        if name in UNEVEN:
+            return self._of_the_others(values)
+        return float(np.mean(np.where(self.lost[self.chosen], 0.0, values)))
+
+    def _of_the_others(self, values: np.ndarray) -> float:
+        """Mean over the seeds that did not diverge; NaN where all did."""
+        left = values[~self.lost[self.chosen]]
+        return float(np.mean(left)) if len(left) else math.nan
+
+    @property
+    def bests(self) -> np.ndarray:
+        """Best test accuracy over the run, before it diverged if it did; 0 if that was at once,
+        [s].
+        """
+        if not self.accuracy.size:
+            return np.full(len(self.accuracy), np.nan)
+        return np.nan_to_num(np.fmax.reduce(self.accuracy, axis=1))
 
     @property
     def best(self) -> float:
-        """Best test accuracy over the run, before it diverged if it did; mean over seeds."""
-        if not self.accuracy.size:
-            return float("nan")
-        return float(np.mean(np.fmax.reduce(self.accuracy, axis=1)))
+        """Mean of ``bests``."""
+        return float(np.mean(self.bests))
 
     @property
     def selected(self) -> float:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from jaxfl.experiments.labels import named
-from jaxfl.experiments.results import Result
+from jaxfl.experiments.results import DIVERGED, Result
 from jaxfl.experiments.schema import Experiment
 
 
@@ -27,25 +27,23 @@ def pivot(
 
 
 def in_percent(status: str, mean: float, deviation: float = math.nan) -> str:
-    """A cell's accuracy; what stands there where it has none."""
-    if status == "diverged":
+    """A cell's accuracy, and how many of its runs diverged; what stands there where it has none."""
+    if status == DIVERGED:
         return status
-    if status != "done" or math.isnan(mean):
+    if math.isnan(mean):
         return "n/a"
     spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
-    return f"{100 * mean:.1f}{spread}"
+    return f"{100 * mean:.1f}{spread}" + (f", {status}" if status != "done" else "")
 
 
 def worst(line: Iterable[tuple[str, str, float]]) -> str:
-    """The lowest accuracy of a line, and where; the first that diverged is lower than all.
+    """The lowest accuracy of a line, and where.
 
     Args:
-      line: column, status and mean accuracy of each cell.
+      line: column, status and mean accuracy of each cell, 0 where it diverged.
     """
-    cells = list(line)
-    lost = [cell for cell in cells if cell[1] == "diverged"]
-    left = [cell for cell in cells if cell[1] == "done" and not math.isnan(cell[2])]
-    if not lost and not left:
+    known = [cell for cell in line if not math.isnan(cell[2])]
+    if not known:
         return "-"
-    column, status, mean = lost[0] if lost else min(left, key=lambda cell: cell[2])
+    column, status, mean = min(known, key=lambda cell: cell[2])
     return f"{in_percent(status, mean)}, {column}"

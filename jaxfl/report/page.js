@@ -14,7 +14,7 @@ const style = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const element = (tag, values) => Object.assign(document.createElement(tag), values);
 const titled = (run) => (several ? `${run.title} [${run.name}]` : run.title);
 const named = (cell) => (several ? `${cell.row} [${runs[cell.run].name}]` : cell.row);
-const number = (cell) => (cell && cell.status === "done" ? cell.final : null);
+const number = (cell) => (cell ? cell.final : null); // 0 where it diverged
 
 // The middle is cut: names of cells begin and end with what tells them apart.
 function short(name) {
@@ -33,13 +33,6 @@ function passes(cell) {
   return Object.entries(chosen).every(([name, select]) => !select.value || cell[name] === select.value);
 }
 
-function text(cell) {
-  if (!cell) return "";
-  if (cell.status !== "done") return cell.status === "diverged" ? "diverged" : "n/a";
-  const spread = cell.spread === null ? "" : ` \u00b1 ${percent(cell.spread).toFixed(1)}`;
-  return percent(cell.final).toFixed(1) + spread;
-}
-
 function note(cell) {
   if (!cell) return "";
   const said = [cell.status === "done" ? "" : cell.status, cell.tuned];
@@ -47,16 +40,12 @@ function note(cell) {
   return said.filter(Boolean).join("; ");
 }
 
-// A run that diverged is the worst there is.
 function marks(cells) {
   const known = cells.map(number).filter((x) => x !== null);
-  if (cells.length < 2 || !known.length) return () => "";
   const [least, most] = [Math.min(...known), Math.max(...known)];
-  const lost = cells.some((cell) => cell.status === "diverged");
   return (cell) => {
-    if (cell.status === "diverged") return "worst";
-    if (number(cell) === null || (least === most && !lost)) return "";
-    return cell.final === most ? "best" : cell.final === least && !lost ? "worst" : "";
+    if (number(cell) === null || least === most) return "";
+    return cell.final === most ? "best" : cell.final === least ? "worst" : "";
   };
 }
 
@@ -120,7 +109,7 @@ function accuracies(id, shown) {
     ]),
   );
   return table(id, shown, (cell) => ({
-    text: text(cell),
+    text: cell ? cell.text : "",
     key: number(cell),
     title: note(cell),
     className: cell ? mark.get(cell.attack)(cell) : "",

@@ -22,6 +22,7 @@ from jaxfl.experiments.schema import Experiment
 from jaxfl.experiments.written import as_toml
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
+from jaxfl.report.grid import in_percent
 from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
 from jaxfl.report.tables import measured, privacy_statements, threats
 
@@ -105,13 +106,14 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
     attack = labels.pop("attack", None) or _fixed(parts.attack, "attack", labels)
     rest = " / ".join(named(axis, value) for axis, value in labels.items())
     at = _places(len(result.rounds))
-    accuracy = result.accuracy[:, at] if result.accuracy.size else np.zeros((1, 0))
+    accuracy = np.nan_to_num(result.accuracy[:, at]) if result.accuracy.size else np.zeros((1, 0))
     return {
         "dataset": result.cell.data[0],
         "attack": attack,
         "defence": labels.get("aggregator") or _fixed(parts.aggregator, "aggregator", labels),
         "row": rest or experiment.name,
         "status": result.status,
+        "text": in_percent(result.status, result.final, result.spread),
         "tuned": experiment.candidates[result.chosen] if len(experiment.candidates) > 1 else "",
         "epsilon": _number(result.epsilon),
         "covered": result.guaranteed == "yes",

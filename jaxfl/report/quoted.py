@@ -70,7 +70,7 @@ def _row(cell: Cell, across: str) -> str:
 
 def _entry(cell: Cell, options: Sequence[str]) -> str:
     several = "deviation" in options and len(cell.last) > 1
-    deviation = float(np.std(cell.last, ddof=1)) if several else math.nan
+    deviation = float(np.std(cell.finals, ddof=1)) if several else math.nan
     text = in_percent(cell.status, cell.final, deviation)
     if "kept" in options and np.isfinite(cell.malicious_selected):
         text += f" ({100 * cell.malicious_selected:.1f} kept)"

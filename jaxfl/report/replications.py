@@ -65,7 +65,7 @@ def apart(reported: Reported, found: Sequence[Compared]) -> list[list[tuple[str,
     """The differences and, in brackets, our last accuracy, laid out as ``beside``."""
 
     def text(cell: Compared) -> str:
-        last = "diverged" if math.isnan(cell.last) else f"{cell.last:.1f}"
+        last = in_percent(cell.status, cell.last / 100)
         return f"{cell.difference:+.1f}{'*' if cell.within else ''} ({last})"
 
     return _laid_out(reported, found, text)

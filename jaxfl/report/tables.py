@@ -46,8 +46,8 @@ def measured(experiment: Experiment) -> str:
     """What the numbers are."""
     cell = experiment.cells[0]
     runs, what = len(cell.draws), "seeds" if cell.honesty is None else "honest sets"
-    over = f"one {what[:-1]}" if runs == 1 else f"mean ± deviation over {runs} {what}"
-    return f"Test accuracy in % after the last round; {over}"
+    several = f"mean ± deviation over {runs} {what}, 0 of those that diverged"
+    return f"Test accuracy in % after the last round; {several if runs > 1 else f'one {what[:-1]}'}"
 
 
 def caption(experiment: Experiment) -> str:

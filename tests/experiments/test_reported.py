@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
 from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
-from jaxfl.experiments.results import half_interval
+from jaxfl.experiments.results import half_interval, status_of
 from jaxfl.report.replications import apart, replications_page
 
 
@@ -89,11 +90,12 @@ def test_differences_and_the_last_accuracy_stand_below():
         cell("s", "b", [0.9, 0.9], [0.9, math.nan]),
         cell("t", "a", [math.nan], [math.nan]),
     ]
+    cells[2:] = [replace(c, status=status_of(np.isnan(c.last))) for c in cells[2:]]
     assert apart(reported, compared(Kept({}, [], cells), reported)) == [
         [("aggregator", False), ("a", False), ("b", False)],
         [("r", False), ("+2.0* (90.0)", False), ("-10.0 (12.3)", True)],
-        [("s", False), ("-", False), ("-0.5 (diverged)", False)],
-        [("t", False), ("+nan (diverged)", True), ("-", False)],
+        [("s", False), ("-", False), ("-0.5 (45.0, 1 of 2 diverged)", False)],
+        [("t", False), ("-50.0 (diverged)", True), ("-", False)],
     ]
 
 
@@ -194,9 +196,9 @@ def test_our_numbers_alone_are_written(run, tmp_path):
     assert found["best", "Mean"]["last"] == f"{100 * np.mean(first.last):.2f}"
     assert found["honest_selected", "Mean"]["ours"] == "100.00"
     assert {metric for metric, row in found if row == "Lost"} == {
-        *("best", "success", "malicious_selected"),
+        *("best", "last", "success", "malicious_selected"),
     }
-    assert found["best", "Lost"]["last"] == ""
+    assert found["best", "Lost"]["last"] == "25.00"
     assert found["success", "Lost"]["ours"] == "37.50"
     theirs = {(line["theirs"], line["difference"], line["within_seeds"]) for line in lines}
     assert theirs == {("", "", "")}

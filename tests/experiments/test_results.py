@@ -14,8 +14,11 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.conclusions import choose, refer
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.from_log import not_run, result_of
+from jaxfl.experiments.kept import cell_of
+from jaxfl.experiments.over_sets import outcomes
 from jaxfl.experiments.results import half_interval
 from jaxfl.report.compare import comparison
+from jaxfl.report.grid import in_percent
 from jaxfl.report.tables import entries, latex, markdown, summary
 
 TUNED = {
@@ -97,7 +100,7 @@ def test_one_seed_has_no_deviation(seeds):
         assert "after the last round; one seed." in text
     else:
         assert entry == f"55.0 ± {100 * np.std([0.5, 0.6], ddof=1):.1f}"
-        assert "mean ± deviation over 2 seeds." in text
+        assert "mean ± deviation over 2 seeds, 0 of those that diverged." in text
 
 
 def test_the_interval_of_one_seed_is_unknown():
@@ -344,11 +347,11 @@ def test_comparison_over_other_rare_samples_is_not_paired():
 
 @pytest.mark.parametrize("changes", [{}, {"data": TABLE["data"] | {"samples": 90}}])
 def test_comparison_with_a_run_that_diverged_is_no_number(changes):
-    second = [0.6, None, 0.8]
+    second, said = [0.6, None, 0.9], "50.0, 1 of 3 diverged"
     cells, _, _ = compared((table_of(), [[0.5] * 3]), (table_of(**changes), [second]))
-    assert cells[1:] == [["50.0"], ["diverged"], ["-"]]
+    assert cells[1:] == [["50.0"], [said], ["-"]]
     cells, _, _ = compared((table_of(**changes), [second]), (table_of(), [[0.5] * 3]))
-    assert cells[1:] == [["diverged"], ["50.0"], ["-"]]
+    assert cells[1:] == [[said], ["50.0"], ["-"]]
 
 
 def test_comparison_lists_what_differs_and_what_was_left_out():
@@ -373,4 +376,24 @@ def test_the_best_of_a_run_that_diverged_is_from_before():
     one = cell()
     result = result_of(one, lines(one, [[[0.9, None], [0.3, None]]], [[[0.5, None]] * 2]), 0.0)
     assert result.best == pytest.approx(0.6)
-    assert np.isnan(result.final)
+    assert result.final == 0
+
+
+def test_one_run_that_diverged_hides_no_other():
+    """It counts 0, whether it is its accuracy or its loss that is not finite; the rest is shown."""
+    one = cell()
+    logged = lines(one, [[[0.5, 0.9], [0.8, None]]], [[[0.5, 0.9]] * 2])
+    by_accuracy = result_of(one, logged, 0.0)
+    logged[-1] |= {"test_accuracy": 0.7, "test_loss": None}
+    for result in (by_accuracy, result_of(one, logged, 0.0)):
+        assert result.status == "1 of 2 diverged"
+        assert list(result.finals) == [0.9, 0]
+        assert result.final == pytest.approx(0.45)
+        assert result.best == pytest.approx(0.85)
+        assert in_percent(result.status, result.final) == "45.0, 1 of 2 diverged"
+        (outcome,) = outcomes([result])
+        assert list(outcome.accuracies) == [0.9, 0]
+        assert list(outcome.losses) == [1, np.inf]
+        kept = cell_of(result)
+        assert (kept.status, kept.best) == (result.status, [0.9, 0.8])
+        assert list(kept.finals) == [0.9, 0]
