@@ -53,6 +53,8 @@ class Attack(Component):
     unless the class that said it left ``craft`` to be written."""
     probes = capability(False)
     """Tries out the defence."""
+    made_for = capability[tuple[type[Aggregator], ...]](())
+    """Rules that it was thought out against."""
     follows_model = capability(False)
     """Needs the model's parameters in every round."""
     needs_root = capability(False)
@@ -123,6 +125,18 @@ class Attack(Component):
         controls = (data, training, ("its messages", self.crafts))
         controlled = " and ".join(what for what, yes in controls if yes) or "nothing"
         return controlled, self.knows + _besides(self.needs_root, self.probes)
+
+    def aims_at(self, defence: Aggregator) -> bool:
+        """Whether it tries out the defence, or is made for its rule.
+
+        That of a pipeline, or of a rule around a rule, is the one inside.
+        """
+        rule: Any = defence
+        while isinstance(rule, Aggregator):
+            if self.probes or isinstance(rule, self.made_for):
+                return True
+            rule = getattr(rule, "rule", None)
+        return False
 
     def check(self, sample_shape: tuple[int, ...], classes: int) -> None:
         """Raises ValueError where the attack does not fit the data."""

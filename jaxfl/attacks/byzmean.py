@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxfl.aggregators import Aggregator
 from jaxfl.attacks.base import Attack
 from jaxfl.attacks.informed import EVERYBODY, AttackByMoments, check_inner, mean_of_known
 from jaxfl.attacks.statistical import ALIE
@@ -55,6 +56,10 @@ class ByzMean(AttackByMoments):
     @capability
     def probes(self) -> bool:
         return self.inner.probes
+
+    @capability
+    def made_for(self) -> tuple[type[Aggregator], ...]:
+        return self.inner.made_for
 
     @capability
     def follows_model(self) -> bool:

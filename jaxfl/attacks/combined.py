@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxfl.aggregators import Aggregator
 from jaxfl.attacks.base import ALL, NOTHING, OWN, Attack
 from jaxfl.attacks.data import LabelFlip
 from jaxfl.attacks.statistical import IPM
@@ -78,6 +79,10 @@ class Combination(Attack):
     @capability
     def probes(self) -> bool:
         return any(part.probes for part in self.parts())
+
+    @capability
+    def made_for(self) -> tuple[type[Aggregator], ...]:
+        return tuple(rule for part in self.parts() for rule in part.made_for)
 
     @capability
     def follows_model(self) -> bool:

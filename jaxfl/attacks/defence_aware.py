@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxfl.aggregators import CGE, NBS, TNBS, FLTrust, SignGuard, SignGuardDist, SignGuardSim
 from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.statistical import direction_of
 from jaxfl.attacks.views import AttackView
@@ -34,6 +35,7 @@ class TNBSStealth(InformedAttack):
     """How many of the largest norms the defence drops, if that is known."""
     direction: str = field(default="unit", choices=("unit", "std"))
     """Minus the mean, or minus the deviation of each coordinate."""
+    made_for = capability((TNBS, NBS, CGE))
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         known = self.known(view)
@@ -92,6 +94,7 @@ class SignGuardAware(InformedAttack):
 
     scale: Scalar = field(default=1.0, at_least=0)
     """Norm of what is sent, in units of the known updates' median norm."""
+    made_for = capability((SignGuard, SignGuardSim, SignGuardDist))
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known = self.known(view)
@@ -142,6 +145,7 @@ class FLTrustAdaptive(InformedAttack):
 
     angles: int = field(default=1000, at_least=2)
     """How many cosines to the server's update are tried."""
+    made_for = capability((FLTrust,))
 
     @capability
     def needs_root(self) -> bool:

@@ -4,9 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfl.aggregators import (
+    Bulyan,
+    Krum,
+    MeaMed,
+    Median,
+    MultiKrum,
+    Phocas,
+    TrimmedMean,
+    WeightedTrimmedMean,
+)
 from jaxfl.attacks.informed import FULL, InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.views import AttackView
-from jaxfl.component import Scalar, field
+from jaxfl.component import Scalar, capability, field
 from jaxfl.numerics import columns, rows
 from jaxfl.numerics.gram import centred_gram, squared_distances
 from jaxfl.types import State
@@ -36,6 +46,7 @@ class FangTrim(InformedAttack):
 
     reach: Scalar = field(default=2.0, above=1)
     """How far beyond the honest values, as a factor."""
+    made_for = capability((Median, TrimmedMean, MeaMed, Phocas, WeightedTrimmedMean))
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         dtype = rows.accumulator(view.updates.dtype)
@@ -87,6 +98,8 @@ class FangKrum(InformedAttack):
     >>> bool((sent[3] < 0).all()), bool((sent[3] == sent[4]).all())
     (True, True)
     """
+
+    made_for = capability((Krum, MultiKrum, Bulyan))
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]:
         known, updates = self.known(view), view.updates

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jaxfl.aggregators import Aggregator
 from jaxfl.attacks.base import Attack
 from jaxfl.attacks.data import Backdoor, LabelFlip
 from jaxfl.attacks.views import AttackView, ClientView
@@ -66,6 +67,10 @@ class Neurotoxin(Attack):
     @capability
     def probes(self) -> bool:
         return self.attack.probes
+
+    @capability
+    def made_for(self) -> tuple[type[Aggregator], ...]:
+        return self.attack.made_for
 
     @capability
     def needs_root(self) -> bool:

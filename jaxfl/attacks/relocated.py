@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfl.aggregators import CenteredClipping, SequentialCenteredClipping
 from jaxfl.attacks.informed import InformedAttack, mean_and_std, mean_of_known
 from jaxfl.attacks.statistical import supported
 from jaxfl.attacks.views import AttackView
@@ -51,6 +52,7 @@ class ROP(InformedAttack):
     """Weight of the last aggregate in the reference."""
     streams = capability(True)
     follows_model = capability(True)
+    made_for = capability((CenteredClipping, SequentialCenteredClipping))
 
     @classmethod
     def example(cls) -> InformedAttack:

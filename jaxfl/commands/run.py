@@ -16,7 +16,7 @@ from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.earlier import REPORT
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.ranking import Ranked, ranked
+from jaxfl.experiments.ranking import Ranking, rankings
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.runner import LAUNCHERS, LOCAL, RAY, check, run_experiment
 from jaxfl.experiments.running import Interrupted
@@ -125,16 +125,16 @@ def execute(
             hosts.leave()
             return
         write_tables(path, experiment, results)
-        ranking = ranked(results) if is_ranked(experiment) else None
-        if ranking is not None:
-            write_ranking(path, experiment, ranking)
+        ranked = rankings(results) if is_ranked(experiment) else []
+        if ranked:
+            write_ranking(path, experiment, ranked)
         if has_sets(experiment):
             write_over_sets(path, experiment, results)
         accuracy_plot(path / "accuracy.png", experiment, results)
         swept = sweep_plot(path / "sweep.png", experiment, results)
         signs_plot(path / "signs.png", experiment, results)
         write_page(path / REPORT, [(path, experiment, results)])
-    print_results(console, path, experiment, results, ranking, swept=swept)
+    print_results(console, path, experiment, results, ranked, swept=swept)
     hosts.leave()
 
 
@@ -155,7 +155,7 @@ def print_results(
     path: Path,
     experiment: schema.Experiment,
     results: Sequence[Result],
-    ranking: Sequence[Ranked] | None,
+    ranked: Sequence[Ranking],
     *,
     swept: bool,
 ) -> None:
@@ -165,7 +165,7 @@ def print_results(
     backdoors = backdoor_table(experiment, results)
     if backdoors is not None and len(backdoors.columns) <= MOST_COLUMNS:
         console.print(backdoors)
-    if ranking is not None:
+    for ranking in ranked:
         console.print(ranking_table(experiment, ranking))
     for verdict in verdicts(experiment, results):
         say(console, f"Stated: {verdict}")

@@ -1,4 +1,4 @@
-"""Defences ranked over the attacks of a grid."""
+"""Defences ranked over the attacks of a grid, in each of its settings."""
 
 import dataclasses
 import math
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxfl.attacks import NoAttack
+from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.results import Result, half_interval
 
-Defence = tuple[tuple[str, str], ...]
-"""The labels of a cell but its attack."""
+Labels = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Worst:
-    """The lowest accuracy over some attacks, a share; that of a run that diverged is 0."""
+    """The lowest accuracy over some attacks, a share; a run that diverged counts 0."""
 
     accuracy: float
     interval: float
@@ -25,55 +25,97 @@ class Worst:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A defence over all attacks, no attack among them."""
+    """A defence over the attacks that all defences of its ranking have."""
 
-    defence: Defence
+    defence: str
+    """Its label; empty where the grid goes over attacks alone."""
     worst: Worst
     mean: float
     """Over attacks and seeds."""
     interval: float
     """Half the width of its 95 % confidence interval over seeds; NaN for one seed."""
     knowing: Worst | None
-    """Over the attacks that try the defence at hand; None where there are none."""
+    """Over all attacks, whoever else has them, that try this defence or are made for it; None
+    where there are none."""
     cost: float
-    """Milliseconds of a round of one run without an attack, its share of compilation included;
-    NaN where no cell is without."""
-    attacks: int
-    """How many it was run against: a defence that does not apply to all is not comparable."""
+    """Milliseconds of a round of one run without an attack; NaN where no cell is without."""
 
 
-def ranked(results: Sequence[Result]) -> list[Ranked]:
-    """The defences of a grid over its attacks, the best by ``worst`` first."""
-    groups: dict[Defence, list[Result]] = {}
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The defences of one setting, the best by ``worst`` first."""
+
+    setting: Labels
+    """What its cells have in common: all labels but those of attack and defence."""
+    attacks: tuple[str, ...]
+    """Those that all defences here were run against: ``worst`` and ``mean`` are over them."""
+    left_out: tuple[str, ...]
+    """Attacks that some defences here do not have."""
+    defences: tuple[Ranked, ...]
+
+
+def rankings(results: Sequence[Result]) -> list[Ranking]:
+    """One ranking for each setting of a grid: cells of equal labels but attack and aggregator.
+
+    No attack is none. Left out are defences of which cells are still to be run, and settings in
+    which no attack is common to all.
+    """
+    settings: dict[Labels, dict[str, list[Result]]] = {}
     for result in results:
-        if result.reason is None:
-            labels = result.cell.labels.items()
-            groups.setdefault(tuple((k, v) for k, v in labels if k != "attack"), []).append(result)
-    found = [_ranked(defence, group) for defence, group in groups.items()]
-    return sorted(found, key=lambda r: (-r.worst.accuracy, -r.mean))
+        if result.reason != ELSEWHERE:
+            labels = dict(result.cell.labels)
+            labels.pop("attack", None)
+            defence = labels.pop("aggregator", "")
+            settings.setdefault(tuple(labels.items()), {}).setdefault(defence, []).append(result)
+    found = [_ranking(setting, defences) for setting, defences in settings.items()]
+    return [ranking for ranking in found if ranking.attacks]
 
 
-def _ranked(defence: Defence, group: Sequence[Result]) -> Ranked:
-    means = np.mean([_finals(result) for result in group], axis=0)
-    knowing = [r for r in group if r.cell.federation.attack.probes]
-    calm = [r for r in group if isinstance(r.cell.federation.attack, NoAttack)]
+def _ranking(setting: Labels, defences: dict[str, list[Result]]) -> Ranking:
+    most = max(map(len, defences.values()))
+    ran = {
+        defence: [result for result in cells if result.reason is None]
+        for defence, cells in defences.items()
+        if len(cells) == most
+    }
+    ran = {defence: cells for defence, cells in ran.items() if cells}
+    against = [[_attack(r) for r in cells if _attacked(r)] for cells in ran.values()]
+    every = dict.fromkeys(attack for attacks in against for attack in attacks)
+    common = [attack for attack in every if all(attack in had for had in against)]
+    order = [_ranked(defence, cells, common) for defence, cells in ran.items()] if common else []
+    return Ranking(
+        setting=setting,
+        attacks=tuple(common),
+        left_out=tuple(attack for attack in every if attack not in common),
+        defences=tuple(sorted(order, key=lambda r: (-r.worst.accuracy, -r.mean))),
+    )
+
+
+def _ranked(defence: str, cells: Sequence[Result], common: Sequence[str]) -> Ranked:
+    counted = [r for r in cells if _attacked(r) and _attack(r) in common]
+    means = np.mean([result.finals for result in counted], axis=0)
+    parts = [(r, r.cell.federation) for r in cells]
+    knowing = [r for r, federation in parts if federation.attack.aims_at(federation.aggregator)]
+    calm = [r for r in cells if not _attacked(r)]
     costs = [1e3 * r.seconds / (r.cell.rounds * len(r.cell.runs)) for r in calm]
     return Ranked(
         defence=defence,
-        worst=_worst(group),
+        worst=_worst(counted),
         mean=float(np.mean(means)),
         interval=half_interval(means),
         knowing=_worst(knowing) if knowing else None,
         cost=costs[0] if costs else math.nan,
-        attacks=len(group),
     )
 
 
-def _worst(group: Sequence[Result]) -> Worst:
-    least = min(group, key=lambda result: float(np.mean(_finals(result))))
-    finals = _finals(least)
-    return Worst(float(np.mean(finals)), half_interval(finals), least.cell.labels["attack"])
+def _worst(cells: Sequence[Result]) -> Worst:
+    least = min(cells, key=lambda result: result.final)
+    return Worst(least.final, least.interval, _attack(least))
 
 
-def _finals(result: Result) -> np.ndarray:
-    return np.nan_to_num(result.finals, nan=0.0)
+def _attack(result: Result) -> str:
+    return result.cell.labels.get("attack", "")
+
+
+def _attacked(result: Result) -> bool:
+    return not isinstance(result.cell.federation.attack, NoAttack)

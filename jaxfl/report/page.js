@@ -131,11 +131,11 @@ function showRankings() {
   const words = [1, 3, 6];
   const place = document.getElementById("rankings");
   place.replaceChildren();
-  runs.forEach((run, index) => {
-    if (!run.ranking.rows.length) return;
+  const found = runs.flatMap((run) => run.rankings.map((ranking) => [run, ranking]));
+  found.forEach(([run, ranking], index) => {
     const className = (column) => (words.includes(column) ? "words" : "");
-    const heads = run.ranking.header.map((text, key) => ({ key, text, className: className(key) }));
-    const lines = run.ranking.rows.map((row) =>
+    const heads = ranking.header.map((text, key) => ({ key, text, className: className(key) }));
+    const lines = ranking.rows.map((row) =>
       row.map((text, column) => {
         if (className(column)) return { text, key: text, className: className(column) };
         const key = parseFloat(text);
@@ -143,8 +143,9 @@ function showRankings() {
       }),
     );
     const made = sortable(`ranking-${index}`, heads, lines, showRankings);
-    const caption = `${run.ranking.caption}. A click on a head sorts.`;
-    place.append(...told(`Ranking: ${titled(run)}`, caption, made, "wide high"));
+    const caption = `${ranking.caption} A click on a head sorts.`;
+    const title = several ? `${ranking.title} [${run.name}]` : ranking.title;
+    place.append(...told(`Ranking: ${title}`, caption, made, "wide high"));
   });
 }
 

@@ -16,14 +16,14 @@ from jaxfl.component import Component
 from jaxfl.experiments.environment import recorded
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe, named
-from jaxfl.experiments.ranking import ranked
+from jaxfl.experiments.ranking import rankings
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.experiments.written import as_toml
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
 from jaxfl.report.grid import in_percent
-from jaxfl.report.ranking import CAPTION, HEADER, entries, is_ranked
+from jaxfl.report.ranking import HEADER, caption, entries, heading, is_ranked
 from jaxfl.report.tables import measured, privacy_statements, threats
 
 MOST_POINTS = 400
@@ -91,11 +91,15 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
         "title": experiment.title,
         "caption": f"{measured(experiment)}. Epsilon, what was tuned and why a cell did not run "
         "stand in its tip.",
-        "ranking": {
-            "header": HEADER,
-            "rows": entries(experiment, ranked(results)) if is_ranked(experiment) else [],
-            "caption": CAPTION,
-        },
+        "rankings": [
+            {
+                "title": heading(experiment, ranking),
+                "header": HEADER,
+                "rows": entries(experiment, ranking),
+                "caption": caption(ranking),
+            }
+            for ranking in (rankings(results) if is_ranked(experiment) else [])
+        ],
         "backdoors": backdoors.CAPTION,
         "cells": [_cell(experiment, result) for result in results],
     }

@@ -1,4 +1,4 @@
-"""The ranking of defences, for the terminal, as Markdown and CSV."""
+"""The rankings of defences, for the terminal, as Markdown and CSV."""
 
 import csv
 import io
@@ -9,35 +9,38 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from jaxfl.attacks import NoAttack
 from jaxfl.experiments.labels import named
-from jaxfl.experiments.ranking import Ranked, Worst
+from jaxfl.experiments.ranking import Ranked, Ranking, Worst
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.markdown import as_markdown
 
 FILES = ("ranking.csv", "ranking.md")
-LEAST = 6
-"""Attacks, none among them, from which defences are ranked over them."""
+LEAST = 5
+"""Attacks from which defences are ranked over them."""
 SHOWN = 20
 """Lines of the terminal's table."""
 HEADER = (
     *("rank", "defence", "worst", "under", "mean"),
-    *("worst of those that try it", "under", "ms a round", "attacks"),
+    *("worst of those that know it", "under", "ms a round"),
 )
 COLUMNS = (
     *("worst", "worst_ci95", "worst_attack", "mean", "mean_ci95"),
     *("knowing", "knowing_ci95", "knowing_attack", "ms_a_round", "attacks"),
 )
 CAPTION = (
-    "Test accuracy in % after the last round, ± half of the 95 % interval over seeds, 0 where a "
-    "run diverged; by the worst attack; the mean over attacks, none among them; the time of a "
-    "round of one run without attack, its share of compiling included"
+    "Test accuracy in % after the last round, ± half of the 95 % interval over seeds; a run that "
+    "diverged counts 0. By the worst attack; the mean over attacks; the worst of the attacks that "
+    "try the defence or are made for it; the time of a round of one run without attack, its share "
+    "of compiling included"
 )
 
 
 def attacks(experiment: Experiment) -> int:
-    """How many attacks the experiment's grid goes over; 1 where it goes over none."""
-    return len({cell.labels.get("attack") for cell in experiment.cells})
+    """How many attacks the experiment's grid goes over, of which none is not one."""
+    attacked = [c for c in experiment.cells if not isinstance(c.federation.attack, NoAttack)]
+    return len({cell.labels.get("attack") for cell in attacked})
 
 
 def is_ranked(experiment: Experiment) -> bool:
@@ -45,58 +48,75 @@ def is_ranked(experiment: Experiment) -> bool:
     return attacks(experiment) >= LEAST
 
 
-def called(entry: Ranked, name: str) -> str:
-    """The defence in a few words; that of a grid over nothing else by the experiment's name."""
-    return " / ".join(named(axis, label) for axis, label in entry.defence) or name
+def heading(experiment: Experiment, ranking: Ranking) -> str:
+    """The title, and the setting where there may be several."""
+    setting = " / ".join(named(axis, label) for axis, label in ranking.setting)
+    return f"{experiment.title}: {setting}" if setting else experiment.title
 
 
-def entries(experiment: Experiment, found: Sequence[Ranked]) -> list[list[str]]:
+def caption(ranking: Ranking) -> str:
+    """What the numbers are, and over which attacks."""
+    over = f"{CAPTION}. Over {len(ranking.attacks)} attacks"
+    if not ranking.left_out:
+        return f"{over}."
+    return f"{over}; left out, as not all defences have them: {', '.join(ranking.left_out)}."
+
+
+def entries(experiment: Experiment, ranking: Ranking) -> list[list[str]]:
     """The ranking as text, without its header."""
     return [
-        [str(place), called(entry, experiment.name), *_numbers(entry)]
-        for place, entry in enumerate(found, 1)
+        [str(place), entry.defence or experiment.name, *_numbers(entry)]
+        for place, entry in enumerate(ranking.defences, 1)
     ]
 
 
-def ranking_table(experiment: Experiment, found: Sequence[Ranked]) -> Table:
+def ranking_table(experiment: Experiment, ranking: Ranking) -> Table:
     """``entries`` for the terminal: the first of them, and the last."""
-    lines = entries(experiment, found)
-    table = Table(title=escape(experiment.title), caption=CAPTION)
+    lines = entries(experiment, ranking)
+    table = Table(title=escape(heading(experiment, ranking)), caption=escape(caption(ranking)))
     for place, name in enumerate(HEADER):
         table.add_column(name, justify="left" if place in (1, 3, 6) else "right")
     for line in lines[: SHOWN - 1] if len(lines) > SHOWN else lines:
         table.add_row(*map(escape, line))
     if len(lines) > SHOWN:
-        table.add_row("", f"{len(lines) - SHOWN} more", *[""] * 7)
+        table.add_row("", f"{len(lines) - SHOWN} more", *[""] * (len(HEADER) - 2))
         table.add_row(*map(escape, lines[-1]))
     return table
 
 
-def markdown(experiment: Experiment, found: Sequence[Ranked]) -> str:
-    """``entries`` as a Markdown table."""
-    body = as_markdown([HEADER, *entries(experiment, found)])
-    return f"### {experiment.title}\n\n{body}\n\n{CAPTION}.\n"
+def markdown(experiment: Experiment, found: Sequence[Ranking], level: str = "###") -> str:
+    """``entries`` as Markdown tables under headings of this level."""
+    pieces = []
+    for ranking in found:
+        body = as_markdown([HEADER, *entries(experiment, ranking)])
+        pieces.append(f"{level} {heading(experiment, ranking)}\n\n{body}\n\n{caption(ranking)}\n")
+    return "\n".join(pieces)
 
 
-def as_csv(experiment: Experiment, found: Sequence[Ranked]) -> str:
-    """``entries`` in shares of one, one line a defence."""
+def as_csv(experiment: Experiment, found: Sequence[Ranking]) -> str:
+    """``entries`` in shares of one, one line a setting and defence."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    axes = [axis for axis in experiment.axes if axis != "attack"]
-    writer.writerow(["rank", *axes, *COLUMNS])
-    for place, entry in enumerate(found, 1):
-        labels = dict(entry.defence)
-        knowing = entry.knowing or Worst(math.nan, math.nan, "")
-        shares = (entry.worst.accuracy, entry.worst.interval, entry.mean, entry.interval)
-        shares += (knowing.accuracy, knowing.interval, entry.cost)
-        worst, worst_ci, mean, mean_ci, least, least_ci, cost = map(_share, shares)
-        numbers = (worst, worst_ci, entry.worst.attack, mean, mean_ci)
-        numbers += (least, least_ci, knowing.attack, cost, entry.attacks)
-        writer.writerow([place, *(labels.get(axis, "") for axis in axes), *numbers])
+    axes = [axis for axis in experiment.axes if axis not in ("attack", "aggregator")]
+    writer.writerow([*axes, "rank", "aggregator", *COLUMNS])
+    for ranking in found:
+        setting = dict(ranking.setting)
+        for place, entry in enumerate(ranking.defences, 1):
+            knowing = entry.knowing or Worst(math.nan, math.nan, "")
+            writer.writerow(
+                [
+                    *(setting.get(axis, "") for axis in axes),
+                    *(place, entry.defence),
+                    *(_share(entry.worst.accuracy), _share(entry.worst.interval)),
+                    *(entry.worst.attack, _share(entry.mean), _share(entry.interval)),
+                    *(_share(knowing.accuracy), _share(knowing.interval), knowing.attack),
+                    *(_share(entry.cost), len(ranking.attacks)),
+                ]
+            )
     return text.getvalue()
 
 
-def write_ranking(folder: Path, experiment: Experiment, found: Sequence[Ranked]) -> None:
+def write_ranking(folder: Path, experiment: Experiment, found: Sequence[Ranking]) -> None:
     """``ranking.csv`` and ``ranking.md``."""
     for name, content in zip(FILES, (as_csv, markdown), strict=True):
         write_aside(folder / name, content(experiment, found).encode())
@@ -111,7 +131,6 @@ def _numbers(entry: Ranked) -> list[str]:
         "-" if knowing is None else _percent(knowing.accuracy, knowing.interval),
         "-" if knowing is None else knowing.attack,
         "-" if math.isnan(entry.cost) else f"{entry.cost:.1f}",
-        str(entry.attacks),
     ]
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 import tomllib
 from importlib import resources
 
@@ -11,9 +12,33 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxfl import (
+    NBS,
+    NNM,
+    ROP,
+    TNBS,
+    Bulyan,
+    ByzMean,
+    CenteredClipping,
+    FangKrum,
+    FangTrim,
+    FLTrust,
+    FLTrustAdaptive,
+    Krum,
+    Mean,
+    Median,
+    NoAttack,
+    Onset,
+    PerLayer,
+    Pipeline,
+    SignGuardAware,
+    SignGuardSim,
+    TNBSStealth,
+    TrimmedMean,
+)
 from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
-from jaxfl.experiments.ranking import ranked
+from jaxfl.experiments.ranking import rankings
 from jaxfl.registry import AGGREGATORS, ATTACKS
 from jaxfl.report.ranking import as_csv, entries, is_ranked, markdown
 
@@ -24,7 +49,7 @@ TABLE = {
     "data": {"name": "digits", "clients": 5},
     "sweep": {
         "seed": [0, 1, 2],
-        "attack": ["none", "sign_flip", {"name": "agr_tailored", "evaluations": 8}],
+        "attack": ["none", "sign_flip", {"name": "agr_tailored", "evaluations": 8}, "fang_trim"],
         "aggregator": ["mean", "median", "bulyan"],
     },
 }
@@ -35,13 +60,18 @@ FINALS = {
     ("Median", "No attack"): (0.8, 0.8, 0.8),
     ("Median", "SignFlip"): (0.6, 0.7, 0.8),
     ("Median", "AGRTailored (evaluations 8)"): (0.7, 0.7, 0.7),
+    ("Median", "FangTrim"): (0.1, 0.1, 0.1),
 }
 
 
 @pytest.fixture
 def grid():
-    """The grid with these accuracies; Bulyan does not apply."""
+    """The grid with these accuracies; Bulyan does not apply, nor one of the attacks to the mean."""
     experiment = schema.parse("known", TABLE)
+    return experiment, known_results(experiment)
+
+
+def known_results(experiment):
     results = []
     for cell in experiment.cells:
         result = not_run(cell, "not applicable")
@@ -50,7 +80,7 @@ def grid():
             test = np.array(finals)[None, :, None]
             result = dataclasses.replace(result, reason=None, test=test, seconds=6.0)
         results.append(result)
-    return experiment, results
+    return results
 
 
 def half(values):
@@ -59,45 +89,94 @@ def half(values):
 
 
 def test_the_best_worst_case_is_first(grid):
-    median, mean = ranked(grid[1])
-    assert (dict(median.defence), dict(mean.defence)) == (
-        {"aggregator": "Median"},
-        {"aggregator": "Mean"},
-    )
+    """Over the attacks that all defences have, of which none is not one."""
+    (ranking,) = rankings(grid[1])
+    median, mean = ranking.defences
+    assert (median.defence, mean.defence) == ("Median", "Mean")
+    assert ranking.attacks == ("SignFlip", "AGRTailored (evaluations 8)")
+    assert ranking.left_out == ("FangTrim",)
     assert median.worst.attack == mean.worst.attack == "SignFlip"
     assert (median.worst.accuracy, mean.worst.accuracy) == pytest.approx((0.7, 0.2))
     assert median.worst.interval == pytest.approx(half([0.6, 0.7, 0.8]))
     # Over attacks first, then over seeds; a run that diverged counts 0.
-    assert mean.mean == pytest.approx(np.mean([0.9] * 3 + [0.1, 0.2, 0.3] + [0.5, 0.5, 0]))
-    assert mean.interval == pytest.approx(half([1.5 / 3, 1.6 / 3, 1.2 / 3]))
+    assert mean.mean == pytest.approx(np.mean([0.1, 0.2, 0.3, 0.5, 0.5, 0]))
+    assert mean.interval == pytest.approx(half([0.6 / 2, 0.7 / 2, 0.3 / 2]))
+    # Of those that know the defence, also what the others do not meet.
     assert mean.knowing is not None
     assert mean.knowing.attack == "AGRTailored (evaluations 8)"
     assert mean.knowing.accuracy == pytest.approx(1 / 3)
-    assert (median.cost, median.attacks) == (pytest.approx(200.0), 3)
+    assert median.knowing is not None
+    assert (median.knowing.attack, median.knowing.accuracy) == ("FangTrim", pytest.approx(0.1))
+    assert median.cost == pytest.approx(200.0)
 
 
 def test_without_such_attacks_nothing_is_said_of_them(grid):
     left = [r for r in grid[1] if r.cell.labels["attack"] == "SignFlip"]
-    median, _ = ranked(left)
-    assert median.knowing is None
-    assert math.isnan(median.cost)
-    assert median.attacks == 1
+    (ranking,) = rankings(left)
+    assert ranking.defences[0].knowing is None
+    assert math.isnan(ranking.defences[0].cost)
+    assert (ranking.attacks, ranking.left_out) == (("SignFlip",), ())
+    assert rankings([r for r in grid[1] if r.cell.labels["attack"] == "No attack"]) == []
+
+
+def test_each_setting_has_a_ranking_of_its_own():
+    sweep = {"byzantine": [1, 2], **TABLE["sweep"]}
+    experiment = schema.parse("two", TABLE | {"sweep": sweep})
+    one, two = rankings(known_results(experiment))
+    assert (one.setting, two.setting) == ((("byzantine", "1"),), (("byzantine", "2"),))
+    assert one.defences == two.defences
+    assert len(one.defences) == 2
+    page = markdown(experiment, [one, two])
+    assert re.findall("### .*", page) == ["### two: byzantine 1", "### two: byzantine 2"]
+    lines = list(csv.DictReader(io.StringIO(as_csv(experiment, [one, two]))))
+    assert [line["byzantine"] for line in lines] == ["1", "1", "2", "2"]
+
+
+def test_a_defence_that_is_still_to_be_run_is_not_ranked(grid):
+    left = [r for r in grid[1] if tuple(r.cell.labels.values()) != ("SignFlip", "Mean")]
+    (ranking,) = rankings(left)
+    assert [entry.defence for entry in ranking.defences] == ["Median"]
+    assert len(ranking.attacks) == 3
+
+
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [
+        (SignGuardAware(), SignGuardSim()),
+        (FangTrim(), Pipeline(pre=(NNM(f=1),), rule=TrimmedMean(f=1))),
+        (FangTrim(), PerLayer(rule=Median())),
+        (FangKrum(), Bulyan(f=1)),
+        (TNBSStealth(), TNBS.example()),
+        (Onset(attack=TNBSStealth(), start=2), NBS.example()),
+        (ROP(z=1.0), CenteredClipping.example()),
+        (FLTrustAdaptive(), FLTrust()),
+        (ByzMean(attack=FangKrum()), Krum(f=1)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_attacks_know_the_defence_that_they_are_made_for(attack, rule):
+    """Behind pre-aggregators, around it and in attacks of attacks, too; and no other."""
+    assert attack.aims_at(rule)
+    assert not attack.aims_at(Mean())
+    assert not NoAttack().aims_at(rule)
 
 
 def test_as_files(grid):
-    lines = list(csv.DictReader(io.StringIO(as_csv(grid[0], ranked(grid[1])))))
+    found = rankings(grid[1])
+    lines = list(csv.DictReader(io.StringIO(as_csv(grid[0], found))))
     assert [line["aggregator"] for line in lines] == ["Median", "Mean"]
-    assert float(lines[1]["mean_ci95"]) == pytest.approx(
-        half([1.5 / 3, 1.6 / 3, 1.2 / 3]), rel=1e-5
-    )
+    assert float(lines[1]["mean_ci95"]) == pytest.approx(half([0.6, 0.7, 0.3]) / 2, rel=1e-5)
     assert "attack" not in lines[0]
-    assert entries(grid[0], ranked(grid[1]))[0][:4] == [
+    assert entries(grid[0], found[0])[0][:4] == [
         "1",
         "Median",
         f"70.0 ± {100 * half([6, 7, 8]) / 10:.1f}",
         "SignFlip",
     ]
-    assert "| 2 | Mean | 20.0" in markdown(grid[0], ranked(grid[1]))
+    assert "| 2 | Mean | 20.0" in markdown(grid[0], found)
+    assert "Over 2 attacks; left out, as not all defences have them: FangTrim." in markdown(
+        grid[0], found
+    )
 
 
 def test_few_attacks_are_a_table_already(grid):
