@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 ELSEWHERE = "done in another run"
@@ -27,6 +28,8 @@ class Progress:
     """SHA-256 of that state."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Time taken by each cell."""
+    running: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The part of it in which its rounds ran: without reading data, compiling and writing."""
     groups: list[list[int]] = dataclasses.field(default_factory=list)
     """Numbers of the cells that run together, in the order in which they run."""
     elsewhere: list[int] = dataclasses.field(default_factory=list)
@@ -37,6 +40,10 @@ class Progress:
         """Numbers of the cells that are done."""
         order = [number for group in self.groups for number in group]
         return set((order or range(self.cell))[: self.cell])
+
+    def time_of(self, cell: int) -> tuple[float, float]:
+        """Seconds that a cell took, and those of them in which its rounds ran; NaN if unknown."""
+        return self.seconds.get(str(cell), 0.0), self.running.get(str(cell), math.nan)
 
 
 def read_progress(path: Path) -> Progress:
@@ -59,6 +66,7 @@ def read_progress(path: Path) -> Progress:
         and all(isinstance(text, str) for text in texts)
         and progress.checkpoint == Path(progress.checkpoint).name
         and isinstance(progress.seconds, dict)
+        and isinstance(progress.running, dict)
         and grid is not None
         and isinstance(progress.elsewhere, list)
         and (not grid or all(number in grid for number in progress.elsewhere))

@@ -43,7 +43,7 @@ def read_done(path: Path) -> tuple[Experiment, dict[int, Result]]:
         if i not in progress.done:
             continue
         if i in lines:
-            results[i] = result_of(cell, lines[i], progress.seconds.get(str(i), 0.0))
+            results[i] = result_of(cell, lines[i], *progress.time_of(i))
         elif i in progress.elsewhere:
             results[i] = not_run(cell, ELSEWHERE)
         elif _applies(cell):

@@ -103,13 +103,11 @@ class RunFolder:
         """Whether every cell is done."""
         return self.progress.cell >= len(self.experiment.cells)
 
-    def seconds(self, cells: Sequence[int]) -> float:
-        """Time taken by these cells."""
-        return sum(self.progress.seconds.get(str(cell), 0.0) for cell in cells)
-
-    def took(self, cells: Sequence[int], seconds: float) -> None:
-        """Notes the time taken by cells that ran together."""
-        self.progress.seconds |= {str(cell): seconds / len(cells) for cell in cells}
+    def took(self, cells: Sequence[int], seconds: float, running: float) -> None:
+        """Adds the time that cells took which run together, and the part in which rounds ran."""
+        done = self.progress
+        for known, more in ((done.seconds, seconds), (done.running, running)):
+            known |= {str(c): known.get(str(c), 0.0) + more / len(cells) for c in cells}
 
     def arrange(self, groups: list[list[int]]) -> list[list[int]]:
         """Keeps which cells run together; gives what is kept where the run goes on."""
@@ -176,6 +174,7 @@ class RunFolder:
             for cell in cells:
                 self.lines.pop(cell, None)
                 old.seconds.pop(str(cell), None)
+                old.running.pop(str(cell), None)
             self.progress = dataclasses.replace(
                 old, round=0, log_bytes=len(kept), log_digest=digest, checkpoint="", digest=""
             )

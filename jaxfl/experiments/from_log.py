@@ -17,7 +17,9 @@ from jaxfl.experiments.results import (
 )
 
 
-def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
+def result_of(
+    cell: Cell, lines: Sequence[Line], seconds: float, running: float = math.nan
+) -> Result:
     """The result that a finished cell's lines amount to."""
     ends = [line for line in lines if "test_accuracy" in line]
     rounds = sorted({line["round"] for line in ends})
@@ -43,6 +45,7 @@ def result_of(cell: Cell, lines: Sequence[Line], seconds: float) -> Result:
         honest_selected=_mean(lines, "honest_selected"),
         malicious_selected=_mean(lines, "malicious_selected"),
         seconds=seconds,
+        running=running,
         success=table("attack_success") if "attack_success" in ends[-1] else None,
         epsilons=_largest(last, len(cell.federations)) if last else None,
         clients={

@@ -58,6 +58,8 @@ class Cell:
     """Rounds that it lasted then, mean over seeds."""
     outlived: float = math.nan
     """Share of the seeds in which it was there after the last round."""
+    running: float = math.nan
+    """The part of the seconds in which rounds ran."""
     losses: list[float] = dataclasses.field(default_factory=list)
     """Test loss after the last round; empty where an older jaxfl kept the cell."""
 
@@ -250,6 +252,7 @@ def cell_of(result: Result) -> Cell:
         honest_selected=round(result.honest_selected, 6),
         malicious_selected=round(result.malicious_selected, 6),
         seconds=round(result.seconds, 2),
+        running=round(result.running, 3),
         planted=result.planted,
         lifespan=result.lifespan,
         outlived=result.outlived,

@@ -38,7 +38,8 @@ class Ranked:
     """Over all attacks, whoever else has them, that try this defence or are made for it; None
     where there are none."""
     cost: float
-    """Milliseconds of a round of one run without an attack; NaN where no cell is without."""
+    """Milliseconds that a round of one run without an attack ran, its share of evaluations
+    included; NaN where no cell is without, or its time was not kept apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _ranked(defence: str, cells: Sequence[Result], common: Sequence[str]) -> Ran
     parts = [(r, r.cell.federation) for r in cells]
     knowing = [r for r, federation in parts if federation.attack.aims_at(federation.aggregator)]
     calm = [r for r in cells if not _attacked(r)]
-    costs = [1e3 * r.seconds / (r.cell.rounds * len(r.cell.runs)) for r in calm]
+    costs = [1e3 * r.running / (r.cell.rounds * len(r.cell.runs)) for r in calm]
     return Ranked(
         defence=defence,
         worst=_worst(counted),

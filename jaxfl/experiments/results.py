@@ -67,6 +67,7 @@ class Result:
     """Share of the honest clients that the rule selected, mean over seeds and rounds."""
     malicious_selected: float
     seconds: float
+    """That the cell took, compiling included."""
     success: np.ndarray | None = None
     """Share of triggered test samples taken for the backdoor's target, [c, s, e]; None without."""
     epsilons: np.ndarray | None = None
@@ -83,6 +84,8 @@ class Result:
     """Honest clients of all seeds by accuracy after the last round, [c, bins]; None where not
     measured."""
     minority_selected: float = float("nan")
+    running: float = float("nan")
+    """The part of ``seconds`` in which rounds ran; NaN where it was not kept apart."""
     reference: float = float("nan")
     """``final`` of the same cell with no attack and the plain mean; NaN if the grid has none."""
     chosen: int = 0

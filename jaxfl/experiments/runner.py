@@ -137,8 +137,7 @@ def run_experiment(
                 raise ValueError(
                     f"{folder.path} is damaged: cell {index + 1} is done, but not logged"
                 )
-            seconds = folder.progress.seconds.get(str(index), 0.0)
-            yield result_of(cell, folder.lines.pop(index), seconds)
+            yield result_of(cell, folder.lines.pop(index), *folder.progress.time_of(index))
 
 
 def _worth_preparing(

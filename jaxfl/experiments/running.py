@@ -33,6 +33,7 @@ from jaxfl.experiments.lines import (
 from jaxfl.experiments.log import Line
 from jaxfl.experiments.schema import Experiment, importable
 from jaxfl.federation import Federation
+from jaxfl.progress import CompileClock
 from jaxfl.simulation import Simulation
 
 Tick = Callable[[int, Evaluation], None]
@@ -112,18 +113,21 @@ def run_group(
     simulation, federations, sizes = ready.simulation, ready.federations, ready.sizes
     private = cell.federation.private
     meters = [Meter(f, s, cell.rounds) for f, s in zip(federations, sizes, strict=True) if private]
-    done, before = folder.progress.round, folder.seconds(group.indices)
+    done = folder.progress.round
     if done:
         try:
             simulation.state = folder.restore(simulation.state)
         except ValueError as damaged:
             warnings.warn(f"{damaged}: {group.name} is run again from round 0", stacklevel=2)
             folder.redo(group.indices)
-            done, before = 0, 0.0
+            done = 0
     saved, tick = done, watch(groups, at, done)
     while done < cell.rounds:
         length = min(cell.evaluate_every, cell.rounds - done)
-        record, evaluation = simulation.advance(length)
+        with CompileClock() as clock:
+            begun = time.perf_counter()
+            record, evaluation = simulation.advance(length)
+            ran = time.perf_counter() - begun - clock.seconds
         last = done + length >= cell.rounds
         params = np.asarray(simulation.state.params) if last else None
         for place, (index, one) in enumerate(zip(group.indices, group.cells, strict=True)):
@@ -140,8 +144,9 @@ def run_group(
             folder.append(index, lines)
         done += length
         tick(done, evaluation)
-        folder.took(group.indices, before + time.perf_counter() - started)
-        stopping = stop()
+        now = time.perf_counter()
+        folder.took(group.indices, now - started, ran)
+        started, stopping = now, stop()
         if last:
             folder.commit(group.indices, 0)
         elif stopping or done - saved >= cell.checkpoint_every:
@@ -167,6 +172,8 @@ class Done:
     evaluation: Evaluation
     """The last."""
     seconds: float
+    running: float
+    """The part in which rounds ran."""
 
 
 def run_job(job: Job) -> Done:
@@ -182,8 +189,9 @@ def run_job(job: Job) -> Done:
         ready = made_ready(group.cell, Datasets().of(group.cell))
         run_group(folder, [group], 0, ready, started, watch, lambda: False)
         text = (folder.path / "rounds.jsonl").read_text()
+        running = sum(folder.progress.running.values())
     lines = [json.loads(line) for line in text.splitlines()]
-    return Done(lines, evaluations[-1], time.perf_counter() - started)
+    return Done(lines, evaluations[-1], time.perf_counter() - started, running)
 
 
 def gather(
@@ -201,6 +209,6 @@ def gather(
         raise Interrupted
     for line in done.lines:
         folder.append(line["cell"], [line])
-    folder.took(group.indices, done.seconds)
+    folder.took(group.indices, done.seconds, done.running)
     folder.commit(group.indices, 0)
     tick(group.cells[0].rounds, done.evaluation)

@@ -32,8 +32,8 @@ COLUMNS = (
 CAPTION = (
     "Test accuracy in % after the last round, ± half of the 95 % interval over seeds; a run that "
     "diverged counts 0. By the worst attack; the mean over attacks; the worst of the attacks that "
-    "try the defence or are made for it; the time of a round of one run without attack, its share "
-    "of compiling included"
+    "try the defence or are made for it; the time that a round of one run without attack ran, "
+    "its share of evaluations included"
 )
 
 

@@ -150,6 +150,7 @@ SUMMARY = (
     "seeds",
     "rounds",
     "seconds",
+    "running_seconds",
 )
 
 
@@ -177,6 +178,7 @@ def summary(experiment: Experiment, results: Sequence[Result]) -> str:
                 len(result.cell.seeds),
                 result.cell.rounds,
                 f"{result.seconds:.2f}",
+                "" if math.isnan(result.running) else f"{result.running:.3f}",
             ]
         )
     return text.getvalue()
