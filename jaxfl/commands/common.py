@@ -1,5 +1,6 @@
 """What commands share: an experiment and its changes as arguments, finished runs, printed lines."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,7 +10,10 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxfl.experiments.finished import read_results
+from jaxfl.experiments.kept import is_kept, read_kept
+from jaxfl.experiments.recalled import results_of
 from jaxfl.experiments.results import Result
+from jaxfl.experiments.scales import as_told_now
 from jaxfl.experiments.schema import Experiment
 
 Name = Annotated[
@@ -49,7 +53,8 @@ def reason(error: Exception) -> str | None:
 def intact(
     folders: Sequence[Path],
 ) -> tuple[list[tuple[Path, Experiment, list[Result]]], list[str]]:
-    """The finished runs in folders, and a line for each that holds none, or a damaged one.
+    """The finished runs in folders, or what is kept of one, and a line for each that holds none,
+    or a damaged one.
 
     Raises:
       ValueError: none holds one.
@@ -57,7 +62,13 @@ def intact(
     runs, damaged = [], []
     for folder in folders:
         try:
-            runs.append((folder, *read_results(folder)))
+            if is_kept(folder):
+                kept = as_told_now(folder, read_kept(folder))
+                experiment = dataclasses.replace(kept.experiment, name=folder.resolve().name)
+                runs.append((folder, experiment, results_of(kept)))
+                damaged += kept.damaged
+            else:
+                runs.append((folder, *read_results(folder)))
         except (ValueError, OSError) as error:
             damaged.append(f"{reason(error)}")
     if not runs:

@@ -8,22 +8,27 @@ from rich.console import Console
 
 from jaxfl.commands.common import end_with, intact, say
 from jaxfl.experiments.earlier import REPORT
+from jaxfl.experiments.kept import is_kept
 from jaxfl.report.page import write_page
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, or of kept results.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The file; default report.html, in the folder where there is one."),
+        typer.Option(help="The file; default report.html, in the folder of a run where it is one."),
     ] = None,
 ) -> None:
     """Write one HTML file of finished runs, to be opened in a browser without a network.
 
-    Folders that hold none, or a damaged one, are left out, and named: exit code 1.
+    Of kept results there are tables, heat maps, rankings and claims, but no curves. Folders that
+    hold neither, or are damaged, are left out, and named: exit code 1.
     """
     runs, damaged = intact(folders)
-    path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
+    alone = len(folders) == 1 and not is_kept(folders[0])
+    path = out or (folders[0] / REPORT if alone else Path(REPORT))
     write_page(path, runs)
     say(Console(), f"Report: {path}")
     end_with(damaged)

@@ -14,13 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxfl.commands.common import Reduced, Settings, end_with, say
-from jaxfl.commands.run import execute
+from jaxfl.commands.run import MOST_COLUMNS, execute
 from jaxfl.experiments import schema
+from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.kept import Kept, is_kept, keep, read_kept
+from jaxfl.experiments.ranking import rankings
+from jaxfl.experiments.recalled import results_of
 from jaxfl.experiments.reported import Compared, Pairs, alone, beside_papers, unpaired
 from jaxfl.experiments.running import Interrupted
 from jaxfl.experiments.scales import (
     REDUCED,
+    as_told_now,
     check_scale,
     folder_name,
     scale_of,
@@ -29,6 +33,7 @@ from jaxfl.experiments.scales import (
 from jaxfl.files import write_aside
 from jaxfl.registry import unknown
 from jaxfl.report import over_sets
+from jaxfl.report.ranking import is_ranked, ranking_table
 from jaxfl.report.replications import (
     APART,
     apart,
@@ -101,6 +106,7 @@ def reproduce(
             _run_what_is_missing(experiment, kept, out or Path("runs") / full, at, console)
             kept = read_kept(at)
     assert kept is not None, "shown, or run"
+    kept = as_told_now(at, kept)
     pairs = beside_papers(kept, name)
     _show(at, kept, pairs, console)
     if write is not None:
@@ -132,7 +138,13 @@ def _show(at: Path, kept: Kept, pairs: Pairs, console: Console) -> None:
             console.print(as_table(marked, kept, what, caption))
         for line in verdict(reported, kept, found):
             say(console, line)
+    experiment, results = kept.experiment, results_of(kept)
+    for ranking in rankings(results) if is_ranked(experiment) else []:
+        console.print(ranking_table(experiment, ranking))
     for lines, caption in own(kept, pairs):
+        if len(lines[0]) > MOST_COLUMNS:
+            say(console, f"Not shown: {len(lines[0]) - 1} columns; --write has them. {caption}")
+            continue
         escaped = [list(map(escape, line)) for line in lines]
         console.print(as_table(escaped, kept, caption=escape(caption)))
     if over_sets.has_sets(kept.experiment):
@@ -140,6 +152,8 @@ def _show(at: Path, kept: Kept, pairs: Pairs, console: Console) -> None:
             lines = [list(map(escape, line)) for line in texts]
             console.print(as_table(lines, kept, f"\n{escape(heading)}"))
         say(console, over_sets.CAPTION)
+    for found in verdicts(experiment, results):
+        say(console, f"Stated: {found}")
 
 
 def _asked(

@@ -40,13 +40,22 @@ def describe() -> dict[str, Any]:
     }
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """What is recorded of a run; nothing where that is damaged, as no result depends on it."""
+def environments(folder: Path) -> list[dict[str, Any]]:
+    """What is recorded of a run, or of each of those of which results are kept.
+
+    Nothing where that is damaged, as no result depends on it.
+    """
     try:
         found = json.loads((folder / "environment.json").read_text())
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return []
+    several = found if isinstance(found, list) else [found]
+    return [facts for facts in several if isinstance(facts, dict)]
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What is recorded of a run; nothing where that is damaged."""
+    return next(iter(environments(folder)), {})
 
 
 def note_resumed(folder: Path) -> str:

@@ -26,6 +26,7 @@ def result_of(
     draws = {draw: place for place, draw in enumerate(cell.draws)}
     shape = (len(cell.federations), len(draws), len(rounds))
     last = [line for line in ends if "guaranteed_epsilon" in line]
+    trained = _trained(lines)
 
     def table(name: str) -> np.ndarray:
         values = np.full(shape, np.nan)
@@ -42,8 +43,8 @@ def result_of(
         test=table("test_accuracy"),
         validation=table("validation_accuracy") if cell.validation else None,
         losses=table("test_loss")[..., -1],
-        honest_selected=_mean(lines, "honest_selected"),
-        malicious_selected=_mean(lines, "malicious_selected"),
+        honest_selected=_mean(trained, "honest_selected"),
+        malicious_selected=_mean(trained, "malicious_selected"),
         seconds=seconds,
         running=running,
         success=table("attack_success") if "attack_success" in ends[-1] else None,
@@ -51,10 +52,10 @@ def result_of(
         clients={
             name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
         },
-        rates=_in_stretches(cell, lines, SELECTED),
+        rates=_in_stretches(cell, trained, SELECTED),
         signs=_in_stretches(cell, lines, SIGNS) if SIGNS[0] in lines[0] else None,
         histograms=_histograms(cell, lines),
-        minority_selected=_mean(lines, "minority_selected"),
+        minority_selected=_mean(trained, "minority_selected"),
     )
 
 
@@ -63,6 +64,19 @@ def not_run(cell: Cell, reason: str) -> Result:
     runs, nan = (len(cell.federations), len(cell.draws)), float("nan")
     nothing = np.zeros((*runs, 0))
     return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), nan, nan, 0.0)
+
+
+def _trained(lines: Sequence[Line]) -> list[Line]:
+    """Lines of every run up to its last round with a finite training loss: until it diverged."""
+
+    def run(line: Line) -> tuple[int, int, int]:
+        return line["candidate"], line["seed"], line.get("set", 0)
+
+    last: dict[tuple[int, int, int], int] = {}
+    for line in lines:
+        if math.isfinite(_number(line.get("loss", 0.0))):
+            last[run(line)] = max(last.get(run(line), 0), line["round"])
+    return [line for line in lines if line["round"] <= last.get(run(line), 0)]
 
 
 def _number(value: float | None) -> float:

@@ -24,9 +24,8 @@ from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.conclusions import conclude, settled
 from jaxfl.experiments.difference import SAID, differences
 from jaxfl.experiments.finished import read_done
-from jaxfl.experiments.labels import named
 from jaxfl.experiments.over_sets import Outcome
-from jaxfl.experiments.results import Result, diverged, status_of
+from jaxfl.experiments.results import DIVERGED, Result, diverged, status_of
 from jaxfl.experiments.schema import Experiment, parse, read
 from jaxfl.files import write_aside
 
@@ -61,24 +60,26 @@ class Cell:
     running: float = math.nan
     """The part of the seconds in which rounds ran."""
     losses: list[float] = dataclasses.field(default_factory=list)
-    """Test loss after the last round; empty where an older jaxfl kept the cell."""
+    """Test loss after the last round. It, and all below, is empty where an older jaxfl kept the
+    cell."""
+    candidate: int = 0
+    """Which of those of ``tune`` was chosen."""
+    clients: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Each of ``FAIRNESS`` that was measured, mean over seeds."""
+    signs: list[float] = dataclasses.field(default_factory=list)
+    """Shares of ``SIGNS``, mean over seeds and rounds; empty where they were not counted."""
+    epsilon: list[float] = dataclasses.field(default_factory=list)
+    """One number, NaN where nothing bounds it; empty without a mechanism."""
 
     @property
     def finals(self) -> np.ndarray:
         """Test accuracy after the last round, 0 where the run had diverged."""
-        return np.where(diverged(self.last, self.losses), 0.0, self.last)
+        return np.nan_to_num(self.last)
 
     @property
     def final(self) -> float:
         """Mean of ``finals``; NaN where nothing ran."""
         return float(np.mean(self.finals)) if self.last else math.nan
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Row and column in a table of ours: attacks across where they are swept, the rest down."""
-        labels = self.labels.items()
-        rest = " / ".join(named(axis, value) for axis, value in labels if axis != "attack")
-        return rest or "-", self.labels.get("attack", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +225,11 @@ def _cell(line: Any, runs: int) -> Cell:
         raise ValueError(f"environment.json has no run {cell.run}")
     if not cell.last:
         return cell
-    # Older ones say "diverged" where some of the runs have.
-    return dataclasses.replace(cell, status=status_of(diverged(cell.last, cell.losses)))
+    lost = diverged(cell.last, cell.losses)
+    if cell.status == DIVERGED and not lost.any():
+        lost[:] = True  # an older jaxfl knew by losses that it did not keep
+    last = [math.nan if gone else share for gone, share in zip(lost, cell.last, strict=True)]
+    return dataclasses.replace(cell, status=status_of(lost), last=last)
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -257,6 +261,10 @@ def cell_of(result: Result) -> Cell:
         lifespan=result.lifespan,
         outlived=result.outlived,
         losses=_rounded(result.losses[result.chosen]) if ran else [],
+        candidate=result.chosen,
+        clients={name: round(result.of_clients(name), 6) for name in result.clients},
+        signs=[] if result.signs is None else _rounded(_means(result.signs[result.chosen])),
+        epsilon=[] if result.epsilons is None else _rounded([result.epsilon]),
     )
 
 
@@ -291,6 +299,14 @@ def _command(words: Sequence[str]) -> list[str]:
     return kept
 
 
+def _means(shares: np.ndarray) -> np.ndarray:
+    """Each line's mean over what is known of it, [n, r] to [n]; NaN where nothing is."""
+    known = np.isfinite(shares)
+    total = np.where(known, shares, 0.0).sum(axis=1)
+    count = known.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:
     return [round(float(value), 6) for value in values]
 
@@ -310,7 +326,9 @@ def _numbers(line: dict[str, Any]) -> dict[str, Any]:
     def number(value: Any) -> Any:
         return math.nan if value is None else value
 
-    return {
-        key: [number(inner) for inner in value] if isinstance(value, list) else number(value)
-        for key, value in line.items()
-    }
+    def numbers(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: number(inner) for key, inner in value.items()}
+        return [number(inner) for inner in value] if isinstance(value, list) else number(value)
+
+    return {key: numbers(value) for key, value in line.items()}

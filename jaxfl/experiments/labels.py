@@ -1,6 +1,7 @@
 """Components and TOML values in a few words, for tables and plots."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxfl.aggregators import Pipeline
@@ -43,3 +44,12 @@ def named(axis: str, label: str) -> str:
     except ValueError:
         return label
     return f"{axis.split('.')[-1]} {label}"
+
+
+def place(
+    labels: Mapping[str, str], nameless: str = "-", across: str = "attack"
+) -> tuple[str, str]:
+    """Row and column of a cell in a table: one axis across, if the cell is on it, the rest down."""
+    rest = " / ".join(named(axis, value) for axis, value in labels.items() if axis != across)
+    column = named(across, labels[across]) if across in labels else "accuracy"
+    return rest or nameless, column

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxfl.experiments.kept import Cell, Kept
+from jaxfl.experiments.labels import place
 from jaxfl.experiments.results import half_interval
+from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.registry import unknown
 
 METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float] | np.ndarray]]] = {
@@ -38,6 +40,8 @@ class Reported:
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
     """NaN where the paper says nothing."""
+    rounds_an_epoch: float = math.nan
+    """Of the experiment that has the paper's scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +81,16 @@ def read_reported(name: str) -> list[Reported]:
     if name not in available():
         raise ValueError(f"reported numbers: {unknown(name, available())}")
     file = resources.files("jaxfl.experiments") / "papers" / f"{name}.toml"
-    return [_reported(table) for table in tomllib.loads(file.read_text())["tables"]]
+    rounds = read(packaged_file(name))["rounds"]
+    return [_reported(table, rounds) for table in tomllib.loads(file.read_text())["tables"]]
 
 
-def _reported(table: dict[str, Any]) -> Reported:
+def _reported(table: dict[str, Any], rounds: int) -> Reported:
     rows = {row: tuple(map(float, values)) for row, values in table["rows"].items()}
     axes, columns = tuple(table["axes"]), tuple(table["columns"])
-    return Reported(**table | {"axes": axes, "columns": columns, "rows": rows})
+    an_epoch = rounds / table.pop("epochs")
+    found = {"axes": axes, "columns": columns, "rows": rows, "rounds_an_epoch": an_epoch}
+    return Reported(**table | found)
 
 
 def compared(kept: Kept, reported: Reported) -> list[Compared]:
@@ -129,7 +136,7 @@ def unpaired(kept: Kept, pairs: Pairs) -> Kept:
 def alone(kept: Kept) -> list[tuple[str, Compared]]:
     """Every number of ours by its metric, with nobody's beside it."""
     found = [
-        (metric, _beside(cell, *cell.place, math.nan, metric))
+        (metric, _beside(cell, *place(cell.labels), math.nan, metric))
         for metric, (_, of) in METRICS.items()
         for cell in kept.cells
         if cell.last and len(of(cell))

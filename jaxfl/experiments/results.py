@@ -64,7 +64,8 @@ class Result:
     losses: np.ndarray
     """Test loss after the last round, [c, s]; NaN where the model had diverged."""
     honest_selected: float
-    """Share of the honest clients that the rule selected, mean over seeds and rounds."""
+    """Share of the honest clients that the rule selected, mean over seeds and over the rounds
+    until they diverged."""
     malicious_selected: float
     seconds: float
     """That the cell took, compiling included."""

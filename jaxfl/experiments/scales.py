@@ -5,12 +5,14 @@ NAME_reduced    as its file's ``[reduced]`` has it
 NAME_SCALE      with changes of one's own, by the name that was given to them
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxfl.experiments.kept import read_kept
-from jaxfl.experiments.schema import packaged
+from jaxfl.experiments.difference import SAID
+from jaxfl.experiments.kept import Kept, read_kept
+from jaxfl.experiments.schema import packaged, packaged_file, read
 
 REDUCED = "reduced"
 """The scale of what is run with ``--reduced``."""
@@ -42,6 +44,20 @@ def scale_of(folder: Path) -> tuple[str, str | None]:
     begun = [name for name in packaged() if f"{folder.name}_".startswith(f"{name}_")]
     name = max(begun, key=len, default=folder.name)
     return name, folder.name[len(name) + 1 :] or None
+
+
+def as_told_now(folder: Path, kept: Kept) -> Kept:
+    """What is kept in a folder, with the title and the claims that its experiment has now."""
+    name, scale = scale_of(folder)
+    if name not in packaged():
+        return kept
+    table = read(packaged_file(name))
+    changes = table.get("reduced", {}) if scale == REDUCED else {}
+    said = {key: value for key, value in (table | changes).items() if key in SAID}
+    if scale not in (None, REDUCED):
+        said["title"] = f"{said.get('title', name)}: {scale}"
+    ran = {key: value for key, value in kept.table.items() if key not in SAID}
+    return dataclasses.replace(kept, table=ran | said)
 
 
 def whole_scales(folders: Sequence[Path], experiment: str) -> tuple[list[Path], list[str]]:

@@ -1,9 +1,9 @@
 """Results in rows and columns, and in words."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from jaxfl.experiments.labels import named
+from jaxfl.experiments.labels import place
 from jaxfl.experiments.results import DIVERGED, Result
 from jaxfl.experiments.schema import Experiment
 
@@ -12,18 +12,19 @@ def pivot(
     experiment: Experiment, results: Sequence[Result]
 ) -> tuple[list[str], list[str], dict[tuple[str, str], Result]]:
     """Row names, column names, and (row, column) to result: attacks across, the rest down."""
-    across = "attack" if "attack" in experiment.axes else None
-    rows: list[str] = []
-    columns: list[str] = []
-    cells: dict[tuple[str, str], Result] = {}
-    for result in results:
-        labels = dict(result.cell.labels)
-        column = labels.pop(across) if across else "accuracy"
-        row = " / ".join(named(axis, value) for axis, value in labels.items()) or experiment.name
-        rows += [row] if row not in rows else []
-        columns += [column] if column not in columns else []
-        cells[row, column] = result
+    cells = {place(result.cell.labels, experiment.name): result for result in results}
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     return rows, columns, cells
+
+
+def lines_of(
+    cells: Iterable[tuple[Mapping[str, str], str]], nameless: str = "-", across: str = "attack"
+) -> list[list[str]]:
+    """Texts of cells, at least one, by their labels, as a table, header first; "-" for no cell."""
+    texts = {place(labels, nameless, across): text for labels, text in cells}
+    down, columns = (list(dict.fromkeys(names)) for names in zip(*texts, strict=True))
+    lines = [[row, *(texts.get((row, column), "-") for column in columns)] for row in down]
+    return [["", *columns], *lines]
 
 
 def in_percent(status: str, mean: float, deviation: float = math.nan) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxfl
 from jaxfl.component import Component
-from jaxfl.experiments.environment import recorded
+from jaxfl.experiments.environment import environments
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe, named
 from jaxfl.experiments.ranking import rankings
@@ -68,7 +68,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """What is said of a run in words."""
-    environment = recorded(folder)
+    ran = environments(folder)
     return {
         "title": experiment.title,
         "said": [
@@ -79,8 +79,8 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
             ("Privacy", privacy_statements(experiment)),
             ("What a Byzantine client controls and knows", threats(experiment)),
         ],
-        "command": shlex.join(map(str, environment.get("command") or [])),
-        "environment": json.dumps(environment, indent=1),
+        "command": "\n".join(shlex.join(map(str, env.get("command") or [])) for env in ran),
+        "environment": "\n".join(json.dumps(env, indent=1) for env in ran),
         "experiment": as_toml(experiment.table),
     }
 

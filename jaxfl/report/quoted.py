@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxfl.experiments.kept import Cell, Kept, read_kept
-from jaxfl.experiments.labels import named
-from jaxfl.report.grid import in_percent, worst
+from jaxfl.experiments.labels import place
+from jaxfl.report.grid import in_percent, lines_of, worst
 from jaxfl.report.markdown import as_markdown
 
 DOCUMENTS = ("README.md", "docs/studies.md")
@@ -46,26 +46,20 @@ def _table(words: Sequence[str], results: Path) -> str:
     kept = read_kept(results / name)
     if any(across not in cell.labels for cell in kept.cells):
         raise ValueError(f"results {name}: the grid has no axis {across!r}")
-    return as_markdown(_lines(kept, across, options))
+    lines = lines_of(
+        ((cell.labels, _entry(cell, options)) for cell in kept.cells), "test accuracy", across
+    )
+    return as_markdown(_with_worst(lines, kept, across) if "worst" in options else lines)
 
 
-def _lines(kept: Kept, across: str, options: Sequence[str]) -> list[list[str]]:
-    columns = list(dict.fromkeys(cell.labels[across] for cell in kept.cells))
-    rows: dict[str, dict[str, Cell]] = {}
+def _with_worst(lines: list[list[str]], kept: Kept, across: str) -> list[list[str]]:
+    """The lines with the lowest accuracy of each, and where that is."""
+    means: dict[str, list[tuple[str, str, float]]] = {}
     for cell in kept.cells:
-        rows.setdefault(_row(cell, across), {})[cell.labels[across]] = cell
-    last = ["worst"] if "worst" in options else []
-    table = [["", *(named(across, column) for column in columns), *last]]
-    for row, cells in rows.items():
-        line = [_entry(cells[c], options) if c in cells else "-" for c in columns]
-        means = ((column, cell.status, cell.final) for column, cell in cells.items())
-        table.append([row, *line, *([worst(means)] if last else [])])
-    return table
-
-
-def _row(cell: Cell, across: str) -> str:
-    rest = [named(axis, value) for axis, value in cell.labels.items() if axis != across]
-    return " / ".join(rest) or "test accuracy"
+        row, column = place(cell.labels, "test accuracy", across)
+        means.setdefault(row, []).append((column, cell.status, cell.final))
+    header, *rest = lines
+    return [[*header, "worst"], *([*line, worst(means[line[0]])] for line in rest)]
 
 
 def _entry(cell: Cell, options: Sequence[str]) -> str:

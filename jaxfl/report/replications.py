@@ -9,7 +9,9 @@ from typing import Any
 import jaxfl
 from jaxfl.experiments.difference import SAID, changes
 from jaxfl.experiments.kept import Cell, Kept, read_kept
-from jaxfl.experiments.labels import brief
+from jaxfl.experiments.labels import brief, place
+from jaxfl.experiments.ranking import rankings
+from jaxfl.experiments.recalled import results_of
 from jaxfl.experiments.reported import (
     METRICS,
     Compared,
@@ -18,14 +20,17 @@ from jaxfl.experiments.reported import (
     beside_papers,
     unpaired,
 )
-from jaxfl.experiments.scales import REDUCED, scale_of
+from jaxfl.experiments.scales import REDUCED, as_told_now, scale_of
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report import backdoors, over_sets
-from jaxfl.report.grid import in_percent
+from jaxfl.report.grid import in_percent, lines_of
 from jaxfl.report.markdown import as_markdown
+from jaxfl.report.progress import duration
+from jaxfl.report.ranking import is_ranked
+from jaxfl.report.ranking import markdown as ranking_markdown
+from jaxfl.report.tables import stated
 
-EVERYONE = "100"
-"""Percent: a rule that takes all that is sent in every cell does not choose."""
+SELECTED = "Share of honest / of Byzantine messages that were taken, in %."
 FAR = 5.0
 """Points from which a difference asks for a reason."""
 REASONS = "reasons.md"
@@ -36,7 +41,8 @@ HEADER = """# Replications
 
 What was really run, kept in the repository's folder `results/`: the experiment, the environment
 and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets, and below
-are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the same.
+are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the tables,
+the ranking and what came out of claims; when, where and why is said here alone.
 """
 
 
@@ -96,7 +102,10 @@ def _laid_out(
 def verdict(reported: Reported, kept: Kept, found: Sequence[Compared]) -> list[str]:
     """How near ours are to theirs, in words."""
     metric, _ = METRICS[reported.metric]
-    lines = [f"{metric} in %; ours: {_scale(kept)}; theirs: {reported.scale}"]
+    rounds = kept.table.get("rounds", math.nan)
+    epochs = rounds / reported.rounds_an_epoch
+    long = f" ({epochs:.3g} of the paper's epochs)" if epochs > 0 else ""
+    lines = [f"{metric} in %; ours: {_scale(kept)}{long}; theirs: {reported.scale}"]
     near = sum(abs(c.difference) <= 1 for c in found)
     far = sum(map(is_far, found))
     lines.append(
@@ -138,7 +147,7 @@ def _in_short(value: Any) -> str:
 def _section(path: Path) -> str:
     """What is kept in a folder; where it cannot be read, what is damaged."""
     try:
-        kept = read_kept(path)
+        kept = as_told_now(path, read_kept(path))
         text = _told(path, kept)
         damaged = kept.damaged
     except ValueError as error:
@@ -161,8 +170,12 @@ def _told(path: Path, kept: Kept) -> str:
                 [f"**{t}**" if far else t for t, far in line] for line in table(reported, found)
             ]
             parts += [as_markdown(lines), f"\n{caption}.\n"]
+    results = results_of(kept)
+    if is_ranked(kept.experiment):
+        parts.append(ranking_markdown(kept.experiment, rankings(results), "####"))
     for lines, caption in own(kept, pairs):
         parts += [as_markdown(lines), f"\n{caption}\n"]
+    parts += [told.lstrip()] if (told := stated(kept.experiment, results)) else []
     if over_sets.has_sets(kept.experiment):
         parts.append(over_sets.markdown(kept.experiment, kept.outcomes))
     reasons = path / REASONS
@@ -172,44 +185,42 @@ def _told(path: Path, kept: Kept) -> str:
 def own(kept: Kept, pairs: Pairs) -> list[tuple[list[list[str]], str]]:
     """Tables of ours, attacks across where they are swept, all else down; and what they say.
 
-    Accuracies and who was selected of cells beside which no paper's numbers stand; backdoors of
-    all.
+    Accuracies of cells beside which no paper's numbers stand, and who was selected by rules that
+    choose; backdoors of all.
     """
     rest = unpaired(kept, pairs)
     accuracy = f"Test accuracy after the last round in %; {_scale(kept)}."
+    choosing = {place(cell.labels)[0] for cell in rest.cells if _chose(cell)}
+    chosen = [cell for cell in rest.cells if place(cell.labels)[0] in choosing]
     tables = []
     for cells, text, caption in (
-        (rest, _percent, accuracy),
-        (rest, _selected, "Share of Byzantine messages that were taken, in %."),
-        (kept, _backdoor, backdoors.CAPTION),
+        (rest.cells, _percent, accuracy),
+        (chosen, _selected, SELECTED),
+        (kept.cells, _backdoor, backdoors.CAPTION),
     ):
-        if not cells.cells:
+        if not cells:
             continue
-        header, *lines = _grid(cells, text)
-        telling = [line for line in lines if not {"-", EVERYONE}.issuperset(line[1:])]
+        header, *lines = lines_of((cell.labels, text(cell)) for cell in cells)
+        telling = [line for line in lines if set(line[1:]) != {"-"}]
         tables += [([header, *telling], caption)] if telling else []
     return tables
-
-
-def _grid(kept: Kept, text: Callable[[Cell], str]) -> list[list[str]]:
-    """Each cell in words; what was not run is "-"."""
-    cells = {cell.place: cell for cell in kept.cells}
-    down, across = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-
-    def at(row: str, column: str) -> str:
-        cell = cells.get((row, column))
-        return "-" if cell is None else text(cell)
-
-    return [["", *across], *([row, *(at(row, column) for column in across)] for row in down)]
 
 
 def _percent(cell: Cell) -> str:
     return in_percent(cell.status, cell.final)
 
 
+def _chose(cell: Cell) -> bool:
+    """Whether the rule left anything out; once a run has diverged every rule does."""
+    shares = (cell.honest_selected, cell.malicious_selected)
+    return cell.status == "done" and any(share < 1 for share in shares)
+
+
 def _selected(cell: Cell) -> str:
-    taken = cell.malicious_selected
-    return f"{100 * taken:.0f}" if math.isfinite(taken) else "-"
+    shares = (cell.honest_selected, cell.malicious_selected)
+    if not any(map(math.isfinite, shares)):
+        return "-"
+    return " / ".join(f"{100 * share:.0f}" if math.isfinite(share) else "-" for share in shares)
 
 
 def _backdoor(cell: Cell) -> str:
@@ -234,12 +245,12 @@ def _where(kept: Kept) -> str:
 
 def _run(kept: Kept, run: int) -> str:
     env = kept.environments[run]
-    hours = sum(cell.seconds for cell in kept.cells if cell.run == run) / 3600
+    took = duration(sum(cell.seconds for cell in kept.cells if cell.run == run))
     day = env.get("started", "an unknown day")[:10]
     machine = f"{env.get('processor', 'a processor not recorded')}, {env.get('cores', '?')} cores"
     versions = f"{_jax(env)}, Python {env.get('python', '?')}"
     versions += "".join(f", then on {_jax(later)}" for later in env.get("resumed", []))
-    return f"Run on {day} in {hours:.1f} h ({machine}; {versions})."
+    return f"Run on {day} in {took} ({machine}; {versions})."
 
 
 def _jax(environment: dict[str, Any]) -> str:

@@ -79,12 +79,17 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     body = as_markdown(entries(experiment, results))
     known = "".join(f"\n- {threat}" for threat in threats(experiment))
     model = f"\nWhat a Byzantine client controls and knows:\n{known}\n" if known else ""
-    found = "".join(f"\n- {verdict.markdown}" for verdict in verdicts(experiment, results))
-    stated = f"\nWhat was stated, and what came out:\n{found}\n" if found else ""
     private = "".join(f"\n- {text}" for text in privacy_statements(experiment))
     covered = f"\nPrivacy:\n{private}\n" if private else ""
     text = f"### {experiment.title}\n\n{body}\n\n{caption(experiment)}\n"
-    return text + backdoors.markdown(experiment, results) + model + covered + stated
+    told = backdoors.markdown(experiment, results) + model + covered
+    return text + told + stated(experiment, results)
+
+
+def stated(experiment: Experiment, results: Sequence[Result]) -> str:
+    """The claims and what came out, as a Markdown list; empty where there are none."""
+    found = "".join(f"\n- {verdict.markdown}" for verdict in verdicts(experiment, results))
+    return f"\nWhat was stated, and what came out:\n{found}\n" if found else ""
 
 
 def threats(experiment: Experiment) -> list[str]:

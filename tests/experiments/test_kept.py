@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import tomli_w
 from helpers import SMALL_GRID, ran, reproduce, run_until
+from typer.testing import CliRunner
 
+from jaxfl.cli import app
 from jaxfl.experiments import schema
+from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.kept import Kept, keep, read_kept
+from jaxfl.experiments.ranking import rankings
+from jaxfl.experiments.recalled import results_of
+from jaxfl.experiments.results import FAIRNESS
 from jaxfl.experiments.running import Interrupted
+from jaxfl.report.grid import in_percent
 from jaxfl.report.replications import replications_page
 from jaxfl.signals import StopSignals
 
@@ -255,3 +262,51 @@ def test_what_a_title_says_decides_nothing():
     kept.check_same(SMALL_GRID | {"title": "two"}, Path("here"))
     with pytest.raises(ValueError, match="byzantine is 1 there, 2 here"):
         kept.check_same(SMALL_GRID | {"byzantine": 2}, Path("here"))
+
+
+def test_results_of_what_is_kept_are_those_of_the_run(tmp_path):
+    """All that rankings and claims are made of; ``jaxfl report`` shows them without the log."""
+    claims = [
+        {"claim": "even", "better": {"aggregator": "Mean"}, "than": {"aggregator": "Median"}}
+        | {"metric": f"client_{name}"}
+        for name in ("mean", "gini")
+    ]
+    data = SMALL_GRID["data"] | {"client_test": 0.3}
+    privacy = {"name": "message", "clip": 1.0, "noise_multiplier": 0.5}
+    changes = {"findings": claims, "data": data, "signs": True, "privacy": privacy}
+    grid = tuned().table | changes
+    run, _ = ran(grid, tmp_path)
+    kept = tmp_path / "mine"
+    keep(run, kept)
+    experiment, results = read_results(run)
+    again = results_of(read_kept(kept))
+    assert all(result.chosen == again[0].chosen for result in results[::2])
+    assert [str(v) for v in verdicts(experiment, again)] == [
+        str(v) for v in verdicts(experiment, results)
+    ]
+    for mine, theirs in zip(results, again, strict=True):
+        assert mine.cell.labels == theirs.cell.labels
+        assert (mine.status, mine.chosen) == (theirs.status, theirs.chosen)
+        for name in ("final", "best", "spread", "impact", "honest_selected", "malicious_selected"):
+            np.testing.assert_allclose(getattr(theirs, name), getattr(mine, name), atol=1e-5)
+        for name in FAIRNESS:
+            assert theirs.of_clients(name) == pytest.approx(mine.of_clients(name), abs=1e-5)
+        assert theirs.epsilon == pytest.approx(mine.epsilon, abs=1e-5)
+        assert mine.signs is not None
+        assert theirs.signs is not None
+        means = mine.signs[mine.chosen].mean(axis=1)
+        np.testing.assert_allclose(theirs.signs[theirs.chosen][:, 0], means, atol=1e-5)
+    np.testing.assert_allclose(
+        [entry.cost for entry in rankings(again)[0].defences],
+        [entry.cost for entry in rankings(results)[0].defences],
+        rtol=0.1,
+    )
+    out = tmp_path / "kept.html"
+    shown = CliRunner().invoke(app, ["report", str(kept), "--out", str(out)])
+    assert shown.exit_code == 0, shown.output
+    text = out.read_text()
+    assert verdicts(experiment, results)[0].word in text
+    (found,) = json.loads(re.findall(r"^const runs = (.*);$", text, re.MULTILINE)[0])
+    assert [cell["rounds"] for cell in found["cells"]] == [[]] * 4
+    assert found["cells"][0]["text"] == in_percent("done", results[0].final, results[0].spread)
+    assert not (kept / "report.html").exists()

@@ -30,19 +30,23 @@ def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path)
     assert "Byzantine messages" not in replications_page(tmp_path)
     mean, bulyan = map(json.loads, path.read_text().splitlines())
     chosen = {"malicious_selected": 0.25, "success": [0.3, 0.5]}
+    assert mean["honest_selected"] == 1
     lasted = {"planted": 1.0, "lifespan": 7.0, "outlived": 0.5}
     lines = [json.dumps(line) for line in (mean | chosen | lasted, bulyan)]
     path.write_text("\n".join(lines))
     page = replications_page(tmp_path)
-    assert table.format("25") in page
+    assert table.format("100 / 25") in page
     assert table.format("40.0; 100.0; > 7") in page
     assert "taken, in %" in page
     assert "for how many rounds it lasted" in page
     shown = reproduce("quickstart", "--results", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    assert "│ Mean │       25 │" in shown.output
+    assert "│ Mean │ 100 / 25 │" in shown.output
     assert "│ Mean │ 40.0; 100.0; > 7 │" in shown.output
     assert page.count("| Bulyan |") == 1  # not applicable: in the table of accuracies alone
+    lost = chosen | {"last": [None, None], "status": "diverged", "losses": []}
+    path.write_text("\n".join(json.dumps(line) for line in (mean | lost, bulyan)))
+    assert "Byzantine messages" not in replications_page(tmp_path)
 
 
 @pytest.mark.parametrize("name", available())
@@ -133,10 +137,15 @@ def test_kept_results_are_shown_without_a_run(tmp_path):
     result = reproduce(*words)
     assert result.exit_code == 0, result.output
     assert "90 cells: 81 within 1 point, 0 within 5, 9 farther" in result.output
-    assert "1440 rounds, 1 seed; theirs: 60 epochs" in result.output
+    assert "1440 rounds, 1 seed (60 of the paper's epochs)" in result.output
     assert len(out.read_text().splitlines()) == 91
     assert "-10.0 (50.0)" in result.output
     assert "+0.0 (50.0)" in result.output
+    assert "worst of those that know it" in " ".join(result.output.split())
+    assert "Stated: " in result.output
+    page = replications_page(tmp_path / "results")
+    assert "| 1 | Mean | 50.0 |" in page
+    assert "What was stated, and what came out:\n\n- " in page
 
 
 def test_the_repository_has_a_table_to_show_at_once(tmp_path):

@@ -397,3 +397,18 @@ def test_one_run_that_diverged_hides_no_other():
         kept = cell_of(result)
         assert (kept.status, kept.best) == (result.status, [0.9, 0.8])
         assert list(kept.finals) == [0.9, 0]
+
+
+def test_shares_of_selected_are_of_the_rounds_until_a_run_diverged():
+    """Afterwards every rule leaves out what is not finite: the mean would seem to choose."""
+    one = cell()
+    logged = lines(one, [[[0.5, 0.9, None], [0.5, 0.9, 0.9]]], [[[0.5] * 3] * 2])
+    for line in logged:
+        line["loss"] = 1.0
+    first = [line for line in logged if line["seed"] == one.seeds[0]]
+    first[0]["loss"] = None  # no honest client took part: not the end
+    first[-1] |= {"loss": None, "malicious_selected": 0.0}
+    result = result_of(one, logged, 0.0)
+    assert result.malicious_selected == 0.5
+    assert result.rates is not None
+    assert np.nanmax(np.abs(result.rates[:, 1] - 0.5)) == 0

@@ -158,14 +158,15 @@ def test_a_scale_that_is_not_one_is_refused(tmp_path, words, message):
 
 
 def test_a_reduced_version_says_in_which_numbers(run, tmp_path):
-    """Also where its title, as of a file without a title of its own, has those of the whole."""
+    """Under the title that it has now, whatever it was kept with."""
     path = tmp_path / "adapters_reduced"
     keep(run, path)
     table = schema.load("adapters", reduced=True).table | {"title": "50 clients"}
     (path / "experiment.toml").write_text(tomli_w.dumps(table))
     page = replications_page(tmp_path)
     said = "`rounds` 30 (100), `byzantine` 4 (10), `data.clients` 20 (50), `sweep.attack` 4 values"
-    assert f"50 clients. Reduced (the whole one's in brackets): {said} (5 values)" in page
+    title = schema.load("adapters", reduced=True).title
+    assert f"{title}. Reduced (the whole one's in brackets): {said} (5 values)" in page
     assert "title" not in page
     results = Path(__file__).parents[2] / "results"
     shown = reproduce("adapters", "--reduced", "--results", str(results)).output
