@@ -189,7 +189,7 @@ def own(kept: Kept, pairs: Pairs) -> list[tuple[list[list[str]], str]]:
     choose; backdoors of all.
     """
     rest = unpaired(kept, pairs)
-    accuracy = f"Test accuracy after the last round in %; {_scale(kept)}."
+    accuracy = f"Test accuracy after the last round in %, 0 where a run diverged; {_scale(kept)}."
     choosing = {place(cell.labels)[0] for cell in rest.cells if _chose(cell)}
     chosen = [cell for cell in rest.cells if place(cell.labels)[0] in choosing]
     tables = []
