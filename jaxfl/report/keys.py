@@ -109,15 +109,24 @@ HONESTY: Texts = {
 }
 FINDINGS: Texts = {
     "claim": ("string", "", "What is claimed."),
-    "better": ("table", "", "Labels (axis to value) of the cells that have more."),
+    "better": (
+        "table or number",
+        "",
+        "Labels (axis to value) of the cells that have more; or a number that is more, in the "
+        "unit that verdicts give the metric in (mostly percent).",
+    ),
     "than": (
-        "table",
+        "table or number",
         "",
         "Labels of the cells that have less; all else is equal. With more axes than `better`, one "
-        "cell is the measure of many.",
+        "cell is the measure of many. Or a number that is less.",
     ),
     "metric": ("string", ", ".join(METRICS), "What is compared."),
-    "where": ("table", "", "Labels that both cells have."),
+    "where": (
+        "table",
+        "",
+        "Labels that both cells have; `{ not = LABEL }` is any label of the axis but that one.",
+    ),
     "by": ("number", "", "How much more: in percentage points, for lifespan in rounds."),
     "why": ("string", "", "What explains it if it does not come out."),
 }

@@ -126,6 +126,35 @@ def test_one_cell_may_be_the_measure_of_many():
     assert verdict.word == "reproduced in 2 of 6 settings"
 
 
+def test_a_claim_may_leave_out_one_label_of_an_axis():
+    claim = TABLE["findings"][0] | {"where": {"aggregator": {"not": "TrimmedMean"}}}
+    (verdict,) = verdicts(experiment(findings=[claim]), results(OUTCOME))
+    assert str(verdict).startswith("noise costs accuracy: reproduced (accuracy in %; Median: 90 a")
+    # The label that ``than`` gives of the same axis comes before.
+    where = {"privacy.noise_multiplier": {"not": "0.0"}}
+    claim = {"claim": "x", "better": {}, "than": TABLE["findings"][0]["better"], "where": where}
+    compared = pairs(findings(experiment(findings=[claim]))[0], results(OUTCOME), "accuracy")
+    assert [numbers for _, *numbers in compared] == [
+        *([0.8, 0.9], [0.7, 0.9], [0.7, 0.6], [0.65, 0.6]),
+    ]
+
+
+def test_cells_are_compared_with_a_number():
+    """Also by the clients that were selected."""
+    rates = {"honest_selected": 0.96, "malicious_selected": 0.02}
+    grid = experiment()
+    found = [result_of(cell, [line(cell, 0.5) | rates], 0.0) for cell in grid.cells]
+    keeps = {"claim": "keeps", "metric": "honest_selected", "better": {}, "than": 95.0}
+    takes = {"claim": "takes none", "metric": "malicious_selected", "better": 1, "than": {}}
+    where = {"aggregator": "Median", "privacy.noise_multiplier": "0.0"}
+    claims = [claim | {"where": where} for claim in (keeps, takes)]
+    first, second = map(str, verdicts(experiment(findings=claims), found))
+    assert first == "keeps: reproduced (honest_selected in %; Median, 0.0: 96 against 95)."
+    assert second == (
+        "takes none: not reproduced (malicious_selected in %; Median, 0.0: 1 against 2)."
+    )
+
+
 def test_a_cell_that_diverged_counts_nothing_in_a_claim_and_no_spread_at_all():
     """Its accuracy is 0; its variance, which is best at 0, is not compared."""
     lost = [(0.9, 0.04), (0.8, 0.02), (math.nan, math.nan), *OUTCOME[3:]]
@@ -166,6 +195,14 @@ def test_a_claim_that_does_not_come_out_says_so():
             r"findings\[0\].than must name attack, as better does",
         ),
         ({"claim": "x", "better": "y", "than": {}}, r"findings\[0\].better must be a table"),
+        ({"claim": "x", "better": {"a": 1}, "than": {}}, r"better must be a table .*got {'a': 1}"),
+        ({"claim": "x", "better": 1, "than": 2}, r"findings\[0\].than must be a table of labels"),
+        ({"claim": 1, "better": {}, "than": {}}, r"findings\[0\].claim must be a string"),
+        ({"claim": "x", "better": {}, "than": {}, "where": 3}, r"where must be a table of labels"),
+        (
+            {"claim": "x", "better": {}, "than": {}, "where": {"a": {"no": "b"}}},
+            r"findings\[0\].where.a must be a label, .*got {'no': 'b'}",
+        ),
         ({"claim": "x", "better": {}, "than": {}, "by": "5"}, r"findings\[0\].by must be a number"),
         (
             {"claim": "x", "better": {}, "than": {}, "metric": "acuracy"},
@@ -187,6 +224,9 @@ def test_every_claim_of_a_packaged_experiment_names_cells(name):
     for finding in findings(whole):
         made = [result_of(cell, [line(cell, 0.5)], 0.0) for cell in whole.cells]
         assert pairs(finding, made, "accuracy"), finding.claim
+        for axis, label in finding.where.items():
+            left_out = label["not"] if isinstance(label, dict) else label
+            assert left_out in {cell.labels[axis] for cell in whole.cells}, finding.claim
 
 
 def test_a_reduced_version_is_smaller_and_others_have_none():
