@@ -4,6 +4,8 @@ const chosen = Object.fromEntries(
 );
 const sorting = new Map(); // of a table's id: which column, and whether downwards
 const several = runs.length > 1;
+const few = 10; // rows whose curves, selection and clients are drawn
+const ranks = runs.map((run) => new Map(run.ranking.rows.map((row, place) => [row[1], place])));
 const narrow = matchMedia("(max-width: 600px)");
 const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
   "#7f7f7f", "#b5a642", "#2fa4b5"];
@@ -40,6 +42,7 @@ function note(cell) {
   return said.filter(Boolean).join("; ");
 }
 
+// Of cells that differ in the defence alone.
 function marks(cells) {
   const known = cells.map(number).filter((x) => x !== null);
   const [least, most] = [Math.min(...known), Math.max(...known)];
@@ -102,17 +105,15 @@ function table(id, shown, entry) {
 }
 
 function accuracies(id, shown) {
-  const mark = new Map(
-    unique(shown.map((cell) => cell.attack)).map((attack) => [
-      attack,
-      marks(shown.filter((cell) => cell.attack === attack)),
-    ]),
-  );
+  const compared = (cell) => JSON.stringify([cell.attack, cell.setting]);
+  const groups = new Map(shown.map((cell) => [compared(cell), []]));
+  for (const cell of shown) groups.get(compared(cell)).push(cell);
+  const mark = new Map([...groups].map(([key, group]) => [key, marks(group)]));
   return table(id, shown, (cell) => ({
     text: cell ? cell.text : "",
     key: number(cell),
     title: note(cell),
-    className: cell ? mark.get(cell.attack)(cell) : "",
+    className: cell ? mark.get(compared(cell))(cell) : "",
   }));
 }
 
@@ -126,7 +127,7 @@ function told(heading, caption, made, classes = "wide") {
   ];
 }
 
-// Over all attacks, whatever is filtered: the best by its worst attack first.
+// The best by its worst attack first.
 function showRankings() {
   const words = [1, 3, 6];
   const place = document.getElementById("rankings");
@@ -143,8 +144,9 @@ function showRankings() {
       }),
     );
     const made = sortable(`ranking-${index}`, heads, lines, showRankings);
-    const caption = `${ranking.caption} A click on a head sorts.`;
-    const title = several ? `${ranking.title} [${run.name}]` : ranking.title;
+    const whole = "Over all attacks, whatever is chosen above.";
+    const caption = `${ranking.caption} ${whole} A click on a head sorts.`;
+    const title = titled({ ...run, title: ranking.title });
     place.append(...told(`Ranking: ${title}`, caption, made, "wide high"));
   });
 }
@@ -156,7 +158,9 @@ function showTables(shown) {
   runs.forEach((run, index) => {
     const own = shown.filter((cell) => cell.run === index);
     if (!own.length) return;
-    const caption = `${run.caption} \u25b2 best and \u25bc worst of a column; a click on its head sorts.`;
+    const among = own.some((cell) => cell.setting) ? ", among equal settings" : "";
+    const marked = `\u25b2 best and \u25bc worst of a column${among}; a click on its head sorts.`;
+    const caption = `${run.caption} ${marked}`;
     place.append(...told(titled(run), caption, accuracies(`accuracy-${index}`, own)));
     const planted = own.filter((cell) => cell.success !== null);
     if (!planted.length) return;
@@ -168,10 +172,24 @@ function showTables(shown) {
   });
 }
 
+// A picture is drawn once it comes near the window: it takes longer than the tables above it.
+const waiting = new Map(); // of a picture's id: what draws it
+function drawNow(id) {
+  waiting.get(id)?.();
+  waiting.delete(id);
+}
+const near = new IntersectionObserver(
+  (seen) => seen.filter((one) => one.isIntersecting).forEach((one) => drawNow(one.target.id)),
+  { rootMargin: "400px" },
+);
+addEventListener("beforeprint", () => [...waiting.keys()].forEach(drawNow));
+
 function draw(id, traces, layout, height) {
   document.getElementById(`${id}-section`).hidden = !traces.length;
+  waiting.delete(id);
   if (!traces.length) return;
-  document.getElementById(id).style.height = `${height}px`;
+  const place = document.getElementById(id);
+  place.style.height = `${height}px`;
   const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), automargin: true };
   const base = {
     autosize: true,
@@ -190,7 +208,9 @@ function draw(id, traces, layout, height) {
     plotlyServerURL: "",
     toImageButtonOptions: { format: "svg", filename: id },
   };
-  Plotly.react(id, traces, { ...base, ...layout, ...axes }, config);
+  waiting.set(id, () => Plotly.react(id, traces, { ...base, ...layout, ...axes }, config));
+  near.unobserve(place); // observed anew, it is told of at once
+  near.observe(place);
 }
 
 const heat = () => ({
@@ -225,10 +245,17 @@ function showHeat(shown) {
   return draw("heat", [trace], { yaxis: labelled(rows), xaxis: across }, 160 + 24 * rows.length);
 }
 
-// Curves and the like are of one attack: the one that is chosen, or the first.
+// Curves and the like are of one attack, the one that is chosen or the first, and of few rows:
+// the first of the ranking, or of the accuracies where there is none.
 function ofOneAttack(shown) {
   const attack = chosen.attack.value || (shown[0] ?? {}).attack;
-  return [attack, shown.filter((cell) => cell.attack === attack)];
+  const own = shown.filter((cell) => cell.attack === attack);
+  if (own.length <= few) return [own, attack ? `Under: ${attack}.` : ""];
+  const place = (cell) => ranks[cell.run].get(cell.row) ?? Infinity;
+  const first = [...own].sort((a, b) => place(a) - place(b) || number(b) - number(a));
+  const by = own.some((cell) => place(cell) < Infinity) ? "the ranking" : "accuracy";
+  const said = `The first ${few} of ${own.length} by ${by}; a filter shows others.`;
+  return [first.slice(0, few), `Under: ${attack}. ${said}`];
 }
 
 function showCurves(own) {
@@ -256,22 +283,24 @@ function showCurves(own) {
   draw("curves", traces, layout, 460);
 }
 
+// One map for the cells of a run, whose stretches of rounds are the same.
 function showSelection(own) {
-  const kinds = (cell) =>
-    ["honest", "malicious"].filter((kind) => cell.selection[kind].some((x) => x !== null));
-  const rows = [];
-  const traces = own.filter((cell) => cell.selection).map((cell, i) => {
-    const names = kinds(cell).map((kind) => `${named(cell)}: ${kind}`);
-    const y = names.map((_, k) => rows.length + k);
-    rows.push(...names);
+  const rows = own.filter((cell) => cell.selection).flatMap((cell) =>
+    ["honest", "malicious"]
+      .map((kind) => ({ cell, name: `${named(cell)}: ${kind}`, rates: cell.selection[kind] }))
+      .filter(({ rates }) => rates.some((x) => x !== null)),
+  );
+  const traces = unique(rows.map((row) => row.cell.run)).map((run, i) => {
+    const lines = rows.flatMap((row, y) => (row.cell.run === run ? [{ ...row, y }] : []));
+    const { rounds } = lines[0].cell.selection;
     return {
-      ...heat(), y, x: cell.selection.rounds, showscale: i === 0 && !narrow.matches,
-      z: kinds(cell).map((kind) => cell.selection[kind].map(percent)),
-      text: names.map((name) => cell.selection.rounds.map(() => name)),
+      ...heat(), x: rounds, y: lines.map((line) => line.y), showscale: i === 0 && !narrow.matches,
+      z: lines.map((line) => line.rates.map(percent)),
+      text: lines.map((line) => rounds.map(() => line.name)),
       hovertemplate: "%{text}<br>round %{x}: %{z:.0f} %<extra></extra>",
     };
   });
-  const yaxis = { ...labelled(rows), tickvals: rows.map((_, place) => place) };
+  const yaxis = { ...labelled(rows.map((row) => row.name)), tickvals: rows.map((_, y) => y) };
   const layout = { xaxis: { title: { text: "round" } }, yaxis };
   draw("selection", traces, layout, 120 + 22 * rows.length);
 }
@@ -294,9 +323,8 @@ function showClients(own) {
 
 function show() {
   const shown = cells.filter(passes);
-  const [attack, own] = ofOneAttack(shown);
-  for (const place of document.querySelectorAll(".under"))
-    place.textContent = attack ? `Under: ${attack}.` : "";
+  const [own, said] = ofOneAttack(shown);
+  for (const place of document.querySelectorAll(".under")) place.textContent = said;
   showTables(shown);
   showHeat(shown);
   showCurves(own);

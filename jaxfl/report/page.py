@@ -109,6 +109,7 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
     labels, parts = dict(result.cell.labels), result.cell.federations[result.chosen]
     attack = labels.pop("attack", None) or _fixed(parts.attack, "attack", labels)
     rest = " / ".join(named(axis, value) for axis, value in labels.items())
+    alike = [named(axis, value) for axis, value in labels.items() if axis != "aggregator"]
     at = _places(len(result.rounds))
     accuracy = np.nan_to_num(result.accuracy[:, at]) if result.accuracy.size else np.zeros((1, 0))
     return {
@@ -116,6 +117,7 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
         "attack": attack,
         "defence": labels.get("aggregator") or _fixed(parts.aggregator, "aggregator", labels),
         "row": rest or experiment.name,
+        "setting": " / ".join(alike),
         "status": result.status,
         "text": in_percent(result.status, result.final, result.spread),
         "tuned": experiment.candidates[result.chosen] if len(experiment.candidates) > 1 else "",

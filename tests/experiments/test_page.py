@@ -1,6 +1,7 @@
 """The report of a run as one HTML file: what is in it, and how a browser shows it."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -285,8 +286,21 @@ def sections_shown(browser):
     return {place.get_attribute("id") for place in places if place.is_displayed()}
 
 
+def draw_all(browser):
+    """Scrolls to every picture, which is drawn when it comes near the window."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    left = "return [...waiting.keys()].filter(id => document.getElementById(id).offsetParent)"
+    while names := browser.execute_script(left):
+        place = browser.find_element("id", names[0])
+        browser.execute_script("arguments[0].scrollIntoView()", place)
+        told = f"return !waiting.has({names[0]!r})"
+        WebDriverWait(browser, 60).until(lambda b, told=told: b.execute_script(told))
+
+
 def plots_that_do_not_fit(browser):
     """Those that are lower than their picture, or whose picture is wider than the page."""
+    draw_all(browser)
     return browser.execute_script(
         """return [...document.querySelectorAll('.plot')].filter(p => p.offsetParent).filter(p => {
             const svg = p.querySelector('.main-svg').getBoundingClientRect();
@@ -341,10 +355,12 @@ def test_in_a_browser(run, browser):
     assert plots_that_do_not_fit(browser) == []
     colours = "return [document.body, document.querySelector('#curves .main-svg')]"
     colours += ".map(x => getComputedStyle(x).background)"
+    draw_all(browser)
     light = browser.execute_script(colours)
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     time.sleep(0.5)
+    draw_all(browser)
     assert all(a != b for a, b in zip(browser.execute_script(colours), light, strict=True))
     assert browser.get_log("browser") == []
 
@@ -411,35 +427,71 @@ def test_rankings_and_backdoors_are_sorted_in_a_browser(attacked, browser):
 
 
 @pytest.mark.slow
-def test_a_long_grid_opens_in_two_seconds(run, tmp_path, browser):
-    """90 cells of 10,000 evaluated rounds."""
+@pytest.mark.parametrize(
+    ("defences", "attacks", "seeds", "rounds"), [(10, 9, 2, 10_000), (87, 42, 3, 20)]
+)
+def test_a_large_grid_opens_in_two_seconds(
+    run, tmp_path, browser, defences, attacks, seeds, rounds
+):
+    """One of long runs, and one of the arena's size."""
     experiment, results = read_results(run)
     rng = np.random.default_rng(0)
     many = []
-    for i in range(90):
+    for defence, attack in itertools.product(range(defences), range(attacks)):
         result = results[2]  # of a rule that selects
-        labels = result.cell.labels | {"aggregator": f"Rule {i // 9}", "attack": f"Attack {i % 9}"}
-        cell = dataclasses.replace(result.cell, labels=labels, rounds=10_000)
-        test = rng.uniform(size=(1, 2, 10_000))
+        labels = {"aggregator": f"Rule {defence}", "attack": f"Attack {attack}"}
         many.append(
             dataclasses.replace(
                 result,
-                cell=cell,
-                test=test,
-                rounds=np.arange(1, 10_001),
-                rates=rng.uniform(size=(1, 2, 60)),
+                cell=dataclasses.replace(result.cell, labels=labels, rounds=rounds),
+                test=rng.uniform(size=(1, seeds, rounds)),
+                rounds=np.arange(1, rounds + 1),
+                rates=rng.uniform(size=(1, 2, min(rounds, 60))),
             )
         )
     experiment = dataclasses.replace(experiment, cells=tuple(result.cell for result in many))
-    write_page(tmp_path / "long.html", [(run, experiment, many)])
+    write_page(tmp_path / "large.html", [(run, experiment, many)])
     # Of the page's thread, whatever else runs here; the first file may be another process's.
     (tmp_path / "empty.html").write_text("<title>empty</title>")
     browser.get((tmp_path / "empty.html").as_uri())
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    opens(browser, tmp_path / "long.html")
-    assert len(rows_of(browser)) == 10
+    opens(browser, tmp_path / "large.html")
+    assert len(rows_of(browser)) == defences
     assert len(sections_shown(browser)) == 4
-    assert len(browser.find_elements("css selector", "#rankings tbody tr")) == 10
+    assert len(browser.find_elements("css selector", "#rankings tbody tr")) == defences
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     (took,) = [metric["value"] for metric in metrics if metric["name"] == "TaskDuration"]
     assert 0.1 < took < 2
+
+    draw_all(browser)
+    first = "return document.querySelector('#curves').data.filter(x => x.hovertemplate)"
+    drawn = browser.execute_script(first + ".map(x => x.name)")
+    ranked = browser.find_elements("css selector", "#rankings tbody td:nth-child(2)")[:10]
+    assert set(drawn) == {cell.text for cell in ranked}
+    under = browser.find_element("css selector", "#curves-section .under").text
+    assert ("The first 10 of 87 by the ranking" in under) == (defences > 10)
+    assert "whatever is chosen above" in browser.find_element("id", "rankings").text
+
+
+@pytest.mark.slow
+def test_the_best_is_marked_among_equal_settings(run, tmp_path, browser):
+    """Of two data sets the harder has a best rule, too."""
+    experiment, results = read_results(run)
+    levels = {("easy", "A"): 0.9, ("easy", "B"): 0.8, ("hard", "A"): 0.3, ("hard", "B"): 0.4}
+    made = [
+        dataclasses.replace(
+            results[0],
+            cell=dataclasses.replace(
+                results[0].cell, labels={"data.name": name, "attack": "x", "aggregator": rule}
+            ),
+            test=np.full((1, 2, 3), level),
+        )
+        for (name, rule), level in levels.items()
+    ]
+    experiment = dataclasses.replace(experiment, cells=tuple(result.cell for result in made))
+    write_page(tmp_path / "settings.html", [(run, experiment, made)])
+    opens(browser, tmp_path / "settings.html")
+    for mark, wanted in (("best", {"easy / A", "hard / B"}), ("worst", {"easy / B", "hard / A"})):
+        rows = browser.find_elements("xpath", f"//tr[td[@class='{mark}']]/th")
+        assert {row.text for row in rows} == wanted
+    assert "among equal settings" in browser.find_element("id", "tables").text
