@@ -14,16 +14,26 @@ from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.grid import pivot
 
+BEST, WORST = 8, 4
+"""Of more rows than these together, so many are drawn in a picture of accuracies."""
+MOST_PANELS = 12
+"""Of more attacks, those that do most harm are drawn."""
+
 
 def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> None:
-    """Test accuracy over rounds: a panel per attack, a line per defence, a band over seeds."""
+    """Test accuracy over rounds: a panel per attack, a line per defence, a band over seeds.
+
+    Of more lines or panels than can be told apart some are drawn, and the picture says which.
+    """
     from matplotlib.figure import Figure
 
     rows, columns, cells = pivot(experiment, results)
+    rows, columns, said = _told_apart(rows, columns, cells)
     across = min(len(columns), 2)
     down = -(-len(columns) // across)
     figure = Figure(figsize=(5 * across, 3.2 * down + 0.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True)).ravel()
+    handles = {}
     for panel, (axis, column) in enumerate(zip(axes, columns, strict=False)):
         for number, row in enumerate(rows):
             result = cells.get((row, column))
@@ -32,8 +42,11 @@ def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result])
             mean = result.accuracy.mean(axis=0) * 100
             low, high = result.accuracy.min(axis=0) * 100, result.accuracy.max(axis=0) * 100
             cost = f", epsilon {result.epsilon:.3g}" if math.isfinite(result.epsilon) else ""
-            axis.plot(result.rounds, mean, label=row + cost, color=f"C{number}", linewidth=1.8)
-            axis.fill_between(result.rounds, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+            style = _style(number)
+            (line,) = axis.plot(result.rounds, mean, label=row + cost, linewidth=1.8, **style)
+            handles.setdefault(row, line)
+            color = style["color"]
+            axis.fill_between(result.rounds, low, high, color=color, alpha=0.12, linewidth=0)
         axis.set_title(column)
         axis.set_xlabel("round" if panel >= len(columns) - across else "")
         axis.set_ylim(0, 100)
@@ -42,10 +55,39 @@ def accuracy_plot(path: Path, experiment: Experiment, results: Sequence[Result])
     for axis in axes[len(columns) :]:
         axis.set_visible(False)
     figure.supylabel("test accuracy (%)")
-    figure.suptitle(experiment.title)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 3))
+    figure.suptitle("\n".join([experiment.title, *said]))
+    lines = [handles[row] for row in rows if row in handles]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(rows), 3))
     write_figure(path, figure)
+
+
+def _told_apart(
+    rows: list[str], columns: list[str], cells: dict[tuple[str, str], Result]
+) -> tuple[list[str], list[str], list[str]]:
+    """The rows and the columns that are drawn, in their order, and what is said of the others."""
+    ends = {
+        place: 0.0 if math.isnan(result.final) else result.final
+        for place, result in cells.items()
+        if result.accuracy.size
+    }
+    said = []
+    if len(rows) > BEST + WORST:
+        least = {row: min((v for (r, _), v in ends.items() if r == row), default=0) for row in rows}
+        order = sorted(rows, key=lambda row: -least[row])
+        said.append(f"of {len(rows)} lines the {BEST} best and {WORST} worst by their worst panel")
+        rows = [row for row in rows if row in order[:BEST] + order[-WORST:]]
+    if len(columns) > MOST_PANELS:
+        harm = {c: np.mean([v for (_, at), v in ends.items() if at == c] or [1]) for c in columns}
+        lowest = sorted(columns, key=lambda column: harm[column])[:MOST_PANELS]
+        said.append(f"of {len(columns)} panels the {MOST_PANELS} of lowest mean accuracy")
+        columns = [column for column in columns if column in lowest]
+    return rows, columns, said
+
+
+def _style(number: int) -> dict[str, str]:
+    """Colour and dashes of a line: forty lines differ."""
+    dashes = ("-", "--", ":", "-.")[number // 10 % 4]
+    return {"color": f"C{number % 10}", "linestyle": dashes}
 
 
 def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) -> bool:
@@ -74,8 +116,8 @@ def sweep_plot(path: Path, experiment: Experiment, results: Sequence[Result]) ->
         rest = " / ".join(named(k, v) for k, v in r.cell.labels.items() if k != axis)
         lines.setdefault(rest or experiment.name, []).append(r)
     for number, (label, line) in enumerate(lines.items()):
-        style = {"color": f"C{number % 10}", "marker": "o", "markersize": 4, "linewidth": 1.6}
-        style["linestyle"] = ("-", "--", ":", "-.")[number // 10 % 4]
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.6}
+        style |= _style(number)
         x = [float(r.cell.labels[axis]) for r in line]
         for panel, (name, value) in zip(shown, panels, strict=False):
             panel.plot(x, [value(r) for r in line], label=label, **style)

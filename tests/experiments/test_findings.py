@@ -1,5 +1,7 @@
 """What papers state, beside what came out; reduced versions; pictures of sweeps."""
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -16,6 +18,7 @@ from jaxfl.experiments.from_log import result_of
 from jaxfl.experiments.lines import add_guarantee, add_privacy
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.schema import load, packaged, parse
+from jaxfl.report import plots
 from jaxfl.report.plots import sweep_plot
 from jaxfl.report.tables import entries, markdown, summary
 
@@ -248,6 +251,40 @@ def test_a_sweep_of_numbers_is_drawn_and_one_of_words_is_not(tmp_path):
     sweep_plot(picture, experiment(), results(OUTCOME))
     assert picture.with_suffix(".svg").read_bytes() == drawn
     assert not sweep_plot(tmp_path / "no.png", load("quickstart"), [])
+
+
+@pytest.mark.parametrize(("lines", "panels"), [(11, 2), (14, 13)])
+def test_pictures_of_large_grids_say_what_they_leave_out(tmp_path, monkeypatch, lines, panels):
+    """Lines have styles beyond ten colours; one that the first panel lacks is in the legend."""
+    drawn = []
+    monkeypatch.setattr(plots, "write_figure", lambda _, figure: drawn.append(figure))
+    (cell, *_), made = experiment().cells, []
+    for row, column in itertools.product(range(lines), range(panels)):
+        labels = {"attack": f"Attack {column}", "aggregator": f"Rule {row}"}
+        own = dataclasses.replace(cell, labels=labels)
+        # The worst rules are the first, the worst attacks the last.
+        accuracy = 0.9 - 0.01 * column - 0.02 * (lines - row)
+        made.append(result_of(own, [line(own, accuracy)], 0.0))
+    made = made[1:]
+    cells = tuple(result.cell for result in made)
+    grid = dataclasses.replace(experiment(sweep={"attack": ["none"]}), cells=cells)
+    plots.accuracy_plot(tmp_path / "a.png", grid, made)
+    (figure,) = drawn
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    styles = {(each.get_color(), each.get_linestyle()) for each in legend.get_lines()}
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    title = figure.get_suptitle()
+    if lines == 11:
+        assert sorted(names) == sorted(f"Rule {i}" for i in range(11))
+        assert len(titles) == 2
+        assert title == "made"
+    else:
+        assert names == [f"Rule {i}" for i in (*range(4), *range(6, 14))]
+        assert titles == [f"Attack {i}" for i in range(1, 13)]
+        assert "of 14 lines the 8 best and 4 worst by their worst panel" in title
+        assert "of 13 panels the 12 of lowest mean accuracy" in title
+    assert len(styles) == len(names)
 
 
 def test_tables_have_privacy_and_fairness():
