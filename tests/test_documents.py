@@ -1,6 +1,7 @@
 """What the documents show is run, what is generated is compared, and links lead somewhere."""
 
 import inspect
+import itertools
 import os
 import re
 import resource
@@ -32,6 +33,9 @@ MOST_SECONDS = CORES * GOAL
 does not grow by what else the suite runs. ``python -m benchmarks.notebooks`` asks the clock."""
 CELL = 600
 """Seconds by the clock, on a busy machine, after which a cell does not end any more."""
+BY_HAND = ["adapters", "adapters-backdoor", "misspecified_f", "reputation", "tnbs"]
+"""Experiments whose tables are typed in documents, because they are not kept, or are of several
+runs. None is added."""
 READ = {"05_language_model": "ag_news"}
 """What published data they read."""
 
@@ -102,6 +106,26 @@ def test_quoted_results_are_those_that_are_kept(name):
     older = re.sub(r"(\| )(\d\d\.\d)( |,)", r"\g<1>00.0\3", text, count=1)
     assert older != text
     assert quoted.with_results(older, ROOT / "results") == text
+
+
+def typed_by_hand(text):
+    """Experiments that are run by name above a table that nothing generates."""
+    paragraphs = text.split("\n\n")
+    return [
+        name
+        for above, table in itertools.pairwise(paragraphs)
+        if table.lstrip("\n").startswith("|")
+        for name in re.findall(r"`jaxfl run ([\w-]+)", above)
+    ]
+
+
+def test_tables_of_experiments_are_generated():
+    """Nobody would notice that a number typed by hand is no longer what comes out."""
+    text = "By `jaxfl run mnist --reduced`:\n\n{}| | a |\n| --- | --- |\n| b | 1 |\n"
+    assert typed_by_hand(text.format("")) == ["mnist"]
+    assert typed_by_hand(text.format("<!-- results: mnist -->\n")) == []
+    documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    assert sorted(name for path in documents for name in typed_by_hand(path.read_text())) == BY_HAND
 
 
 def test_what_is_quoted_must_be_there():
