@@ -64,6 +64,63 @@ def test_every_reported_number_is_of_a_cell(name):
     assert len({reported.metric for reported in tables}) == len(tables)
 
 
+SUMS = {
+    ("signguard-table1-mnist", "best"): (
+        *(691.84, 720.88, 659.31, 531.18, 748.51, 797.19, 856.52, 891.98, 891.97, 891.24),
+        *(982.74, 954.96, 959.76, 969.14, 736.86, 962.78, 873.08, 646.56, 594.74),
+    ),
+    ("signguard-table1-fashion", "best"): (
+        *(556.21, 634.92, 597.11, 575.10, 672.42, 724.80, 762.01, 802.63, 802.15, 802.53),
+        *(867.99, 855.38, 815.03, 859.61, 663.78, 856.97, 689.94, 670.64, 650.54),
+    ),
+    ("signguard-table1-cifar10", "best"): (
+        *(470.69, 564.98, 449.83, 487.96, 615.85, 682.99, 618.03, 829.64, 832.08, 832.39),
+        *(883.74, 823.51, 826.27, 872.68, 541.08, 843.76, 592.90, 501.46, 499.04),
+    ),
+    ("signguard-table1-agnews", "best"): (
+        *(473.80, 599.75, 538.23, 602.48, 669.05, 708.40, 720.40, 798.05, 798.80, 799.22),
+        *(877.85, 810.63, 811.08, 852.95, 572.62, 852.62, 713.06, 619.91, 597.46),
+    ),
+    ("signguard-code-mnist", "best"): (
+        *(304.31, 326.24, 253.02, 149.91, 343.38, 400.70, 460.50),
+        *(575.75, 575.75, 440.00, 349.29, 297.27),
+    ),
+    ("signguard-table2", "honest_selected"): (
+        *(453.17, 387.75, 442.09, 266.88, 220.79, 264.10, 266.21, 265.03),
+    ),
+    ("signguard-table2", "malicious_selected"): (39.08, 9.84, 24.52, 0.03, 73.29, 0, 0.12, 0),
+    ("signguard-table3", "best"): (
+        *(148.63, 201.90, 155.54, 278.81, 279.30, 278.32, 470.15, 377.38, 25.29, 469.68),
+    ),
+    ("fltrust-mnist", "last"): (168, 9, 0, 57, 565, 191, 94, 103, 223, 94, 94),
+    ("fltrust-mnist", "success"): (100, 0, 0, 0, 0, 0, 0, 0, 0, 100, 0),
+}
+"""Of each table the sums of its rows, then of its columns: a wrong digit changes two of them."""
+
+
+@pytest.mark.parametrize("name", available())
+def test_reported_numbers_add_up(name):
+    for reported in read_reported(name):
+        rows = np.nan_to_num([*reported.rows.values()])
+        sums = [*rows.sum(axis=1), *rows.sum(axis=0)]
+        np.testing.assert_allclose(sums, SUMS[name, reported.metric], atol=1e-6)
+
+
+def test_the_codes_attacks_and_rules_stand_beside_table_1():
+    """Under other names, the same numbers."""
+    (table,), (of_code,) = map(read_reported, ("signguard-table1-mnist", "signguard-code-mnist"))
+
+    def first_words(reported):
+        return {
+            (row.split()[0], column.split()[0]): value
+            for row, values in reported.rows.items()
+            for column, value in zip(reported.columns, values, strict=True)
+        }
+
+    assert first_words(of_code).items() <= first_words(table).items()
+    assert [row[0] for row in of_code.rows.values()] == [row[1] for row in of_code.rows.values()]
+
+
 def cell(row, column, best, last):
     labels = {"aggregator": row, "attack": column}
     return Cell(labels, "done", list(range(len(best))), best, last, [], 1.0, 0.0, 1.0)
