@@ -90,8 +90,7 @@ def suitable_plan(
 ) -> Plan:
     """As ``make_plan``, whether or not it fits the memory; ``data`` may be shapes."""
     population = data.clients
-    rare = 0 if data.rare_inputs is None else data.rare_inputs.shape[0]
-    federation.check(population, data.root, rare)
+    federation.check(population, data.root, data.rare)
     federation.attack.check(data.sample_shape, data.classes)
     cohort = federation.participation.cohort(population)
     if client_chunk is not None:

@@ -120,7 +120,7 @@ class Simulation:
         )
         self.plan = dataclasses.replace(plan, signs=truth(signs, "signs"))
         for part in parts[1:]:
-            part.check(self.data.clients, self.data.root)
+            part.check(self.data.clients, self.data.root, self.data.rare)
         self._client_accuracy = client_accuracy
         self._personal = parts[0].algorithm.personal_class if client_accuracy else None
         self._backdoor = parts[0].attack.backdoor if parts[0].byzantine else None

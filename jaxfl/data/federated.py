@@ -66,6 +66,11 @@ class FederatedData(Struct):
         return self.count.shape[-1]
 
     @property
+    def rare(self) -> int:
+        """How many samples only attackers have."""
+        return 0 if self.rare_inputs is None else self.rare_inputs.shape[0]
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one input."""
         return self.inputs.shape[1:]

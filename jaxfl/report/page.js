@@ -5,7 +5,8 @@ const chosen = Object.fromEntries(
 const sorting = new Map(); // of a table's id: which column, and whether downwards
 const several = runs.length > 1;
 const few = 10; // rows whose curves, selection and clients are drawn
-const ranks = runs.map((run) => new Map(run.ranking.rows.map((row, place) => [row[1], place])));
+const places = (ranking) => ranking.rows.map((row, place) => [row[1], place]);
+const ranks = runs.map((run) => new Map([...run.rankings].reverse().flatMap(places)));
 const narrow = matchMedia("(max-width: 600px)");
 const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
   "#7f7f7f", "#b5a642", "#2fa4b5"];

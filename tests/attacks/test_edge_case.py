@@ -63,6 +63,13 @@ def test_success_is_of_rare_inputs():
     assert success * len(data.rare_test_inputs) % 1 == pytest.approx(0, abs=1e-4)
 
 
+def test_several_simulations_with_rare_samples_are_one():
+    data = DIGITS.set_apart(RARE).split(IID(), 6)
+    parts = [jaxfl.Federation(attack=EdgeCase(fraction=x), byzantine=3) for x in (0.25, 0.5)]
+    messages = jaxfl.Simulation(parts, data, Softmax(), seeds=[0, 0]).messages()
+    assert (np.asarray(messages.own[0]) != np.asarray(messages.own[1])).any()
+
+
 def test_what_needs_rare_samples():
     for attack in (
         EdgeCase(),
