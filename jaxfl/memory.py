@@ -22,6 +22,9 @@ from jaxfl.models.objective import Objective
 from jaxfl.state import BFLOAT16, STREAM, FederationState, Plan, init_state
 from jaxfl.types import Batch, PyTree, Spec
 
+BESIDE = 4
+"""Times the bytes of a bfloat16 matrix that a CPU keeps beside it: there XLA slices, stacks and
+scatters no bfloat16, but float32 copies of the whole."""
 COPIES = 8
 """No round of ours takes as much as so many matrices of updates and of pairs of clients."""
 
@@ -177,10 +180,10 @@ def _fitting(
     plan: Plan,
 ) -> Plan | str:
     """The plan with as many clients at once as fit, or why none does."""
-    runs, devices = asked["runs"], asked["devices"]
+    runs, devices, platform = asked["runs"], asked["devices"], device_of(data).platform
     least = _least(federation, plan, data, runs, devices)
     if least.peak > available:
-        return refusal(least, federation, plan, runs, available)
+        return refusal(least, federation, plan, runs, available, platform)
     together = plan.together or runs
     pairs = together * 4 * plan.spec.cohort**2
     chunk = together * plan.chunk * client_bytes(federation, plan.objective, data, plan.spec)
@@ -192,7 +195,7 @@ def _fitting(
         if needed.peak <= available:
             return plan
         if chosen or plan.chunk == 1:
-            return refusal(needed, federation, plan, runs, available)
+            return refusal(needed, federation, plan, runs, available, platform)
         plan = dataclasses.replace(plan, chunk=plan.chunk // 2)
 
 
@@ -201,8 +204,11 @@ def _least(
 ) -> Estimate:
     """What is there whatever the round does: nothing is traced."""
     one = _one_state(federation, plan)
-    copies = _copies(device_of(data).platform, devices)
+    platform = device_of(data).platform
+    copies = _copies(platform, devices)
     updates = (plan.together or runs) * _updates_bytes(federation, plan)
+    if plan.storage == BFLOAT16 and platform == "cpu":
+        updates *= 1 + BESIDE
     # Of runs that take turns, what they carry is read from one place and written to another.
     carried = copies * runs * (1 if plan.together is None else 2)
     return Estimate(
@@ -215,7 +221,14 @@ def _least(
     )
 
 
-def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, available: int) -> str:
+def refusal(
+    needed: Estimate,
+    federation: Federation,
+    plan: Plan,
+    runs: int,
+    available: int,
+    platform: str,
+) -> str:
     """Why a run does not fit, with the numbers, and what would help most."""
     spec = plan.spec
     at_once = f" {plan.together} at once," if plan.together else ""
@@ -234,7 +247,7 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     least = "" if needed.work else "at least "
     fewer = ["fewer clients per round (participation)"]
     fewer += ["fewer seeds or candidates"] if runs > 1 else []
-    fewer += _other_storage(needed, federation, plan)
+    fewer += _other_storage(needed, federation, plan, platform)
     of_chunk = needed.work + (needed.updates if plan.storage == STREAM else 0)
     shrinks = plan.chunk > 1 and of_chunk >= needed.peak // LARGE
     fewer += ["a smaller client_chunk"] if shrinks else []
@@ -247,14 +260,16 @@ def refusal(needed: Estimate, federation: Federation, plan: Plan, runs: int, ava
     )
 
 
-def _other_storage(needed: Estimate, federation: Federation, plan: Plan) -> list[str]:
+def _other_storage(
+    needed: Estimate, federation: Federation, plan: Plan, platform: str
+) -> list[str]:
     """Settings under which a round that holds its updates would hold fewer bytes of them."""
     if plan.storage == STREAM or needed.updates < needed.peak // LARGE:
         return []
     if federation.why_held() is None:
         return [f'storage = "{STREAM}"']
     wide = np.dtype(plan.message_type).itemsize > np.dtype(jnp.bfloat16).itemsize
-    if wide and not federation.privacy.bounds:
+    if wide and platform != "cpu" and not federation.privacy.bounds:
         return [f'storage = "{BFLOAT16}" (half the bytes of updates)']
     return []
 
