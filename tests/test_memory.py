@@ -287,9 +287,8 @@ def test_devices_of_a_processor_have_a_copy_of_the_data_each():
 
 def of_platform(monkeypatch, platform):
     """Plans are of a device of this kind."""
-    monkeypatch.setattr(
-        "jaxfl.memory.device_of", lambda _: types.SimpleNamespace(platform=platform)
-    )
+    device = types.SimpleNamespace(platform=platform, memory_stats=dict)
+    monkeypatch.setattr("jaxfl.memory.device_of", lambda _: device)
 
 
 def memory_is(monkeypatch, size):
