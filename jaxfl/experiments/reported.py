@@ -41,7 +41,7 @@ class Reported:
     rows: dict[str, tuple[float, ...]]
     """NaN where the paper says nothing."""
     rounds_an_epoch: float = math.nan
-    """Of the experiment that has the paper's scale."""
+    """Of the experiment that has the paper's scale; NaN where that is not in epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_reported(name: str) -> list[Reported]:
 def _reported(table: dict[str, Any], rounds: int) -> Reported:
     rows = {row: tuple(map(float, values)) for row, values in table["rows"].items()}
     axes, columns = tuple(table["axes"]), tuple(table["columns"])
-    an_epoch = rounds / table.pop("epochs")
+    an_epoch = rounds / table.pop("epochs", math.nan)
     found = {"axes": axes, "columns": columns, "rows": rows, "rounds_an_epoch": an_epoch}
     return Reported(**table | found)
 

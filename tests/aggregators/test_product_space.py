@@ -147,10 +147,11 @@ def test_mixing_before_it_is_in_product_space_too():
     params, rows = draw()
     other = rows.copy()
     other[0] = gauged(params, rows[0], np.array([[10.0, 1.0], [0.0, 5.0]]))
-    context = Context.of(N, params=jnp.asarray(params), segments=SEGMENTS)
+    known = {"params": jnp.asarray(params), "learning_rate": jnp.asarray(RATE)}
+    context = Context.of(N, segments=SEGMENTS, **known)
     mixed, mean = NNM(f=2), MultiKrum(f=2)
-    before = Pipeline(pre=(mixed,), rule=ProductSpace(rule=mean, learning_rate=RATE))
-    inside = ProductSpace(rule=Pipeline(pre=(mixed,), rule=mean), learning_rate=RATE)
+    before = Pipeline(pre=(mixed,), rule=ProductSpace(rule=mean))
+    inside = ProductSpace(rule=Pipeline(pre=(mixed,), rule=mean))
     want, got, deceived = (
         rule.inspect(jnp.asarray(x), context=context)
         for rule, x in ((inside, rows), (before, rows), (before, other))

@@ -172,9 +172,7 @@ def test_a_cell_that_diverged_counts_nothing_in_a_claim_and_no_spread_at_all():
 def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):
     claims = [TABLE["findings"][0] | {"claim": "[/b] costs"}, TABLE["findings"][1]]
     console = Console(width=120)
-    print_results(
-        console, tmp_path, experiment(findings=claims), results(OUTCOME), None, swept=False
-    )
+    print_results(console, tmp_path, experiment(findings=claims), results(OUTCOME), [], swept=False)
     shown = capsys.readouterr().out
     assert "Stated: [/b] costs: reproduced in 1 of 2 settings (accuracy in %; Median" in shown
     assert "Stated: noise evens out: reproduced (client_variance in squared %; Median" in shown
