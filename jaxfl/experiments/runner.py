@@ -114,7 +114,7 @@ def run_experiment(
     jobs = {at: Job(folder.experiment, groups[at].indices) for at in away}
     early = [] if away else _worth_preparing(groups, left, load)
     with (
-        Ahead(early, make_ready) as ahead,
+        Ahead(early, make_ready, lambda at: groups[at].program) as ahead,
         Cluster(run_job, jobs) if jobs else nullcontext() as far,
     ):
         for index, (cell, reason) in enumerate(zip(cells, reasons, strict=True)):

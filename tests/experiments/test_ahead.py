@@ -31,6 +31,20 @@ def test_the_next_cells_are_begun_in_order_and_no_more():
     assert len(begun) <= 2 + AHEAD
 
 
+def test_of_a_program_the_first_cell_is_begun():
+    begun = []
+    with Ahead(range(9), lambda cell: begun.append(cell) or cell, lambda cell: cell // 3) as ahead:
+        assert [ahead.take(cell) for cell in range(9)] == [None] * 3 + [
+            3,
+            None,
+            None,
+            6,
+            None,
+            None,
+        ]
+    assert begun == [3, 6]
+
+
 def test_an_error_is_raised_in_its_turn_and_no_thread_is_left():
     def prepare(index):
         if index == 1:
