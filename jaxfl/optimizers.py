@@ -101,7 +101,8 @@ class Optimizer(Component):
     def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The learning rate at this step (from 0)."""
         rate = self.learning_rate
-        return rate.checked(step) if isinstance(rate, Schedule) else jnp.asarray(rate)
+        rate = rate.checked(step) if isinstance(rate, Schedule) else rate
+        return jnp.asarray(rate, jnp.promote_types(jnp.result_type(rate), jnp.float32))
 
     def transform(self, *, at: Array | None = None) -> optax.GradientTransformation:
         """The optax transformation: ``optax.apply_updates`` takes the step.

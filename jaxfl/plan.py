@@ -1,18 +1,13 @@
 """Sizes and choices that shape the program, found before anything is traced."""
 
-import functools
 import warnings
-from collections.abc import Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from jaxfl.arguments import integer
-from jaxfl.contracts import has_own_code
 from jaxfl.data.federated import FederatedData
 from jaxfl.devices import Device, choose_chunk, device_of, memory_of_device
 from jaxfl.federation import Federation
@@ -22,7 +17,7 @@ from jaxfl.models.objective import Factory, Loss, Objective
 from jaxfl.models.words import next_word_entropy
 from jaxfl.models.zoo import Model
 from jaxfl.state import BFLOAT16, MATRIX, STORAGES, STREAM, Plan
-from jaxfl.types import Segments, Spec
+from jaxfl.types import Spec
 
 AUTOMATIC = "auto"
 WORTH_STREAMING = 2**28
@@ -100,9 +95,15 @@ def suitable_plan(
     cohort = federation.participation.cohort(population)
     if client_chunk is not None:
         client_chunk = integer(client_chunk, "client_chunk", 1)
+    places = data.labels.shape[1:]
+    if loss is None and places:
+        loss = next_word_entropy
+    extra = {} if loss is None else {"loss": loss}
     if isinstance(model, Model):
         model.check_public(data.public)
-    objective, layers = _objective(model, data, loss)
+    objective = Objective.of(model, data.sample_shape, data.classes, **extra)
+    seen = jax.ShapeDtypeStruct((2, *data.sample_shape), data.sample.dtype)
+    objective.check(seen, data.classes, places)
     _check_words(objective, data)
     federation.attack.check_model(objective)
     spec = Spec(
@@ -111,7 +112,7 @@ def suitable_plan(
         dim=objective.dim,
         dtype=objective.dtype,
         max_byzantine=_most_byzantine(federation, cohort),
-        segments=layers,
+        segments=segments(objective, seen),
         sample_shape=data.sample_shape,
     )
     federation.aggregator.check_segments(spec.segments)
@@ -129,39 +130,6 @@ def suitable_plan(
         needed += _row_bytes(federation, spec) if storage == STREAM else 0
         chunk = choose_chunk(cohort, runs * needed, device_of(data))
     return Plan(objective=objective, spec=spec, chunk=chunk, storage=storage)
-
-
-def _objective(
-    model: Model | nnx.Module | Factory, data: FederatedData, loss: Loss | None
-) -> tuple[Objective, Segments]:
-    """What clients minimise, tried on inputs, and the model's layers."""
-    places = data.labels.shape[1:]
-    if loss is None:
-        entropy = optax.softmax_cross_entropy_with_integer_labels
-        loss = next_word_entropy if places else entropy
-    # Cells of a grid share what a model of ours is; one of the user's own may be anything.
-    ours = isinstance(model, Model) and isinstance(model, Hashable) and not has_own_code(model)
-    tried = _tried_once if ours else _tried
-    wide = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    return tried(model, loss, data.sample_shape, data.sample.dtype, data.classes, places, wide)
-
-
-def _tried(
-    model: Any,
-    loss: Loss,
-    shape: tuple[int, ...],
-    dtype: Any,
-    classes: int,
-    places: tuple[int, ...],
-    _wide: bool,
-) -> tuple[Objective, Segments]:
-    objective = Objective.of(model, shape, classes, loss)
-    seen = jax.ShapeDtypeStruct((2, *shape), dtype)
-    objective.check(seen, classes, places)
-    return objective, segments(objective, seen)
-
-
-_tried_once = functools.lru_cache(maxsize=8)(_tried)
 
 
 def _check_words(objective: Objective, data: FederatedData) -> None:

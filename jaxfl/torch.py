@@ -126,18 +126,11 @@ def inspect_models(
         wide = jax.config.read("jax_enable_x64")
         kind = torch.float64 if wide else torch.float32
         sent = _vector(torch, before, layout.floating, kind)
-        layout.check_sent(sent.isfinite().cpu().numpy(), name)
+        layout.check_sent(sent.isfinite().cpu().numpy(), name, kind)
         rows = [_vector(torch, model, layout.floating, kind).to(sent.device) for model in after]
         rows = torch.stack(rows)
         result = inspect(rule, torch.sub(sent, rows, out=rows), context=context, state=state)
         next_one = sent - result.update
-        check_answer(
-            (bool(row.isfinite().all()) for row in rows),
-            moved=bool(result.update.any()),
-            alive=bool(next_one.isfinite().all()),
-            where=name,
-            what=name,
-        )
         parts = torch.split(next_one, [before[key].numel() for key in layout.floating])
         found = dict(zip(layout.floating, parts, strict=True))
         model = {
@@ -146,6 +139,13 @@ def inspect_models(
             else _median(torch, [model[key] for model in after]).to(tensor)
             for key, tensor in before.items()
         }
+        check_answer(
+            (bool(row.isfinite().all()) for row in rows),
+            moved=bool(result.update.any()),
+            alive=all(bool(model[key].isfinite().all()) for key in layout.floating),
+            where=name,
+            what=name,
+        )
     return result.replace(update=model)
 
 

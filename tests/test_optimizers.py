@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfl import SGD, Adam, CosineDecay, StepDecay, Yogi
+from jaxfl import SGD, Adam, CosineDecay, Schedule, StepDecay, Yogi
 
 GRADIENTS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -58,6 +58,17 @@ def test_a_schedule_counts_the_servers_steps():
     path = descend(SGD(learning_rate=rate).transform(), np.zeros(4, "f4"))
     scale = np.array([1, 1, 0.1, 0.1, 0.1])[:, None]
     np.testing.assert_allclose(path, -np.cumsum(scale * GRADIENTS, axis=0), rtol=1e-4, atol=1e-6)
+
+
+class Constant(Schedule):
+    def rate(self, step):
+        return 2
+
+
+@pytest.mark.parametrize("rate", [2, Constant(), StepDecay(initial=2.0)])
+def test_the_rate_of_a_step_is_a_float(rate):
+    found = SGD(learning_rate=rate).rate(jnp.int32(0))
+    assert (float(found), found.dtype) == (2, np.float32)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxfl.attacks.base import ALL, Attack
+from jaxfl.attacks.combined import parts_stream
 from jaxfl.attacks.mixtures import Several
 from jaxfl.attacks.views import AttackView, ClientView
 from jaxfl.component import Scalar, capability, field
@@ -35,6 +36,8 @@ class Branches(Several):
     which: Scalar = field(at_least=0)
     """The number of the attack."""
 
+    streams = capability(parts_stream)
+
     @capability
     def backdoor(self) -> Any:
         return self.attacks[int(self.which)].backdoor
@@ -48,10 +51,10 @@ class Branches(Several):
         return self.number
 
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
-        def branch(attack: Attack) -> Batch:
-            return attack.poison(batch, client, key)
+        def branch(i: int, attack: Attack) -> Batch:
+            return attack.poison(batch, self.seen_by(i, client), key)
 
-        return self._chosen([functools.partial(branch, attack) for attack in self.attacks])
+        return self._chosen([functools.partial(branch, i, a) for i, a in enumerate(self.attacks)])
 
     def prepare(self, params: Float[Array, " d"], state: State) -> Any:
         def prepared(i: int, attack: Attack) -> Any:
@@ -65,7 +68,7 @@ class Branches(Several):
         self, gradient: Float[Array, " d"], prepared: Any, client: ClientView
     ) -> Float[Array, " d"]:
         def branch(i: int, attack: Attack) -> Float[Array, " d"]:
-            return attack.bend(gradient, prepared[i], client)
+            return attack.bend(gradient, prepared[i], self.seen_by(i, client))
 
         return self._chosen([functools.partial(branch, i, a) for i, a in enumerate(self.attacks)])
 

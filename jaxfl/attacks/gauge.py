@@ -9,6 +9,7 @@ from jaxfl.aggregators.product_space import adapters_of, factors_of
 from jaxfl.attacks.base import OWN, Attack
 from jaxfl.attacks.views import AttackView
 from jaxfl.component import Scalar, capability, field
+from jaxfl.numerics import rows
 from jaxfl.types import State
 
 
@@ -50,6 +51,7 @@ class Gauge(Attack):
             for segment, now, moved, times in zip(
                 pair, base, change, (factor, 1 / factor), strict=True
             ):
-                sent = (now[None] - times * (now[None] - rate * moved)) / rate
+                sent = rows.safe_ratio(now[None] - times * (now[None] - rate * moved), rate)
                 own = own.at[:, segment.offset : segment.end].set(sent.reshape(sent.shape[0], -1))
-        return own, state
+        # Where the server takes no step there is nothing to turn.
+        return jnp.where(rate == 0, view.own_rows(), own), state

@@ -96,7 +96,7 @@ class Mimic(Attack):
 
 
 class FreeRider(Attack):
-    """Contributes nothing and pretends to: sends the server's last step, disguised by noise.
+    """Contributes nothing and pretends to: sends the last aggregate, disguised by noise.
 
     The message is ``scale * (w_before - w_now) / rate``, from the parameters received in the last
     two rounds and the server's learning rate, plus ``std * (t + 1)^-decay`` times standard normal

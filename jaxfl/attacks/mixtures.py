@@ -45,11 +45,16 @@ class Several(Combination):
     def turn_of(self, client: ClientView) -> Int[Array, ""]:
         """Which of the attacks this client runs."""
 
+    def seen_by(self, number: int, client: ClientView) -> ClientView:
+        """The client as this one of the attacks is told of it: with a memory of its own."""
+        return client.replace(memory=client.memory[number]) if client.memory else client
+
     def poison(self, batch: Batch, client: ClientView, key: Key[Array, ""]) -> Batch:
         result, turn = batch, self.turn_of(client)
         for i, attack in enumerate(self.attacks):
             if attack.poisons:
-                result = either(turn == i, attack.poison(batch, client, key), result)
+                poisoned = attack.poison(batch, self.seen_by(i, client), key)
+                result = either(turn == i, poisoned, result)
         return result
 
     def bend(
@@ -58,7 +63,7 @@ class Several(Combination):
         result, turn = gradient, self.turn_of(client)
         for i, attack in enumerate(self.attacks):
             if attack.trains:
-                bent = attack.bend(gradient, prepared[i], client)
+                bent = attack.bend(gradient, prepared[i], self.seen_by(i, client))
                 result = jnp.where(turn == i, bent, result)
         return result
 

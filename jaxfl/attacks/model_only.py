@@ -1,4 +1,4 @@
-"""Attacks of fake clients, which have no data and see nothing but the models that they receive."""
+"""Attacks of fake clients, which have no data and see but the models and the server's rate."""
 
 import abc
 import math
@@ -30,8 +30,11 @@ class _FakeClients(Attack):
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "1 d"], State]: ...
 
     def sent(self, view: AttackView, move: Float[Array, " d"]) -> Float[Array, "1 d"]:
-        """The update by which the server would move the parameters so, were it alone."""
-        return -(move / view.learning_rate.astype(move.dtype))[None]
+        """The update by which the server would move the parameters so, were it alone.
+
+        0 in a round in which it does not move, at a rate of 0.
+        """
+        return -rows.safe_ratio(move, view.learning_rate.astype(move.dtype))[None]
 
 
 class MPAF(_FakeClients):

@@ -52,7 +52,7 @@ class Group:
     @property
     def program(self) -> Any:
         """Equal for groups that one program serves after another."""
-        return tuple(map(_program, self.cells))
+        return max(c.federation.byzantine for c in self.cells), *map(_program, self.cells)
 
     def runs_of(self, place: int, answer: Any) -> Any:
         """What the group's program answered, for the runs of one of its cells."""
@@ -93,7 +93,8 @@ def sharing(cells: Sequence[Cell], wanted: Container[int]) -> list[Cell]:
     """The cells of a grid, with attacks that share a program with others as its branches.
 
     One program runs cells that differ in the attack one after another. An attack that learns, or
-    needs an update of the server's own, has a program of its own.
+    needs an update of the server's own, has a program of its own; so has every one under a
+    mechanism of privacy, which may treat what is crafted otherwise than the rest.
 
     Args:
       cells: of the grid.
@@ -102,14 +103,26 @@ def sharing(cells: Sequence[Cell], wanted: Container[int]) -> list[Cell]:
     result, alike = list(cells), defaultdict[Any, list[int]](list)
     for index, cell in enumerate(cells):
         attack, candidates = cell.federation.attack, cell.federations
-        alone = attack.learns or attack.needs_root
+        alone = attack.learns or attack.needs_root or cell.federation.private
         if index in wanted and not alone and all(f.attack is attack for f in candidates):
-            alike[_program(_attacked_by(cell, NoAttack()))].append(index)
+            program = _program(_attacked_by(cell, NoAttack()))
+            alike[program, cell.federation.byzantine, attack.streams].append(index)
     for indices in alike.values():
-        attacks = tuple(cells[index].federation.attack for index in indices)
-        for which, index in enumerate(indices if len(indices) > 1 else ()):
+        distinct: dict[Any, Attack] = {}
+        for index in indices:
+            attack = cells[index].federation.attack
+            distinct.setdefault(_described(attack), attack)
+        attacks, numbers = tuple(distinct.values()), list(distinct)
+        for index in indices if len(attacks) > 1 else ():
+            which = numbers.index(_described(cells[index].federation.attack))
             result[index] = _attacked_by(cells[index], Branches(attacks=attacks, which=which))
     return result
+
+
+def _described(attack: Attack) -> Any:
+    """Equal for attacks that are the same in all."""
+    leaves, structure = jax.tree.flatten(attack)
+    return structure, *(np.asarray(leaf).tobytes() for leaf in leaves)
 
 
 def _attacked_by(cell: Cell, attack: Attack) -> Cell:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
+import jax
 import numpy as np
 
 from jaxfl.accounting import calibrate
@@ -101,6 +102,8 @@ def run_experiment(
     # A worker of a cluster compiles what it runs.
     shared = launcher == LOCAL and folder.experiment.table.get("attacks_share_program", False)
     run = sharing(cells, apply) if shared else cells
+    still = [run[index] for index in sorted(apply - folder.progress.done)]
+    _check_sizes(still, load, here=launcher == LOCAL)
     order = folder.arrange(grouped(run, apply, load))
     groups = [Group(tuple(g), tuple(run[i] for i in g)) for g in order if apply.issuperset(g)]
 
@@ -152,30 +155,30 @@ def _worth_preparing(
 
 
 def _reasons(folder: RunFolder, load: Callable[[Cell], Dataset]) -> list[str | None]:
-    """Why each cell does not apply, or None; refuses those to be run that cannot fit."""
+    """Why each cell does not apply, or None."""
     cells = folder.experiment.cells
     reasons = [not_applicable(cell) for cell in cells]
     for index in folder.progress.elsewhere:
         reasons[index] = ELSEWHERE
-    done = folder.progress.done
-    left = [
-        cell for index, cell in enumerate(cells) if reasons[index] is None and index not in done
-    ]
-    _check_sizes(left, load)
+    for index, cell in enumerate(cells):
+        if reasons[index] is None and index not in folder.progress.done:
+            check_data(cell)
     return [reason or unreachable(cell, load) for reason, cell in zip(reasons, cells, strict=True)]
 
 
-def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None:
-    """Refuses what cannot fit the device, and triggers that do not fit the data."""
-    for cell in cells:
-        check_data(cell)
+def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset], *, here: bool) -> None:
+    """Refuses triggers that do not fit the data and, of cells that run here, what cannot fit.
+
+    What fits a worker of a cluster it finds itself.
+    """
     shapes, checked = Shapes(), set()
     for cell in cells:
         data = load(cell)
         size = (
             repr(cell.data),
             cell.partition,
-            cell.federation,
+            cell.federation.byzantine,
+            jax.tree.structure(cell.federation),
             cell.model,
             cell.clients,
             len(cell.runs),
@@ -183,7 +186,7 @@ def _check_sizes(cells: Sequence[Cell], load: Callable[[Cell], Dataset]) -> None
             cell.client_chunk,
             cell.storage,
         )
-        if size not in checked:
+        if here and size not in checked:
             check_memory(cell, shapes.of(cell, data))
             checked.add(size)
         if cell.federation.attack.backdoor is not None:

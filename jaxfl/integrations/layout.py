@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,20 +77,21 @@ class Layout:
         if unknown:
             raise ValueError(f"{whose}: the model that was sent has no {min(unknown)!r}")
 
-    def check_sent(self, finite: np.ndarray, where: str) -> None:
+    def check_sent(self, finite: np.ndarray, where: str, kind: Any) -> None:
         """Refuses a model sent whose vector is not finite everywhere; ``finite`` says where it is.
 
-        ``where`` that was goes into the error.
+        ``where`` that was, and of which ``kind`` the vector's numbers are, go into the error.
         """
         if finite.all():
             return
         ends = np.cumsum([int(np.prod(self.shapes[name])) for name in self.floating])
         name = self.floating[int(np.searchsorted(ends, finite.argmin(), side="right"))]
-        raise ValueError(f"{where}: {name!r} of the model sent is not finite")
+        raise ValueError(f"{where}: {name!r} of the model sent is not finite as {kind}")
 
     def vector(self, model: Arrays, dtype: np.dtype) -> np.ndarray:
-        """The floats of a model, ``[d]``."""
-        return np.concatenate([np.asarray(model[n], dtype).reshape(-1) for n in self.floating])
+        """The floats of a model, ``[d]``; what does not fit the type is infinite."""
+        with np.errstate(over="ignore"):
+            return np.concatenate([np.asarray(model[n], dtype).reshape(-1) for n in self.floating])
 
     def subtract(self, before: np.ndarray, model: Arrays, out: np.ndarray) -> None:
         """``before - model`` into a row ``[d]``: what the model's client would send as update."""
@@ -109,9 +111,14 @@ class Layout:
                 found[name] = others[name]
                 continue
             end = start + int(np.prod(shape))
-            found[name] = vector[start:end].reshape(shape).astype(self.dtypes[name])
+            with np.errstate(over="ignore"):  # looked at by ``alive``
+                found[name] = vector[start:end].reshape(shape).astype(self.dtypes[name])
             start = end
         return found
+
+    def alive(self, model: Arrays) -> bool:
+        """Whether all floats of a model are finite, each in its own type."""
+        return all(bool(np.isfinite(model[name]).all()) for name in self.floating)
 
     def medians(self, models: Sequence[Arrays]) -> dict[str, np.ndarray]:
         """Arrays of integers and truth values: at every place the lower median over the models."""

@@ -130,22 +130,24 @@ class RobustServer:
         self.aggregator.check_segments(layout.segments)
         dtype = np.dtype(jnp.zeros(0, float).dtype)
         sent = layout.vector(before, dtype)
-        layout.check_sent(np.isfinite(sent), where)
+        layout.check_sent(np.isfinite(sent), where, dtype)
         spec = self._make_room(n, layout, dtype)
         root_update = self._root_update(before, sent)
-        params, moved, info = self._compute(
+        params, moved, memory, info = self._compute(
             sent, after, spec, self._places(ids), _shares(samples, n), root_update
         )
+        found = layout.model(params, layout.medians(after))
         assert self._rows is not None
         check_answer(
             (bool(np.isfinite(row).all()) for row in self._rows[:n]),
             moved=moved,
-            alive=bool(np.isfinite(params).all()),
+            alive=layout.alive(found),
             where=where,
             what=f"{type(self.aggregator).__name__}, {self.optimizer}",
         )
-        self._round += 1
-        return Answer(layout.model(params, layout.medians(after)), info)
+        # A round that was refused leaves no trace.
+        self._round, self._memory = self._round + 1, memory
+        return Answer(found, info)
 
     def _make_room(self, n: int, layout: Layout, dtype: np.dtype) -> Spec:
         """The sizes of this round's program; rows and memories are made where they are new."""
@@ -197,8 +199,10 @@ class RobustServer:
         places: Sequence[int],
         shares: np.ndarray,
         root_update: np.ndarray | None,
-    ) -> tuple[np.ndarray, bool, Info]:
-        """The next parameters, whether the rule moved any, and its reasons for the n clients."""
+    ) -> tuple[np.ndarray, bool, tuple[State, PyTree], Info]:
+        """The next parameters, whether the rule moved any, what it and the optimiser remember,
+        and its reasons for the n clients.
+        """
         assert self._layout is not None
         assert self._rows is not None
         n, rows = len(after), self._rows
@@ -221,10 +225,11 @@ class RobustServer:
             segments=spec.segments,
         )
         parts = self.aggregator, self.optimizer
-        params, moved, self._memory, info = jax.block_until_ready(
+        params, moved, memory, info = jax.block_until_ready(
             _step(parts, rows, sent, self._memory, context)
         )
-        return np.asarray(params), bool(moved), jax.tree.map(lambda x: np.asarray(x)[:n], info)
+        info = jax.tree.map(lambda x: np.asarray(x)[:n], info)
+        return np.asarray(params), bool(moved), memory, info
 
     def _root_update(self, before: Arrays, sent: np.ndarray) -> np.ndarray | None:
         """What the server's own samples make of the model, as an update."""

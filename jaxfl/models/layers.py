@@ -16,6 +16,7 @@ RESHAPE = CARRY - {"add", "add_any"}
 
 
 @functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def segments(objective: Objective, inputs: jax.ShapeDtypeStruct) -> Segments:
     """The parameters of the objective's model; the model is traced for its output layer.
 

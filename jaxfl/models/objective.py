@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxfl.contracts import expect, name_of, own_code
+from jaxfl.contracts import expect, has_own_code, name_of, own_code
 from jaxfl.models.frozen import Frozen, Held
 from jaxfl.models.words import mean_of_words
 from jaxfl.models.zoo import Model
@@ -55,29 +55,10 @@ class Objective:
 
         ``loss`` maps logits and labels to one number per sample.
         """
-        factory = _factory(model, sample_shape, classes)
-        own = _own(factory)
-
-        def abstract(train: bool) -> tuple[Any, Any]:
-            with own_code(own):
-                module = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
-            if not isinstance(module, nnx.Module):
-                raise ValueError(f"{name_of(own)} must make an NNX module; got {module!r}")
-            if train:
-                module.train()
-            else:
-                module.eval()
-            graph, params, _, rest = nnx.split(module, nnx.Param, Frozen, ...)
-            return graph, (params, rest)
-
-        train_graph, (params, rest) = abstract(True)
-        eval_graph, _ = abstract(False)
-        leaves, treedef = jax.tree.flatten((params, rest))
-        _check_params(name_of(own), jax.tree.leaves(params))
-        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        with own_code(own):
-            frozen = Held.of(lambda: factory(nnx.Rngs(0)))
-        return Objective(factory, loss, train_graph, eval_graph, treedef, shapes, frozen)
+        # Cells of a grid share what a model of ours is; one of the user's own may be anything.
+        ours = isinstance(model, Model) and isinstance(model, Hashable) and not has_own_code(model)
+        wide = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+        return (_made_once if ours else _made)(model, sample_shape, classes, loss, wide)
 
     def check(
         self, inputs: jax.ShapeDtypeStruct, classes: int, places: tuple[int, ...] = ()
@@ -223,6 +204,38 @@ def _own(factory: Factory) -> Any:
     if isinstance(factory, _Build):
         return factory.model
     return factory.module if isinstance(factory, _Instance) else factory
+
+
+def _made(
+    model: Any, sample_shape: tuple[int, ...], classes: int, loss: Loss, _wide: bool
+) -> Objective:
+    """The objective of a model, which is made on shapes. What it is depends on JAX's widths."""
+    factory = _factory(model, sample_shape, classes)
+    own = _own(factory)
+
+    def abstract(train: bool) -> tuple[Any, Any]:
+        with own_code(own):
+            module = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+        if not isinstance(module, nnx.Module):
+            raise ValueError(f"{name_of(own)} must make an NNX module; got {module!r}")
+        if train:
+            module.train()
+        else:
+            module.eval()
+        graph, params, _, rest = nnx.split(module, nnx.Param, Frozen, ...)
+        return graph, (params, rest)
+
+    train_graph, (params, rest) = abstract(True)
+    eval_graph, _ = abstract(False)
+    leaves, treedef = jax.tree.flatten((params, rest))
+    _check_params(name_of(own), jax.tree.leaves(params))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    with own_code(own):
+        frozen = Held.of(lambda: factory(nnx.Rngs(0)))
+    return Objective(factory, loss, train_graph, eval_graph, treedef, shapes, frozen)
+
+
+_made_once = functools.lru_cache(maxsize=8)(_made)
 
 
 def _factory(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxfl.numerics.lapack import qr, svd
+from jaxfl.numerics.rows import safe_ratio
 
 
 class Factors(NamedTuple):
@@ -99,7 +100,8 @@ def combined(
     length = jnp.where(length == 0, 1, length)
     new_a = length * jnp.matmul(columns, turn, precision="highest")
     new_b = jnp.matmul(turn.T, rows, precision="highest") / length
-    return Factors((base.a - new_a) / rate, (base.b - new_b) / rate)
+    # A server that takes no step (a rate of 0) stays where it is.
+    return Factors(safe_ratio(base.a - new_a, rate), safe_ratio(base.b - new_b, rate))
 
 
 def _largest(

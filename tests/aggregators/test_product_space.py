@@ -143,6 +143,14 @@ def test_gauges_change_nothing_in_product_space():
     assert np.argmax(Krum(f=1).inspect(jnp.asarray(other)).info.weights) != N - 1
 
 
+def test_a_server_that_takes_no_step_moves_nothing():
+    params, rows = draw()
+    got = np.asarray(inspect(Mean(), params, rows, rate=0.0).update)
+    assert np.isfinite(got).all()
+    kept = layers(params - 0.0 * got)
+    np.testing.assert_array_equal(kept[0], layers(params)[0])
+
+
 def test_mixing_before_it_is_in_product_space_too():
     params, rows = draw()
     other = rows.copy()

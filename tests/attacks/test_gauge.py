@@ -72,6 +72,12 @@ def test_what_means_of_factors_and_of_products_become():
     np.testing.assert_allclose(by_products, model(params)[0], rtol=0, atol=1e-5)
 
 
+def test_where_the_server_takes_no_step_honest_updates_are_sent(monkeypatch):
+    monkeypatch.setitem(globals(), "RATE", 0.0)
+    params, rows = draw()
+    np.testing.assert_array_equal(attacked(Gauge(factor=3.0), params, rows)[0], rows)
+
+
 def test_a_rule_of_distances_takes_an_honest_client_for_an_attacker():
     """The attackers send what is nearest to all, by other factors."""
     params, rows = draw()

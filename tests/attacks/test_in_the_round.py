@@ -32,11 +32,13 @@ from jaxfl import (
     SignFlip,
     Simulation,
     StepDecay,
+    TimeVarying,
     Uniform,
     data,
 )
 from jaxfl.attacks import Attack
-from jaxfl.attacks.base import ALL
+from jaxfl.attacks.base import ALL, OWN
+from jaxfl.attacks.branches import Branches
 from jaxfl.component import capability
 from jaxfl.data import IID, Dataset, Dirichlet, RootData
 from jaxfl.models import MLP, Softmax
@@ -156,6 +158,30 @@ def test_the_rate_of_each_round_is_known():
         np.testing.assert_allclose(sent, np.tile(expected, (3, 1)), rtol=1e-4, atol=1e-6)
         before = params
         simulation.advance(1)
+
+
+class ByMemory(Attack):
+    """Trains on labels that it counts up in its memory."""
+
+    poisons = capability(True)
+    crafts = capability(True)
+    knows = capability(OWN)
+
+    def init(self, spec):
+        return jnp.int32(1)
+
+    def poison(self, batch, client, key):
+        return batch.replace(labels=jnp.full_like(batch.labels, client.memory % 2))
+
+    def craft(self, view, state):
+        return view.own_rows(), state + 1
+
+
+@pytest.mark.parametrize("mixture", [Mixed, TimeVarying, functools.partial(Branches, which=1)])
+def test_attacks_on_data_are_told_their_own_memory(mixture):
+    parts = mixture(attacks=(SignFlip(), ByMemory(), ByMemory()))
+    federation = Federation(attack=parts, byzantine=3)
+    assert np.isfinite(Simulation(federation, images(), Softmax()).run(2).state.params).all()
 
 
 def test_data_attacks_change_what_attackers_compute_and_nothing_else():

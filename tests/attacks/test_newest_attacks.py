@@ -93,6 +93,16 @@ def test_mpaf(base):
         np.testing.assert_allclose(np.sort(first[a:b]), np.sort(path[0][a:b]))
 
 
+@pytest.mark.parametrize("attack", [MPAF(factor=3.0), PoisonedFL(), ROP(z=1.0)])
+def test_at_a_rate_of_nothing_what_is_sent_is_finite(monkeypatch, attack):
+    monkeypatch.setitem(globals(), "RATE", 0.0)
+    one_round.clear_cache()
+    run = Run(attack)
+    for turn, params in enumerate(walk(0, 3)):
+        assert np.isfinite(run.sends(draw(turn), params)).all()
+    one_round.clear_cache()
+
+
 class FakeClients:
     """PoisonedFL, from its authors' description, with the signs it has drawn."""
 

@@ -155,12 +155,36 @@ def test_a_client_s_nan_are_data_and_a_server_s_are_an_error(random):
     answer = RobustServer(jaxfl.Krum(f=1)).step(model, models(back))
     assert not answer.info.selected[3]
     lost = models([[*sent[0, :16], np.inf]])[0]
-    with pytest.raises(ValueError, match="round 1: 'b' of the model sent is not finite"):
+    with pytest.raises(ValueError, match="round 1: 'b' of the model sent is not finite as float32"):
         RobustServer(jaxfl.Krum(f=1)).step(lost, models(back))
     fast = RobustServer(jaxfl.Median(), optimizer=jaxfl.SGD(learning_rate=1e38))
     (model,), back = models(np.zeros((1, D))), np.full((3, D), -100.0)
     with pytest.raises(ValueError, match=r"next model would not be finite \(Median, SGD"):
         fast.step(model, models(back))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [(np.float16, 40_000, "next model would not be"), (np.float64, 1e300, "'w' of the model sent")],
+)
+def test_models_are_finite_in_their_own_types_and_in_the_server_s(kind, value, said):
+    sent = {"w": np.full(3, value, kind)}
+    server = RobustServer(jaxfl.Mean(), optimizer=jaxfl.SGD(learning_rate=3.0))
+    with pytest.raises(ValueError, match=said):
+        server.step(sent, [{"w": sent["w"] + sent["w"] / 2}] * 3)
+
+
+def test_a_round_that_is_refused_leaves_no_trace(random):
+    sent, back = sent_and_back(random, 5)
+    (model,), optimizer = (
+        models(sent),
+        jaxfl.SGD(learning_rate=jaxfl.StepDecay(initial=1.0, boundaries=(1,))),
+    )
+    servers = [RobustServer(jaxfl.Mean(), optimizer=optimizer) for _ in range(2)]
+    with pytest.raises(ValueError, match="no client's update is finite"):
+        servers[0].step(model, models(back * np.nan))
+    first, second = (server.step(model, models(back)).model for server in servers)
+    np.testing.assert_array_equal(vector(first), vector(second))
 
 
 @pytest.mark.parametrize("rule", [jaxfl.Krum(f=1), jaxfl.Median()])
