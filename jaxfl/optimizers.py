@@ -36,7 +36,7 @@ class Schedule(Component):
         with own_code(self, ".rate"):
             rate = self.rate(step)
         expect(f"{name_of(self)}.rate returned", rate, (), "one learning rate")
-        return rate
+        return _float(rate)
 
 
 class StepDecay(Schedule):
@@ -101,8 +101,7 @@ class Optimizer(Component):
     def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The learning rate at this step (from 0)."""
         rate = self.learning_rate
-        rate = rate.checked(step) if isinstance(rate, Schedule) else rate
-        return jnp.asarray(rate, jnp.promote_types(jnp.result_type(rate), jnp.float32))
+        return rate.checked(step) if isinstance(rate, Schedule) else _float(rate)
 
     def transform(self, *, at: Array | None = None) -> optax.GradientTransformation:
         """The optax transformation: ``optax.apply_updates`` takes the step.
@@ -137,6 +136,10 @@ class Optimizer(Component):
             return change, memory
 
         return optax.GradientTransformation(init, update)
+
+
+def _float(rate: Scalar) -> Float[Array, ""]:
+    return jnp.asarray(rate, jnp.promote_types(jnp.result_type(rate), jnp.float32))
 
 
 def _shapes(tree: PyTree) -> PyTree:
