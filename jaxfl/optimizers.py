@@ -138,7 +138,7 @@ class Optimizer(Component):
         return optax.GradientTransformation(init, update)
 
 
-def _float(rate: Scalar) -> Float[Array, ""]:
+def _float(rate: Scalar | int) -> Float[Array, ""]:
     return jnp.asarray(rate, jnp.promote_types(jnp.result_type(rate), jnp.float32))
 
 
