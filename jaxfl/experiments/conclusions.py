@@ -28,7 +28,7 @@ def choose(results: Sequence[Result]) -> list[Result]:
     chosen: dict[int, int] = {}
     for group in groups.values():
         scores = [
-            np.where(r.lost, 0.0, r.validation[..., -1]).mean(axis=1)
+            np.where(r.lost, 0.0, np.nan_to_num(r.validation[..., -1])).mean(axis=1)
             for r in group
             if r.validation is not None and r.validation.size
         ]

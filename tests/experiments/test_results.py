@@ -155,6 +155,14 @@ def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
     assert lost.status == "diverged"
 
 
+def test_a_candidate_without_a_prediction_of_one_held_out_sample_is_not_chosen():
+    """Its test accuracy may be a number all the same."""
+    a = cell(candidates=2)
+    validation = [[[None], [0.2]], [[0.3], [0.4]]]
+    (result,) = choose([result_of(a, lines(a, [[[0.5]] * 2] * 2, validation), 0.0)])
+    assert result.chosen == 1
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     path = tmp_path_factory.mktemp("tuned") / "run"
