@@ -11,6 +11,7 @@ from jaxfl.experiments.results import (
     FAIRNESS,
     HISTOGRAM,
     SELECTED,
+    SHARES,
     SIGNS,
     Result,
     stretches_of,
@@ -26,7 +27,7 @@ def result_of(
     draws = {draw: place for place, draw in enumerate(cell.draws)}
     shape = (len(cell.federations), len(draws), len(rounds))
     last = [line for line in ends if "guaranteed_epsilon" in line]
-    trained = _trained(lines)
+    trained, stretches = _trained(lines), stretches_of(cell)
 
     def table(name: str) -> np.ndarray:
         values = np.full(shape, np.nan)
@@ -43,8 +44,7 @@ def result_of(
         test=table("test_accuracy"),
         validation=table("validation_accuracy") if cell.validation else None,
         losses=table("test_loss")[..., -1],
-        honest_selected=_mean(trained, "honest_selected"),
-        malicious_selected=_mean(trained, "malicious_selected"),
+        shares=_in_stretches(cell, trained, SHARES, 1)[..., 0],
         seconds=seconds,
         running=running,
         success=table("attack_success") if "attack_success" in ends[-1] else None,
@@ -52,18 +52,17 @@ def result_of(
         clients={
             name: table(f"client_{name}") for name in FAIRNESS if f"client_{name}" in ends[-1]
         },
-        rates=_in_stretches(cell, trained, SELECTED),
-        signs=_in_stretches(cell, lines, SIGNS) if SIGNS[0] in lines[0] else None,
+        rates=_in_stretches(cell, trained, SELECTED, stretches),
+        signs=_in_stretches(cell, lines, SIGNS, stretches) if SIGNS[0] in lines[0] else None,
         histograms=_histograms(cell, lines),
-        minority_selected=_mean(trained, "minority_selected"),
     )
 
 
 def not_run(cell: Cell, reason: str) -> Result:
     """The result of a cell that does not apply, or was left out."""
-    runs, nan = (len(cell.federations), len(cell.draws)), float("nan")
-    nothing = np.zeros((*runs, 0))
-    return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), nan, nan, 0.0)
+    runs = (len(cell.federations), len(cell.draws))
+    nothing, shares = np.zeros((*runs, 0)), np.full((len(cell.federations), len(SHARES)), np.nan)
+    return Result(cell, reason, np.zeros(0), nothing, None, np.zeros(runs), shares, 0.0)
 
 
 def _trained(lines: Sequence[Line]) -> list[Line]:
@@ -94,9 +93,10 @@ def _largest(lines: Sequence[Line], candidates: int) -> np.ndarray:
     return largest
 
 
-def _in_stretches(cell: Cell, lines: Sequence[Line], names: Sequence[str]) -> np.ndarray:
+def _in_stretches(
+    cell: Cell, lines: Sequence[Line], names: Sequence[str], stretches: int
+) -> np.ndarray:
     """Means over seeds and over stretches of the rounds, [c, name, r]; NaN of what is unknown."""
-    stretches = stretches_of(cell)
     candidates = np.array([line["candidate"] for line in lines])
     places = np.array([(line["round"] - 1) * stretches // cell.rounds for line in lines])
     rates = np.full((len(cell.federations), len(names), stretches), np.nan)
@@ -118,9 +118,3 @@ def _histograms(cell: Cell, lines: Sequence[Line]) -> np.ndarray | None:
     for line in known:
         total[line["candidate"]] += line[HISTOGRAM]
     return total
-
-
-def _mean(lines: Sequence[Line], name: str) -> float:
-    values = np.array([_number(line.get(name)) for line in lines])
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")

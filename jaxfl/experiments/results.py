@@ -15,6 +15,8 @@ from jaxfl.metrics import FairnessMetrics
 FAIRNESS = tuple(f.name for f in dataclasses.fields(FairnessMetrics))  # pyright: ignore
 """What is measured of clients' accuracies at every evaluation."""
 SELECTED = ("honest_selected", "malicious_selected")
+SHARES = (*SELECTED, "minority_selected")
+"""Of these clients, how many the rule selected: keys of a line."""
 SIGNS = ("honest_positive", "honest_negative", "byzantine_positive", "byzantine_negative")
 """Shares of coordinates, counted where an experiment says ``signs``."""
 HISTOGRAM = "client_histogram"
@@ -63,10 +65,9 @@ class Result:
     """Accuracy on the samples held out, [c, s, e]."""
     losses: np.ndarray
     """Test loss after the last round, [c, s]; NaN where the model had diverged."""
-    honest_selected: float
-    """Share of the honest clients that the rule selected, mean over seeds and over the rounds
-    until they diverged."""
-    malicious_selected: float
+    shares: np.ndarray
+    """Each of ``SHARES``, mean over seeds and over the rounds until they diverged, [c, 3]; NaN of a
+    rule that selects nobody."""
     seconds: float
     """That the cell took, compiling included."""
     success: np.ndarray | None = None
@@ -84,7 +85,6 @@ class Result:
     histograms: np.ndarray | None = None
     """Honest clients of all seeds by accuracy after the last round, [c, bins]; None where not
     measured."""
-    minority_selected: float = float("nan")
     running: float = float("nan")
     """The part of ``seconds`` in which rounds ran; NaN where it was not kept apart."""
     reference: float = float("nan")
@@ -166,6 +166,21 @@ class Result:
         """Share of the seeds in which the backdoor was still there after the last round."""
         found = [found.censored for found in self.durabilities]
         return float(np.mean(found)) if found else math.nan
+
+    @property
+    def honest_selected(self) -> float:
+        """Share of the honest clients that the rule selected, see ``shares``."""
+        return float(self.shares[self.chosen, 0])
+
+    @property
+    def malicious_selected(self) -> float:
+        """Share of the Byzantine clients that the rule selected, see ``shares``."""
+        return float(self.shares[self.chosen, 1])
+
+    @property
+    def minority_selected(self) -> float:
+        """Share of the honest clients of the minority that the rule selected, see ``shares``."""
+        return float(self.shares[self.chosen, 2])
 
     @property
     def selection(self) -> np.ndarray | None:

@@ -114,7 +114,7 @@ def test_stretches_of_rounds(run):
         {"candidate": 0, "round": r, "honest_selected": r / 100, "malicious_selected": None}
         for r in range(1, 101)
     ]
-    rates = _in_stretches(cell, lines, SELECTED)
+    rates = _in_stretches(cell, lines, SELECTED, 60)
     ends = dataclasses.replace(results[0], cell=cell).selection_rounds
     assert (len(ends), ends[-1]) == (60, 100)
     for begin, end, rate in zip([0, *ends[:-1]], ends, rates[0, 0], strict=True):

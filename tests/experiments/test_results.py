@@ -16,7 +16,7 @@ from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.kept import cell_of
 from jaxfl.experiments.over_sets import outcomes
-from jaxfl.experiments.results import half_interval
+from jaxfl.experiments.results import SHARES, half_interval
 from jaxfl.report.compare import comparison
 from jaxfl.report.grid import in_percent
 from jaxfl.report.tables import entries, latex, markdown, summary
@@ -153,6 +153,17 @@ def test_a_diverged_candidate_is_not_chosen_and_a_diverged_cell_is_named():
     assert result.status == "done"
     lost = result_of(a, lines(a, [[[None]] * 2] * 2, [[[None]] * 2] * 2), 0.0)
     assert lost.status == "diverged"
+
+
+def test_shares_of_selected_are_those_of_the_chosen_candidate():
+    a = cell(candidates=2)
+    logged = lines(a, [[[0.5]] * 2] * 2, [[[0.1]] * 2, [[0.9]] * 2])
+    for line in logged:
+        line |= dict.fromkeys(SHARES, (0.2, 0.6)[line["candidate"]])
+    result = result_of(a, logged, 0.0)
+    (chosen,) = choose([result])
+    for one, share in ((result, 0.2), (chosen, 0.6)):
+        assert [getattr(one, name) for name in SHARES] == [share] * 3
 
 
 def test_a_candidate_without_a_prediction_of_one_held_out_sample_is_not_chosen():
