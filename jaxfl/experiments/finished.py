@@ -37,13 +37,13 @@ def read_done(path: Path) -> tuple[Experiment, dict[int, Result]]:
     importable([m for m in modules if isinstance(m, str)] if isinstance(modules, list) else [])
     experiment = parse(path.name, read(path / "experiment.toml"))
     progress = read_progress(path / "progress.json")
-    lines = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
+    log = read_log(path / "rounds.jsonl", progress.log_bytes, progress.log_digest)
     results = {}
     for i, cell in enumerate(experiment.cells):
         if i not in progress.done:
             continue
-        if i in lines:
-            results[i] = result_of(cell, lines[i], *progress.time_of(i))
+        if i in log:
+            results[i] = result_of(cell, log.pop(i), *progress.time_of(i))
         elif i in progress.elsewhere:
             results[i] = not_run(cell, ELSEWHERE)
         elif _applies(cell):

@@ -31,7 +31,7 @@ from jaxfl.experiments import checkpoint
 from jaxfl.experiments.commit import Progress
 from jaxfl.experiments.earlier import OWN, RESULTS, WAYS_OUT, progress_of, table_of, told_anew
 from jaxfl.experiments.environment import describe, note_resumed
-from jaxfl.experiments.log import Line, encode, length_before, read_log
+from jaxfl.experiments.log import Line, Log, digest_of, encode, read_log
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.types import PyTree
@@ -66,7 +66,7 @@ class RunFolder:
             raise ValueError("--resume goes on with a run, --force deletes it: give one of them")
         self.path, self.experiment = path, experiment
         self.progress = Progress(elsewhere=sorted(elsewhere))
-        self.lines: dict[int, list[Line]] = {}
+        self.lines = Log(path / "rounds.jsonl")
         """What is logged, by cell."""
         self._resume, self._force = resume, force
         self._made = False
@@ -121,9 +121,10 @@ class RunFolder:
         """Adds to the log; on disk for good with the next ``commit``."""
         with self._writing() as log:
             content = b"".join(encode(line) for line in lines)
-            self.lines.setdefault(cell, []).extend(lines)
+            begin = log.tell()
             log.write(content)
             log.flush()
+            self.lines.add(cell, begin, log.tell())
             self._sum.update(content)
 
     def commit(self, ended: Sequence[int], rounds: int, state: PyTree = None) -> None:
@@ -166,20 +167,18 @@ class RunFolder:
 
     def redo(self, cells: Sequence[int]) -> None:
         """Forgets what is done of the group under way: its checkpoint is damaged."""
-        path, old = self.path / "rounds.jsonl", self.progress
-        kept = path.read_bytes()[: length_before(path, cells)]
-        digest = hashlib.sha256(kept).hexdigest()
+        length, old = self.lines.cut(cells, self.progress.log_bytes), self.progress
+        digest = digest_of(self.path / "rounds.jsonl", length)
         with self._writing() as log:
             log.close()
             for cell in cells:
-                self.lines.pop(cell, None)
                 old.seconds.pop(str(cell), None)
                 old.running.pop(str(cell), None)
             self.progress = dataclasses.replace(
-                old, round=0, log_bytes=len(kept), log_digest=digest, checkpoint="", digest=""
+                old, round=0, log_bytes=length, log_digest=digest, checkpoint="", digest=""
             )
             self._write_progress()
-            self._open_log(len(kept))
+            self._open_log(length)
             self._tidy()
 
     def _withdraw(self) -> None:
@@ -259,7 +258,8 @@ class RunFolder:
         path = self.path / "rounds.jsonl"
         path.touch()
         os.truncate(path, length)
-        self._sum = hashlib.sha256(path.read_bytes())
+        with path.open("rb") as written:
+            self._sum = hashlib.file_digest(written, "sha256")
         self._log = open(path, "ab")  # noqa: SIM115
 
     def _write_progress(self) -> None:

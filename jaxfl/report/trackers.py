@@ -39,9 +39,9 @@ def tracks(folder: Path) -> list[Track]:
     if not (folder / "progress.json").is_file():
         raise ValueError(f"{folder} holds no run")
     done = read_progress(folder / "progress.json")
-    lines = read_log(folder / "rounds.jsonl", done.log_bytes, done.log_digest)
+    log = read_log(folder / "rounds.jsonl", done.log_bytes, done.log_digest)
     found: dict[tuple[int, ...], Track] = {}
-    for line in (line for cell in lines.values() for line in cell):
+    for line in (line for cell in log for line in log.pop(cell)):
         numbers = {
             k: float(v) for k, v in line.items() if isinstance(v, int | float) and k not in PLACE
         }
