@@ -139,7 +139,7 @@ def _show(at: Path, kept: Kept, pairs: Pairs, console: Console) -> None:
         for line in verdict(reported, kept, found):
             say(console, line)
     experiment, results = kept.experiment, results_of(kept)
-    for ranking in rankings(results) if is_ranked(experiment) else []:
+    for ranking in rankings(experiment, results) if is_ranked(experiment) else []:
         console.print(ranking_table(experiment, ranking))
     for lines, caption in own(kept, pairs):
         if len(lines[0]) > MOST_COLUMNS:

@@ -125,7 +125,7 @@ def execute(
             hosts.leave()
             return
         write_tables(path, experiment, results)
-        ranked = rankings(results) if is_ranked(experiment) else []
+        ranked = rankings(experiment, results) if is_ranked(experiment) else []
         if ranked:
             write_ranking(path, experiment, ranked)
         if has_sets(experiment):

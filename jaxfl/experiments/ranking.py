@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxfl.attacks import NoAttack
 from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.results import Result, half_interval
+from jaxfl.experiments.schema import Experiment
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -53,32 +55,42 @@ class Ranking:
     left_out: tuple[str, ...]
     """Attacks that some defences here do not have."""
     defences: tuple[Ranked, ...]
+    unfinished: tuple[str, ...]
+    """Defences that are not ranked, since cells of theirs are still to be run."""
 
 
-def rankings(results: Sequence[Result]) -> list[Ranking]:
+def place_of(labels: Mapping[str, str]) -> tuple[Labels, str]:
+    """The setting of a cell, and its defence there."""
+    rest = tuple((k, v) for k, v in labels.items() if k not in ("attack", "aggregator"))
+    return rest, labels.get("aggregator", "")
+
+
+def rankings(experiment: Experiment, results: Sequence[Result]) -> list[Ranking]:
     """One ranking for each setting of a grid: cells of equal labels but attack and aggregator.
 
-    No attack is none. Left out are defences of which cells are still to be run, and settings in
-    which no attack is common to all.
+    No attack is none. Left out are defences of which cells of the experiment are still to be run,
+    and settings in which no attack is common to all.
     """
+    wanted = Counter(place_of(cell.labels) for cell in experiment.cells)
     settings: dict[Labels, dict[str, list[Result]]] = {}
+    for setting, defence in wanted:
+        settings.setdefault(setting, {})[defence] = []
     for result in results:
         if result.reason != ELSEWHERE:
-            labels = dict(result.cell.labels)
-            labels.pop("attack", None)
-            defence = labels.pop("aggregator", "")
-            settings.setdefault(tuple(labels.items()), {}).setdefault(defence, []).append(result)
-    found = [_ranking(setting, defences) for setting, defences in settings.items()]
+            setting, defence = place_of(result.cell.labels)
+            settings[setting][defence].append(result)
+    found = []
+    for setting, defences in settings.items():
+        left = [name for name, cells in defences.items() if len(cells) < wanted[setting, name]]
+        whole = {name: cells for name, cells in defences.items() if name not in left}
+        found.append(_ranking(setting, whole, tuple(left)))
     return [ranking for ranking in found if ranking.attacks]
 
 
-def _ranking(setting: Labels, defences: dict[str, list[Result]]) -> Ranking:
-    most = max(map(len, defences.values()))
-    ran = {
-        defence: [result for result in cells if result.reason is None]
-        for defence, cells in defences.items()
-        if len(cells) == most
-    }
+def _ranking(
+    setting: Labels, defences: dict[str, list[Result]], unfinished: tuple[str, ...]
+) -> Ranking:
+    ran = {name: [r for r in cells if r.reason is None] for name, cells in defences.items()}
     ran = {defence: cells for defence, cells in ran.items() if cells}
     against = [[_attack(r) for r in cells if _attacked(r)] for cells in ran.values()]
     every = dict.fromkeys(attack for attacks in against for attack in attacks)
@@ -89,6 +101,7 @@ def _ranking(setting: Labels, defences: dict[str, list[Result]]) -> Ranking:
         attacks=tuple(common),
         left_out=tuple(attack for attack in every if attack not in common),
         defences=tuple(sorted(order, key=lambda r: (-r.worst.accuracy, -r.mean))),
+        unfinished=unfinished,
     )
 
 

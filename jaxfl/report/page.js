@@ -5,8 +5,6 @@ const chosen = Object.fromEntries(
 const sorting = new Map(); // of a table's id: which column, and whether downwards
 const several = runs.length > 1;
 const few = 10; // rows whose curves, selection and clients are drawn
-const places = (ranking) => ranking.rows.map((row, place) => [row[1], place]);
-const ranks = runs.map((run) => new Map([...run.rankings].reverse().flatMap(places)));
 const narrow = matchMedia("(max-width: 600px)");
 const colours = ["#4c78d8", "#e07b39", "#3fa34d", "#c84b4b", "#8d6cc9", "#9c755f", "#d472b0",
   "#7f7f7f", "#b5a642", "#2fa4b5"];
@@ -145,7 +143,7 @@ function showRankings() {
       }),
     );
     const made = sortable(`ranking-${index}`, heads, lines, showRankings);
-    const whole = "Over all attacks, whatever is chosen above.";
+    const whole = "Whatever is chosen above.";
     const caption = `${ranking.caption} ${whole} A click on a head sorts.`;
     const title = titled({ ...run, title: ranking.title });
     place.append(...told(`Ranking: ${title}`, caption, made, "wide high"));
@@ -250,11 +248,11 @@ function showHeat(shown) {
 // the first of the ranking, or of the accuracies where there is none.
 function ofOneAttack(shown) {
   const attack = chosen.attack.value || (shown[0] ?? {}).attack;
-  const own = shown.filter((cell) => cell.attack === attack);
+  const own = shown.filter((cell) => cell.attack === attack && cell.final !== null);
   if (own.length <= few) return [own, attack ? `Under: ${attack}.` : ""];
-  const place = (cell) => ranks[cell.run].get(cell.row) ?? Infinity;
+  const place = (cell) => cell.rank ?? Infinity;
   const first = [...own].sort((a, b) => place(a) - place(b) || number(b) - number(a));
-  const by = own.some((cell) => place(cell) < Infinity) ? "the ranking" : "accuracy";
+  const by = own.some((cell) => cell.rank !== null) ? "the ranking" : "accuracy";
   const said = `The first ${few} of ${own.length} by ${by}; a filter shows others.`;
   return [first.slice(0, few), `Under: ${attack}. ${said}`];
 }

@@ -13,10 +13,11 @@ import numpy as np
 
 import jaxfl
 from jaxfl.component import Component
+from jaxfl.experiments.commit import ELSEWHERE
 from jaxfl.experiments.environment import environments
 from jaxfl.experiments.findings import verdicts
 from jaxfl.experiments.labels import describe, named
-from jaxfl.experiments.ranking import rankings
+from jaxfl.experiments.ranking import place_of, rankings
 from jaxfl.experiments.results import Result
 from jaxfl.experiments.schema import Experiment
 from jaxfl.experiments.written import as_toml
@@ -87,10 +88,17 @@ def _told(folder: Path, experiment: Experiment, results: Sequence[Result]) -> di
 
 def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
     """The numbers of a run, as the page's script reads them."""
+    ranked = rankings(experiment, results) if is_ranked(experiment) else []
+    ranks = {
+        (ranking.setting, entry.defence): rank
+        for ranking in ranked
+        for rank, entry in enumerate(ranking.defences)
+    }
+    cells, done = len(experiment.cells), sum(r.reason != ELSEWHERE for r in results)
     return {
         "title": experiment.title,
-        "caption": f"{measured(experiment)}. Epsilon, what was tuned and why a cell did not run "
-        "stand in its tip.",
+        "caption": f"{measured(experiment)}. {f'{done} of {cells} cells so far. ' * (done < cells)}"
+        "Epsilon, what was tuned and why a cell did not run stand in its tip.",
         "rankings": [
             {
                 "title": heading(experiment, ranking),
@@ -98,10 +106,13 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
                 "rows": entries(experiment, ranking),
                 "caption": caption(ranking),
             }
-            for ranking in (rankings(results) if is_ranked(experiment) else [])
+            for ranking in ranked
         ],
         "backdoors": backdoors.CAPTION,
-        "cells": [_cell(experiment, result) for result in results],
+        "cells": [
+            _cell(experiment, result) | {"rank": ranks.get(place_of(result.cell.labels))}
+            for result in results
+        ],
     }
 
 

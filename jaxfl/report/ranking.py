@@ -55,11 +55,13 @@ def heading(experiment: Experiment, ranking: Ranking) -> str:
 
 
 def caption(ranking: Ranking) -> str:
-    """What the numbers are, and over which attacks."""
-    over = f"{CAPTION}. Over {len(ranking.attacks)} attacks"
-    if not ranking.left_out:
-        return f"{over}."
-    return f"{over}; left out, as not all defences have them: {', '.join(ranking.left_out)}."
+    """What the numbers are, over which attacks, and which defences are not there yet."""
+    said = f"{CAPTION}. Over {len(ranking.attacks)} attacks"
+    if ranking.left_out:
+        said += f"; left out, as not all defences have them: {', '.join(ranking.left_out)}"
+    if ranking.unfinished:
+        said += f". Not ranked, as cells are still to be run: {', '.join(ranking.unfinished)}"
+    return f"{said}."
 
 
 def entries(experiment: Experiment, ranking: Ranking) -> list[list[str]]:

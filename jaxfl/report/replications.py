@@ -172,7 +172,7 @@ def _told(path: Path, kept: Kept) -> str:
             parts += [as_markdown(lines), f"\n{caption}.\n"]
     results = results_of(kept)
     if is_ranked(kept.experiment):
-        parts.append(ranking_markdown(kept.experiment, rankings(results), "####"))
+        parts.append(ranking_markdown(kept.experiment, rankings(kept.experiment, results), "####"))
     for lines, caption in own(kept, pairs):
         parts += [as_markdown(lines), f"\n{caption}\n"]
     parts += [told.lstrip()] if (told := stated(kept.experiment, results)) else []

@@ -297,8 +297,8 @@ def test_results_of_what_is_kept_are_those_of_the_run(tmp_path):
         means = mine.signs[mine.chosen].mean(axis=1)
         np.testing.assert_allclose(theirs.signs[theirs.chosen][:, 0], means, atol=1e-5)
     np.testing.assert_allclose(
-        [entry.cost for entry in rankings(again)[0].defences],
-        [entry.cost for entry in rankings(results)[0].defences],
+        [entry.cost for entry in rankings(experiment, again)[0].defences],
+        [entry.cost for entry in rankings(experiment, results)[0].defences],
         rtol=0.1,
     )
     out = tmp_path / "kept.html"

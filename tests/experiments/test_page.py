@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from jaxfl.cli import app
 from jaxfl.experiments.finished import read_results
-from jaxfl.experiments.from_log import _in_stretches
+from jaxfl.experiments.from_log import _in_stretches, not_run
 from jaxfl.experiments.lines import CLIENT_BINS, add_clients
 from jaxfl.experiments.results import SELECTED
 from jaxfl.report.page import MOST_POINTS, _places, write_page
@@ -438,13 +438,14 @@ def test_a_large_grid_opens_in_two_seconds(
     rng = np.random.default_rng(0)
     many = []
     for defence, attack in itertools.product(range(defences), range(attacks)):
-        result = results[2]  # of a rule that selects
+        result = results[6]  # of a rule that selects, under attack
         labels = {"aggregator": f"Rule {defence}", "attack": f"Attack {attack}"}
         many.append(
             dataclasses.replace(
                 result,
                 cell=dataclasses.replace(result.cell, labels=labels, rounds=rounds),
                 test=rng.uniform(size=(1, seeds, rounds)),
+                losses=np.ones((1, seeds)),
                 rounds=np.arange(1, rounds + 1),
                 rates=rng.uniform(size=(1, 2, min(rounds, 60))),
             )
@@ -470,7 +471,55 @@ def test_a_large_grid_opens_in_two_seconds(
     assert set(drawn) == {cell.text for cell in ranked}
     under = browser.find_element("css selector", "#curves-section .under").text
     assert ("The first 10 of 87 by the ranking" in under) == (defences > 10)
-    assert "whatever is chosen above" in browser.find_element("id", "rankings").text
+    assert "Whatever is chosen above" in browser.find_element("id", "rankings").text
+
+
+def grid_of(run, levels):
+    """Cells of these labels with these accuracies, or None where one does not apply."""
+    experiment, results = read_results(run)
+    made = []
+    for labels, level in levels:
+        cell = dataclasses.replace(results[4].cell, labels=labels)  # of the mean, under attack
+        ran = dataclasses.replace(results[4], cell=cell, test=np.full((1, 2, 3), level or 0.0))
+        made.append(not_run(cell, "why") if level is None else ran)
+    return dataclasses.replace(experiment, cells=tuple(r.cell for r in made)), made
+
+
+@pytest.mark.slow
+def test_curves_are_of_cells_that_ran_by_the_ranking_of_their_setting(run, tmp_path, browser):
+    """The last of the ranking alone have one of the attacks; the settings' orders differ."""
+    places = itertools.product(range(2), range(12), range(6))
+    levels = [
+        (
+            {"data.name": f"Data {data}", "attack": f"A{attack}", "aggregator": f"R{rule}"},
+            None if attack == 5 and rule < 10 else 0.01 * (30 + rule if data else 60 - rule),
+        )
+        for data, rule, attack in places
+    ]
+    experiment, made = grid_of(run, levels)
+    write_page(tmp_path / "ranks.html", [(run, experiment, made)])
+    opens(browser, tmp_path / "ranks.html")
+    for attack, wanted in (
+        ("A0", {f"Data 0 / R{i}" for i in range(5)} | {f"Data 1 / R{i}" for i in range(7, 12)}),
+        ("A5", {f"Data {data} / R{rule}" for data in range(2) for rule in (10, 11)}),
+    ):
+        choose = f"const s = document.getElementById('attack'); s.value = '{attack}';"
+        browser.execute_script(choose + "s.dispatchEvent(new Event('change'))")
+        draw_all(browser)
+        first = "return document.querySelector('#curves').data.filter(x => x.hovertemplate)"
+        assert set(browser.execute_script(first + ".map(x => x.name)")) == wanted
+
+
+def test_a_part_of_a_grid_is_said_to_be_one(run, tmp_path):
+    levels = [({"attack": f"A{a}", "aggregator": r}, 0.5) for r in "PQ" for a in range(6)]
+    experiment, made = grid_of(run, levels)
+    write_page(tmp_path / "part.html", [(run, experiment, made[:-1])])
+    (found,) = data_of(tmp_path / "part.html")
+    assert "11 of 12 cells so far. " in found["caption"]
+    assert [row[1] for row in found["rankings"][0]["rows"]] == ["P"]
+    assert [cell["rank"] for cell in found["cells"]] == [0] * 6 + [None] * 5
+    write_page(tmp_path / "whole.html", [(run, experiment, made)])
+    assert "so far" not in data_of(tmp_path / "whole.html")[0]["caption"]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.ranking import rankings
 from jaxfl.registry import AGGREGATORS, ATTACKS
-from jaxfl.report.ranking import as_csv, entries, is_ranked, markdown
+from jaxfl.report.ranking import as_csv, caption, entries, is_ranked, markdown
 
 TABLE = {
     "rounds": 10,
@@ -90,7 +90,7 @@ def half(values):
 
 def test_the_best_worst_case_is_first(grid):
     """Over the attacks that all defences have, of which none is not one."""
-    (ranking,) = rankings(grid[1])
+    (ranking,) = rankings(*grid)
     median, mean = ranking.defences
     assert (median.defence, mean.defence) == ("Median", "Mean")
     assert ranking.attacks == ("SignFlip", "AGRTailored (evaluations 8)")
@@ -111,18 +111,23 @@ def test_the_best_worst_case_is_first(grid):
 
 
 def test_without_such_attacks_nothing_is_said_of_them(grid):
-    left = [r for r in grid[1] if r.cell.labels["attack"] == "SignFlip"]
-    (ranking,) = rankings(left)
+    (ranking,) = rankings(*under("SignFlip", grid))
     assert ranking.defences[0].knowing is None
     assert math.isnan(ranking.defences[0].cost)
     assert (ranking.attacks, ranking.left_out) == (("SignFlip",), ())
-    assert rankings([r for r in grid[1] if r.cell.labels["attack"] == "No attack"]) == []
+    assert rankings(*under("No attack", grid)) == []
+
+
+def under(attack, grid):
+    """The grid under one attack alone."""
+    left = [r for r in grid[1] if r.cell.labels["attack"] == attack]
+    return dataclasses.replace(grid[0], cells=tuple(r.cell for r in left)), left
 
 
 def test_each_setting_has_a_ranking_of_its_own():
     sweep = {"byzantine": [1, 2], **TABLE["sweep"]}
     experiment = schema.parse("two", TABLE | {"sweep": sweep})
-    one, two = rankings(known_results(experiment))
+    one, two = rankings(experiment, known_results(experiment))
     assert (one.setting, two.setting) == ((("byzantine", "1"),), (("byzantine", "2"),))
     assert one.defences == two.defences
     assert len(one.defences) == 2
@@ -133,10 +138,21 @@ def test_each_setting_has_a_ranking_of_its_own():
 
 
 def test_a_defence_that_is_still_to_be_run_is_not_ranked(grid):
-    left = [r for r in grid[1] if tuple(r.cell.labels.values()) != ("SignFlip", "Mean")]
-    (ranking,) = rankings(left)
+    experiment, results = grid
+    left = [r for r in results if tuple(r.cell.labels.values()) != ("SignFlip", "Mean")]
+    (ranking,) = rankings(experiment, left)
     assert [entry.defence for entry in ranking.defences] == ["Median"]
     assert len(ranking.attacks) == 3
+    assert ranking.unfinished == ("Mean",)
+    assert caption(ranking).endswith(
+        "Over 3 attacks. Not ranked, as cells are still to be run: Mean."
+    )
+
+
+def test_a_part_of_a_grid_without_one_attack_is_not_ranked(grid):
+    """Also where no defence has more of it than another."""
+    experiment, results = grid
+    assert rankings(experiment, [r for r in results if r.cell.labels["attack"] != "FangTrim"]) == []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +178,7 @@ def test_attacks_know_the_defence_that_they_are_made_for(attack, rule):
 
 
 def test_as_files(grid):
-    found = rankings(grid[1])
+    found = rankings(*grid)
     lines = list(csv.DictReader(io.StringIO(as_csv(grid[0], found))))
     assert [line["aggregator"] for line in lines] == ["Median", "Mean"]
     assert float(lines[1]["mean_ci95"]) == pytest.approx(half([0.6, 0.7, 0.3]) / 2, rel=1e-5)
