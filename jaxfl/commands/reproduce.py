@@ -141,7 +141,7 @@ def _show(at: Path, kept: Kept, pairs: Pairs, console: Console) -> None:
     experiment, results = kept.experiment, results_of(kept)
     for ranking in rankings(experiment, results) if is_ranked(experiment) else []:
         console.print(ranking_table(experiment, ranking))
-    for lines, caption in own(kept, pairs):
+    for lines, caption in own(kept, results, pairs):
         if len(lines[0]) > MOST_COLUMNS:
             say(console, f"Not shown: {len(lines[0]) - 1} columns; --write has them. {caption}")
             continue

@@ -42,6 +42,8 @@ class Ranked:
     cost: float
     """Milliseconds that a round of one run without an attack ran, its share of evaluations
     included; NaN where no cell is without, or its time was not kept apart."""
+    chosen: int
+    """Its candidate of ``tune``, which all its cells here share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,7 @@ def _ranked(defence: str, cells: Sequence[Result], common: Sequence[str]) -> Ran
         interval=half_interval(means),
         knowing=_worst(knowing) if knowing else None,
         cost=costs[0] if costs else math.nan,
+        chosen=cells[0].chosen,
     )
 
 

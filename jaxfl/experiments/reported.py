@@ -15,14 +15,22 @@ from jaxfl.experiments.results import half_interval
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.registry import unknown
 
+
+def _success(cell: Cell) -> list[float]:
+    """Of the runs that did not diverge: that a model is lost speaks for no defence."""
+    both = zip(cell.success, cell.last, strict=True) if cell.success else ()
+    return [success for success, last in both if math.isfinite(success) and math.isfinite(last)]
+
+
 METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float] | np.ndarray]]] = {
     "best": ("best test accuracy", lambda cell: np.nan_to_num(cell.best)),
     "last": ("last test accuracy", lambda cell: cell.finals),
-    "success": ("success of the backdoor", lambda cell: cell.success),
+    "success": ("success of the backdoor", _success),
     "honest_selected": ("honest clients selected", lambda cell: [cell.honest_selected]),
     "malicious_selected": ("malicious clients selected", lambda cell: [cell.malicious_selected]),
 }
-"""What papers report, in words, and of a cell: a share for each seed, or for all of them."""
+"""What papers report, in words, and of a cell: a share for each seed, or for all of them; none
+where nothing is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Reported:
 class Compared:
     """A cell of ours beside the paper's number, in percent; NaN where no paper has one.
 
-    A run that diverged counts 0.
+    A run that diverged counts 0, of a backdoor's success not at all.
     """
 
     row: str
@@ -99,7 +107,7 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
     Those that were not run are left out, and those that several cells of ours could stand for: a
     grid that goes over more than the paper's has no table of the paper's.
     """
-    down, across = reported.axes
+    (down, across), (_, of) = reported.axes, METRICS[reported.metric]
     cells: dict[tuple[str | None, str | None], list[Cell]] = {}
     for cell in kept.cells:
         cells.setdefault((cell.labels.get(down), cell.labels.get(across)), []).append(cell)
@@ -107,7 +115,8 @@ def compared(kept: Kept, reported: Reported) -> list[Compared]:
     for row, values in reported.rows.items():
         for column, theirs in zip(reported.columns, values, strict=True):
             ours = cells.get((row, column), [])
-            if len(ours) == 1 and ours[0].last and not math.isnan(theirs):
+            known = len(ours) == 1 and ours[0].last and len(of(ours[0]))
+            if known and not math.isnan(theirs):
                 found.append(_beside(ours[0], row, column, theirs, reported.metric))
     return found
 

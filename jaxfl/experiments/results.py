@@ -224,8 +224,8 @@ class Result:
         return float(np.mean(np.where(self.lost[self.chosen], 0.0, values)))
 
     def _of_the_others(self, values: np.ndarray) -> float:
-        """Mean over the seeds that did not diverge; NaN where all did."""
-        left = values[~self.lost[self.chosen]]
+        """Mean of what is known of the seeds that did not diverge; NaN where all did."""
+        left = values[~self.lost[self.chosen] & np.isfinite(values)]
         return float(np.mean(left)) if len(left) else math.nan
 
     @property

@@ -12,9 +12,9 @@ from jaxfl.report.grid import pivot
 from jaxfl.report.markdown import as_markdown
 
 CAPTION = (
-    "Success of the backdoor in % after the last round, mean over seeds; then, where its attackers "
-    "leave, the share of the seeds in which it had been planted by then, and for how many rounds "
-    "it lasted (>: in some seed longer than the run)."
+    "Success of the backdoor in % after the last round, mean over the seeds that did not diverge; "
+    "then, where its attackers leave, the share of the seeds in which it had been planted by "
+    "then, and for how many rounds it lasted (>: in some seed longer than the run)."
 )
 """What ``in_words`` says."""
 

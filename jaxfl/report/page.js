@@ -128,12 +128,11 @@ function told(heading, caption, made, classes = "wide") {
 
 // The best by its worst attack first.
 function showRankings() {
-  const words = [1, 3, 6];
   const place = document.getElementById("rankings");
   place.replaceChildren();
   const found = runs.flatMap((run) => run.rankings.map((ranking) => [run, ranking]));
   found.forEach(([run, ranking], index) => {
-    const className = (column) => (words.includes(column) ? "words" : "");
+    const className = (column) => (ranking.words.includes(column) ? "words" : "");
     const heads = ranking.header.map((text, key) => ({ key, text, className: className(key) }));
     const lines = ranking.rows.map((row) =>
       row.map((text, column) => {

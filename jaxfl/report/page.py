@@ -24,8 +24,8 @@ from jaxfl.experiments.written import as_toml
 from jaxfl.files import write_aside
 from jaxfl.report import backdoors
 from jaxfl.report.grid import in_percent
-from jaxfl.report.ranking import HEADER, caption, entries, heading, is_ranked
-from jaxfl.report.tables import measured, privacy_statements, threats
+from jaxfl.report.ranking import WORDS, caption, entries, header, heading, is_ranked
+from jaxfl.report.tables import is_tuned, measured, privacy_statements, threats
 
 MOST_POINTS = 400
 """Of a curve: more than there are pixels for would only make the file large."""
@@ -102,9 +102,10 @@ def _data(experiment: Experiment, results: Sequence[Result]) -> dict[str, Any]:
         "rankings": [
             {
                 "title": heading(experiment, ranking),
-                "header": HEADER,
+                "header": header(experiment),
+                "words": WORDS,
                 "rows": entries(experiment, ranking),
-                "caption": caption(ranking),
+                "caption": caption(experiment, ranking),
             }
             for ranking in ranked
         ],
@@ -131,7 +132,7 @@ def _cell(experiment: Experiment, result: Result) -> dict[str, Any]:
         "setting": " / ".join(alike),
         "status": result.status,
         "text": in_percent(result.status, result.final, result.spread),
-        "tuned": experiment.candidates[result.chosen] if len(experiment.candidates) > 1 else "",
+        "tuned": experiment.candidates[result.chosen] if is_tuned(experiment) else "",
         "epsilon": _number(result.epsilon),
         "covered": result.guaranteed == "yes",
         "final": _number(result.final),

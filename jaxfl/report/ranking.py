@@ -15,20 +15,23 @@ from jaxfl.experiments.ranking import Ranked, Ranking, Worst
 from jaxfl.experiments.schema import Experiment
 from jaxfl.files import write_aside
 from jaxfl.report.markdown import as_markdown
+from jaxfl.report.tables import is_tuned
 
 FILES = ("ranking.csv", "ranking.md")
 LEAST = 5
 """Attacks from which defences are ranked over them."""
 SHOWN = 20
 """Lines of the terminal's table."""
-HEADER = (
+COLUMNS = (
     *("rank", "defence", "worst", "under", "mean"),
     *("worst of those that know it", "under", "ms a round"),
 )
-COLUMNS = (
+IN_CSV = (
     *("worst", "worst_ci95", "worst_attack", "mean", "mean_ci95"),
     *("knowing", "knowing_ci95", "knowing_attack", "ms_a_round", "attacks"),
 )
+WORDS = (1, 3, 6, 8)
+"""Columns that have words in them."""
 CAPTION = (
     "Test accuracy in % after the last round, ± half of the 95 % interval over seeds; a run that "
     "diverged counts 0. By the worst attack; the mean over attacks; the worst of the attacks that "
@@ -54,9 +57,10 @@ def heading(experiment: Experiment, ranking: Ranking) -> str:
     return f"{experiment.title}: {setting}" if setting else experiment.title
 
 
-def caption(ranking: Ranking) -> str:
+def caption(experiment: Experiment, ranking: Ranking) -> str:
     """What the numbers are, over which attacks, and which defences are not there yet."""
-    said = f"{CAPTION}. Over {len(ranking.attacks)} attacks"
+    tuned = "; tuned on held-out samples" if is_tuned(experiment) else ""
+    said = f"{CAPTION}{tuned}. Over {len(ranking.attacks)} attacks"
     if ranking.left_out:
         said += f"; left out, as not all defences have them: {', '.join(ranking.left_out)}"
     if ranking.unfinished:
@@ -64,24 +68,33 @@ def caption(ranking: Ranking) -> str:
     return f"{said}."
 
 
+def header(experiment: Experiment) -> list[str]:
+    """The names of the columns of ``entries``."""
+    return [*COLUMNS, *(["tuned"] if is_tuned(experiment) else [])]
+
+
 def entries(experiment: Experiment, ranking: Ranking) -> list[list[str]]:
     """The ranking as text, without its header."""
-    return [
-        [str(place), entry.defence or experiment.name, *_numbers(entry)]
-        for place, entry in enumerate(ranking.defences, 1)
-    ]
+    lines = []
+    for place, entry in enumerate(ranking.defences, 1):
+        choice = [experiment.candidates[entry.chosen]] if is_tuned(experiment) else []
+        lines.append([str(place), entry.defence or experiment.name, *_numbers(entry), *choice])
+    return lines
 
 
 def ranking_table(experiment: Experiment, ranking: Ranking) -> Table:
     """``entries`` for the terminal: the first of them, and the last."""
     lines = entries(experiment, ranking)
-    table = Table(title=escape(heading(experiment, ranking)), caption=escape(caption(ranking)))
-    for place, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if place in (1, 3, 6) else "right")
+    table = Table(
+        title=escape(heading(experiment, ranking)), caption=escape(caption(experiment, ranking))
+    )
+    names = header(experiment)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="left" if place in WORDS else "right")
     for line in lines[: SHOWN - 1] if len(lines) > SHOWN else lines:
         table.add_row(*map(escape, line))
     if len(lines) > SHOWN:
-        table.add_row("", f"{len(lines) - SHOWN} more", *[""] * (len(HEADER) - 2))
+        table.add_row("", f"{len(lines) - SHOWN} more", *[""] * (len(names) - 2))
         table.add_row(*map(escape, lines[-1]))
     return table
 
@@ -90,8 +103,9 @@ def markdown(experiment: Experiment, found: Sequence[Ranking], level: str = "###
     """``entries`` as Markdown tables under headings of this level."""
     pieces = []
     for ranking in found:
-        body = as_markdown([HEADER, *entries(experiment, ranking)])
-        pieces.append(f"{level} {heading(experiment, ranking)}\n\n{body}\n\n{caption(ranking)}\n")
+        body = as_markdown([header(experiment), *entries(experiment, ranking)])
+        said = caption(experiment, ranking)
+        pieces.append(f"{level} {heading(experiment, ranking)}\n\n{body}\n\n{said}\n")
     return "\n".join(pieces)
 
 
@@ -100,7 +114,7 @@ def as_csv(experiment: Experiment, found: Sequence[Ranking]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     axes = [axis for axis in experiment.axes if axis not in ("attack", "aggregator")]
-    writer.writerow([*axes, "rank", "aggregator", *COLUMNS])
+    writer.writerow([*axes, "rank", "aggregator", *IN_CSV])
     for ranking in found:
         setting = dict(ranking.setting)
         for place, entry in enumerate(ranking.defences, 1):

@@ -20,6 +20,7 @@ from jaxfl.experiments.reported import (
     beside_papers,
     unpaired,
 )
+from jaxfl.experiments.results import Result
 from jaxfl.experiments.scales import REDUCED, as_told_now, scale_of
 from jaxfl.experiments.schema import packaged_file, read
 from jaxfl.report import backdoors, over_sets
@@ -28,7 +29,7 @@ from jaxfl.report.markdown import as_markdown
 from jaxfl.report.progress import duration
 from jaxfl.report.ranking import is_ranked
 from jaxfl.report.ranking import markdown as ranking_markdown
-from jaxfl.report.tables import stated
+from jaxfl.report.tables import is_tuned, stated
 
 SELECTED = "Share of honest / of Byzantine messages that were taken, in %."
 FAR = 5.0
@@ -41,8 +42,9 @@ HEADER = """# Replications
 
 What was really run, kept in the repository's folder `results/`: the experiment, the environment
 and one line a cell. Of papers' tables ours stands beside theirs, which are in brackets, and below
-are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the tables,
-the ranking and what came out of claims; when, where and why is said here alone.
+are the differences; those of 5 points and more are bold. `jaxfl reproduce NAME` prints the tables
+that are not too wide for a terminal, the ranking and what came out of claims; when, where and why
+is said here alone.
 """
 
 
@@ -173,7 +175,7 @@ def _told(path: Path, kept: Kept) -> str:
     results = results_of(kept)
     if is_ranked(kept.experiment):
         parts.append(ranking_markdown(kept.experiment, rankings(kept.experiment, results), "####"))
-    for lines, caption in own(kept, pairs):
+    for lines, caption in own(kept, results, pairs):
         parts += [as_markdown(lines), f"\n{caption}\n"]
     parts += [told.lstrip()] if (told := stated(kept.experiment, results)) else []
     if over_sets.has_sets(kept.experiment):
@@ -182,28 +184,41 @@ def _told(path: Path, kept: Kept) -> str:
     return "\n".join([*parts, *([reasons.read_text().strip(), ""] if reasons.is_file() else [])])
 
 
-def own(kept: Kept, pairs: Pairs) -> list[tuple[list[list[str]], str]]:
+def own(kept: Kept, results: Sequence[Result], pairs: Pairs) -> list[tuple[list[list[str]], str]]:
     """Tables of ours, attacks across where they are swept, all else down; and what they say.
 
-    Accuracies of cells beside which no paper's numbers stand, and who was selected by rules that
-    choose; backdoors of all.
+    Accuracies of cells beside which no paper's numbers stand, what they were tuned to, and who was
+    selected by rules that choose; backdoors of all ``results``.
     """
-    rest = unpaired(kept, pairs)
-    accuracy = f"Test accuracy after the last round in %, 0 where a run diverged; {_scale(kept)}."
+    rest, experiment = unpaired(kept, pairs), kept.experiment
+    accuracy = f"Test accuracy after the last round in %, 0 where a run diverged; {_scale(kept)}"
+    accuracies = _lines(rest.cells, _percent)
+    if is_tuned(experiment) and accuracies:
+        accuracy += "; tuned on held-out samples"
+        ran = [cell for cell in rest.cells if cell.last]
+        tuned = {place(cell.labels)[0]: experiment.candidates[cell.candidate] for cell in ran}
+        header, *lines = accuracies
+        accuracies = [[*header, "tuned"], *([*line, tuned.get(line[0], "-")] for line in lines)]
     choosing = {place(cell.labels)[0] for cell in rest.cells if _chose(cell)}
     chosen = [cell for cell in rest.cells if place(cell.labels)[0] in choosing]
-    tables = []
-    for cells, text, caption in (
-        (rest.cells, _percent, accuracy),
-        (chosen, _selected, SELECTED),
-        (kept.cells, _backdoor, backdoors.CAPTION),
-    ):
-        if not cells:
-            continue
-        header, *lines = lines_of((cell.labels, text(cell)) for cell in cells)
-        telling = [line for line in lines if set(line[1:]) != {"-"}]
-        tables += [([header, *telling], caption)] if telling else []
-    return tables
+    planted = backdoors.entries(experiment, results) if results else []
+    tables = (
+        (accuracies, f"{accuracy}."),
+        (_lines(chosen, _selected), SELECTED),
+        (_telling(planted), backdoors.CAPTION),
+    )
+    return [(lines, caption) for lines, caption in tables if lines]
+
+
+def _lines(cells: Sequence[Cell], text: Callable[[Cell], str]) -> list[list[str]]:
+    """Texts of cells as a table; nothing where there is none."""
+    return _telling(lines_of((cell.labels, text(cell)) for cell in cells)) if cells else []
+
+
+def _telling(lines: list[list[str]]) -> list[list[str]]:
+    """A table without the lines in which nothing stands; nothing where there are no others."""
+    telling = [line for line in lines[1:] if set(line[1:]) != {"-"}]
+    return [lines[0], *telling] if telling else []
 
 
 def _percent(cell: Cell) -> str:
@@ -221,11 +236,6 @@ def _selected(cell: Cell) -> str:
     if not any(map(math.isfinite, shares)):
         return "-"
     return " / ".join(f"{100 * share:.0f}" if math.isfinite(share) else "-" for share in shares)
-
-
-def _backdoor(cell: Cell) -> str:
-    success = sum(cell.success) / len(cell.success) if cell.success else math.nan
-    return backdoors.in_words(success, cell.planted, cell.lifespan, cell.outlived)
 
 
 def _scale(kept: Kept) -> str:

@@ -26,7 +26,7 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
     """The table as text: header, then one line per defence, with the worst over the attacks."""
     rows, columns, cells = pivot(experiment, results)
     many = len(columns) > 1
-    tuned = len(experiment.candidates) > 1
+    tuned = is_tuned(experiment)
     private = any(result.epsilons is not None for result in results)
     header = ["", *columns, *(["worst"] if many else []), *(["tuned"] if tuned else [])]
     header += ["epsilon"] if private else []
@@ -40,6 +40,11 @@ def entries(experiment: Experiment, results: Sequence[Result]) -> list[list[str]
         spent = [_epsilon([r for r in line if r is not None])] if private else []
         table.append([row, *(_entry(r) for r in line), *least, *choice, *spent])
     return table
+
+
+def is_tuned(experiment: Experiment) -> bool:
+    """Whether there is a choice of what defences are tuned to."""
+    return len(experiment.candidates) > 1
 
 
 def measured(experiment: Experiment) -> str:
@@ -57,7 +62,7 @@ def caption(experiment: Experiment) -> str:
     if deltas:
         text += f"; epsilon at delta {', '.join(f'{d:g}' for d in sorted(deltas))}"
         text += ", starred where the mechanism does not cover all"
-    if len(experiment.candidates) > 1:
+    if is_tuned(experiment):
         text += "; tuned on held-out samples"
     return text + "."
 

@@ -23,7 +23,7 @@ from jaxfl.experiments.recalled import results_of
 from jaxfl.experiments.results import FAIRNESS
 from jaxfl.experiments.running import Interrupted
 from jaxfl.report.grid import in_percent
-from jaxfl.report.replications import replications_page
+from jaxfl.report.replications import own, replications_page
 from jaxfl.signals import StopSignals
 
 
@@ -301,6 +301,11 @@ def test_results_of_what_is_kept_are_those_of_the_run(tmp_path):
         [entry.cost for entry in rankings(experiment, results)[0].defences],
         rtol=0.1,
     )
+    (table, caption), *_ = own(read_kept(kept), again, [])
+    assert [line[-1] for line in table] == [
+        *("tuned", experiment.candidates[again[0].chosen], experiment.candidates[again[1].chosen])
+    ]
+    assert caption.endswith("; tuned on held-out samples.")
     out = tmp_path / "kept.html"
     shown = CliRunner().invoke(app, ["report", str(kept), "--out", str(out)])
     assert shown.exit_code == 0, shown.output

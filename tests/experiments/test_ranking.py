@@ -40,7 +40,7 @@ from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.ranking import rankings
 from jaxfl.registry import AGGREGATORS, ATTACKS
-from jaxfl.report.ranking import as_csv, caption, entries, is_ranked, markdown
+from jaxfl.report.ranking import as_csv, caption, entries, header, is_ranked, markdown
 
 TABLE = {
     "rounds": 10,
@@ -71,13 +71,13 @@ def grid():
     return experiment, known_results(experiment)
 
 
-def known_results(experiment):
+def known_results(experiment, candidates=1):
     results = []
     for cell in experiment.cells:
         result = not_run(cell, "not applicable")
         finals = FINALS.get((cell.labels["aggregator"], cell.labels["attack"]))
         if finals is not None:
-            test = np.array(finals)[None, :, None]
+            test = np.tile(np.array(finals)[:, None], (candidates, 1, 1))
             result = dataclasses.replace(result, reason=None, test=test, seconds=9.0, running=6.0)
         results.append(result)
     return results
@@ -144,7 +144,7 @@ def test_a_defence_that_is_still_to_be_run_is_not_ranked(grid):
     assert [entry.defence for entry in ranking.defences] == ["Median"]
     assert len(ranking.attacks) == 3
     assert ranking.unfinished == ("Mean",)
-    assert caption(ranking).endswith(
+    assert caption(experiment, ranking).endswith(
         "Over 3 attacks. Not ranked, as cells are still to be run: Mean."
     )
 
@@ -193,6 +193,17 @@ def test_as_files(grid):
     assert "Over 2 attacks; left out, as not all defences have them: FangTrim." in markdown(
         grid[0], found
     )
+
+
+def test_what_was_tuned_is_in_the_ranking():
+    tune = {"optimizer.learning_rate": [0.1, 0.2]}
+    table = TABLE | {"optimizer": "sgd", "validation": 0.1, "tune": tune}
+    experiment = schema.parse("tuned", table)
+    results = [dataclasses.replace(r, chosen=1) for r in known_results(experiment, 2)]
+    (ranking,) = rankings(experiment, results)
+    assert header(experiment)[-1] == "tuned"
+    assert [line[-1] for line in entries(experiment, ranking)] == [experiment.candidates[1]] * 2
+    assert "; tuned on held-out samples. Over 2 attacks" in caption(experiment, ranking)
 
 
 def test_few_attacks_are_a_table_already(grid):

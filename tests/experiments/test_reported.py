@@ -17,9 +17,17 @@ from helpers import SMALL_GRID, reproduce
 from jaxfl.experiments import schema
 from jaxfl.experiments.from_log import not_run
 from jaxfl.experiments.kept import Cell, Kept, cell_of, keep, read_kept
-from jaxfl.experiments.reported import METRICS, Reported, available, compared, read_reported
+from jaxfl.experiments.recalled import results_of
+from jaxfl.experiments.reported import (
+    METRICS,
+    Reported,
+    alone,
+    available,
+    compared,
+    read_reported,
+)
 from jaxfl.experiments.results import half_interval, status_of
-from jaxfl.report.replications import apart, replications_page
+from jaxfl.report.replications import apart, own, replications_page
 
 
 def test_a_page_tells_who_was_taken_and_how_long_backdoors_lasted(run, tmp_path):
@@ -241,6 +249,31 @@ def test_what_no_paper_reports_is_shown_alone_and_on_the_page(run, tmp_path):
     assert str(run.parent) not in (tmp_path / "quickstart" / "environment.json").read_text()
 
 
+def test_backdoors_stand_under_the_attacks_that_have_one():
+    """Of seeds that did not diverge, and of which it is known."""
+    backdoor = {"name": "backdoor", "target": 0}
+    sweep = {"attack": ["none", "sign_flip", backdoor], "aggregator": ["mean", "median"]}
+    experiment = schema.parse("kept", SMALL_GRID | {"sweep": sweep})
+    success = {"Mean": [0.25, 0.5], "Median": [0.75, math.nan]}
+    last = {"Mean": [math.nan, 0.5], "Median": [0.5, 0.5]}
+    cells = [
+        Cell(
+            *(dict(cell.labels), "done", [0, 1], [0.5] * 2, last[rule], []),
+            *(math.nan, math.nan, 1.0),
+        )
+        for cell in experiment.cells
+        for rule in [cell.labels["aggregator"]]
+    ]
+    cells[4:] = [replace(c, success=success[c.labels["aggregator"]]) for c in cells[4:]]
+    kept = Kept(experiment.table, [], cells)
+    *_, (table, caption) = own(kept, results_of(kept), [])
+    label = cells[-1].labels["attack"]
+    assert table == [["", label], ["Mean", "50.0"], ["Median", "75.0"]]
+    assert "mean over the seeds that did not diverge" in caption
+    both = {found.row: found.ours for metric, found in alone(kept) if metric == "success"}
+    assert both == {"Mean": 50.0, "Median": 75.0}
+
+
 def test_our_numbers_alone_are_written(run, tmp_path):
     """Of every metric that a cell has; nobody's stand beside them."""
     keep(run, tmp_path / "quickstart")
@@ -265,6 +298,6 @@ def test_our_numbers_alone_are_written(run, tmp_path):
         *("best", "last", "success", "malicious_selected"),
     }
     assert found["best", "Lost"]["last"] == "25.00"
-    assert found["success", "Lost"]["ours"] == "37.50"
+    assert found["success", "Lost"]["ours"] == "50.00", "of the seed that did not diverge"
     theirs = {(line["theirs"], line["difference"], line["within_seeds"]) for line in lines}
     assert theirs == {("", "", "")}
