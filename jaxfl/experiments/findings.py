@@ -167,10 +167,6 @@ def _has(result: Result, axis: str, wanted: str | dict[str, str]) -> bool:
     return label == wanted
 
 
-SPREADS = ("client_variance", "client_gini")
-"""Metrics that are best at 0."""
-
-
 def value_of(result: Result, metric: str) -> float:
     """The metric of a cell. A diverged cell counts 0, or NaN where 0 would be the best value.
 
@@ -179,9 +175,7 @@ def value_of(result: Result, metric: str) -> float:
     if metric in ("attack_success", "lifespan", *SELECTED):
         return getattr(result, metric)
     known = {"accuracy": result.final, "best_accuracy": result.best}
-    value = known[metric] if metric in known else result.of_clients(metric[len("client_") :])
-    lost = result.status == "diverged" and math.isnan(value)
-    return 0.0 if lost and metric not in SPREADS else value
+    return known[metric] if metric in known else result.of_clients(metric[len("client_") :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +201,15 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]
     """One for each claim of the experiment."""
     found = []
     for finding in findings(experiment):
-        compared = pairs(finding, results, finding.metric)
-        compared = [p for p in compared if not (math.isnan(p[1]) or math.isnan(p[2]))]
+        there = pairs(finding, results, finding.metric)
+        compared = [p for p in there if not (math.isnan(p[1]) or math.isnan(p[2]))]
+        left = len(there) - len(compared)
+        left_out = f"{left} of {len(there)} left out, which did not run, diverged or have no number"
         unit, name = unit_of(finding.metric)
         holds = [unit * (more - less) > finding.by for _, more, less in compared]
         if not holds:
-            found.append(Verdict(finding.claim, "not compared, the sweep has no such cells."))
+            why = left_out if there else "the sweep has no such cells"
+            found.append(Verdict(finding.claim, f"not compared, {why}."))
             continue
         word = "reproduced" if all(holds) else "not reproduced"
         if any(holds) and not all(holds):
@@ -222,6 +219,7 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]
             _, more, less = zip(*compared, strict=True)
             shown = [("on average", sum(more) / len(more), sum(less) / len(less))]
         numbers = "; ".join(f"{n}: {unit * a:.3g} against {unit * b:.3g}" for n, a, b in shown)
+        numbers += f"; {left_out}" if left else ""
         explained = f" {finding.why}" if finding.why and not all(holds) else ""
         found.append(Verdict(finding.claim, word, f" ({name}; {numbers}).{explained}"))
     return found

@@ -166,7 +166,17 @@ def test_a_cell_that_diverged_counts_nothing_in_a_claim_and_no_spread_at_all():
     assert pairs(findings(experiment())[0], found, "accuracy")[0] == ("Median", 0.9, 0.0)
     costs, evens, _ = (verdict.markdown for verdict in verdicts(experiment(), found))
     assert "(accuracy in %; Median: 90 against 0; TrimmedMean: 60 against 65)" in costs
-    assert evens.endswith("not compared, the sweep has no such cells.")
+    left = "1 of 1 left out, which did not run, diverged or have no number"
+    assert evens.endswith(f"noise evens out: not compared, {left}.")
+
+
+def test_a_verdict_says_how_many_settings_it_leaves_out():
+    claim = TABLE["findings"][0] | {"metric": "client_variance"}
+    lost = [(0.9, 0.04), (0.8, 0.02), (math.nan, math.nan), *OUTCOME[3:]]
+    (verdict,) = verdicts(experiment(findings=[claim]), results(lost))
+    left = "; 1 of 2 left out, which did not run, diverged or have no number)."
+    assert left in verdict.numbers
+    assert verdict.numbers.count(" against ") == 1
 
 
 def test_the_command_line_shows_no_markdown_and_no_markup(tmp_path, capsys):
