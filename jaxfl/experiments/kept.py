@@ -47,6 +47,8 @@ class Cell:
     success: list[float]
     """Of the backdoor after the last round; empty without one."""
     honest_selected: float
+    """It, and the next, are NaN where nobody is selected or an older jaxfl kept a cell that
+    diverged."""
     malicious_selected: float
     seconds: float
     run: int = 0
@@ -66,8 +68,6 @@ class Cell:
     """Which of those of ``tune`` was chosen."""
     clients: dict[str, float] = dataclasses.field(default_factory=dict)
     """Each of ``FAIRNESS`` that was measured, mean over seeds."""
-    signs: list[float] = dataclasses.field(default_factory=list)
-    """Shares of ``SIGNS``, mean over seeds and rounds; empty where they were not counted."""
     epsilon: list[float] = dataclasses.field(default_factory=list)
     """One number, NaN where nothing bounds it; empty without a mechanism."""
 
@@ -210,6 +210,7 @@ def _cell(line: Any, runs: int) -> Cell:
     if not isinstance(line, dict):
         raise ValueError("it is no table")
     hints, given = get_type_hints(Cell), _numbers(line)
+    given.pop("signs", None)  # was kept for a while, and read by nobody
     needed = {
         f.name
         for f in dataclasses.fields(Cell)
@@ -229,7 +230,14 @@ def _cell(line: Any, runs: int) -> Cell:
     if cell.status == DIVERGED and not lost.any():
         lost[:] = True  # an older jaxfl knew by losses that it did not keep
     last = [math.nan if gone else share for gone, share in zip(lost, cell.last, strict=True)]
-    return dataclasses.replace(cell, status=status_of(lost), last=last)
+    status, cell = status_of(lost), dataclasses.replace(cell, last=last)
+    if cell.losses or not lost.any():
+        return dataclasses.replace(cell, status=status)
+    # By their losses others may have diverged; shares were also of the rounds after that.
+    status = status if lost.all() else f"at least {status}"
+    return dataclasses.replace(
+        cell, status=status, honest_selected=math.nan, malicious_selected=math.nan
+    )
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -263,7 +271,6 @@ def cell_of(result: Result) -> Cell:
         losses=_rounded(result.losses[result.chosen]) if ran else [],
         candidate=result.chosen,
         clients={name: round(result.of_clients(name), 6) for name in result.clients},
-        signs=[] if result.signs is None else _rounded(_means(result.signs[result.chosen])),
         epsilon=[] if result.epsilons is None else _rounded([result.epsilon]),
     )
 
@@ -297,14 +304,6 @@ def _command(words: Sequence[str]) -> list[str]:
             kept.append(Path(word).name if os.sep in word else word)
         before = word
     return kept
-
-
-def _means(shares: np.ndarray) -> np.ndarray:
-    """Each line's mean over what is known of it, [n, r] to [n]; NaN where nothing is."""
-    known = np.isfinite(shares)
-    total = np.where(known, shares, 0.0).sum(axis=1)
-    count = known.sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _rounded(values: np.ndarray | Sequence[float]) -> list[float]:

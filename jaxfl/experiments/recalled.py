@@ -21,6 +21,10 @@ class Recalled(Result):
     kept: KeptCell = dataclasses.field(kw_only=True)
 
     @property
+    def status(self) -> str:
+        return self.kept.status
+
+    @property
     def bests(self) -> np.ndarray:
         return np.nan_to_num(self.kept.best)
 
@@ -63,7 +67,6 @@ def _recalled(cell: Cell, kept: KeptCell) -> Result:
         return np.broadcast_to(np.reshape(values, (1, -1, 1)), (candidates, seeds, 1))
 
     losses = kept.losses or np.zeros(seeds)
-    signs = np.reshape(kept.signs, (1, -1, 1)).repeat(candidates, axis=0)
     return Recalled(
         cell=cell,
         reason=None,
@@ -75,7 +78,6 @@ def _recalled(cell: Cell, kept: KeptCell) -> Result:
         seconds=kept.seconds,
         success=at_end(kept.success) if kept.success else None,
         epsilons=np.nan_to_num(kept.epsilon * candidates, nan=np.inf) if kept.epsilon else None,
-        signs=signs if kept.signs else None,
         chosen=kept.candidate,
         running=kept.running,
         kept=kept,

@@ -19,15 +19,22 @@ from jaxfl.registry import unknown
 def _success(cell: Cell) -> list[float]:
     """Of the runs that did not diverge: that a model is lost speaks for no defence."""
     both = zip(cell.success, cell.last, strict=True) if cell.success else ()
-    return [success for success, last in both if math.isfinite(success) and math.isfinite(last)]
+    return _known([success for success, last in both if math.isfinite(last)])
+
+
+def _known(shares: Sequence[float]) -> list[float]:
+    return [share for share in shares if math.isfinite(share)]
 
 
 METRICS: dict[str, tuple[str, Callable[[Cell], Sequence[float] | np.ndarray]]] = {
     "best": ("best test accuracy", lambda cell: np.nan_to_num(cell.best)),
     "last": ("last test accuracy", lambda cell: cell.finals),
     "success": ("success of the backdoor", _success),
-    "honest_selected": ("honest clients selected", lambda cell: [cell.honest_selected]),
-    "malicious_selected": ("malicious clients selected", lambda cell: [cell.malicious_selected]),
+    "honest_selected": ("honest clients selected", lambda cell: _known([cell.honest_selected])),
+    "malicious_selected": (
+        "malicious clients selected",
+        lambda cell: _known([cell.malicious_selected]),
+    ),
 }
 """What papers report, in words, and of a cell: a share for each seed, or for all of them; none
 where nothing is known."""
