@@ -46,14 +46,16 @@ def read_done(path: Path) -> tuple[Experiment, dict[int, Result]]:
             results[i] = result_of(cell, log.pop(i), *progress.time_of(i))
         elif i in progress.elsewhere:
             results[i] = not_run(cell, ELSEWHERE)
-        elif _applies(cell):
-            raise ValueError(f"{path} is damaged: cell {i + 1} is done, but not logged")
+        elif reason := _why_not(cell):
+            results[i] = not_run(cell, reason)
         else:
-            results[i] = not_run(cell, "not applicable")
+            raise ValueError(f"{path} is damaged: cell {i + 1} is done, but not logged")
     return experiment, results
 
 
-def _applies(cell: Cell) -> bool:
-    """Whether a cell must have run; where noise was to be found for it, only the data could say."""
+def _why_not(cell: Cell) -> str | None:
+    """Why a cell did not run, or None where it must have; of noise only the data could say."""
+    if (reason := not_applicable(cell)) is not None:
+        return reason
     calibrated = all(federation.privacy.calibrated for federation in cell.federations)
-    return calibrated and not_applicable(cell) is None
+    return None if calibrated else "not applicable: no noise reaches its epsilon"

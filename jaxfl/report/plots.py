@@ -70,11 +70,15 @@ def _told_apart(
         for place, result in cells.items()
         if result.accuracy.size
     }
-    said = []
+    said, rows = [], [row for row in rows if any(r == row for r, _ in ends)] or rows
     if len(rows) > BEST + WORST:
-        least = {row: min((v for (r, _), v in ends.items() if r == row), default=0) for row in rows}
+        shared = [c for c in columns if all((row, c) in ends for row in rows)] or columns
+        least = {row: min(ends.get((row, c), math.inf) for c in shared) for row in rows}
         order = sorted(rows, key=lambda row: -least[row])
-        said.append(f"of {len(rows)} lines the {BEST} best and {WORST} worst by their worst panel")
+        said.append(
+            f"of {len(rows)} lines the {BEST} best and {WORST} worst by the worst panel that all "
+            "are in"
+        )
         rows = [row for row in rows if row in order[:BEST] + order[-WORST:]]
     if len(columns) > MOST_PANELS:
         harm = {c: np.mean([v for (_, at), v in ends.items() if at == c] or [1]) for c in columns}

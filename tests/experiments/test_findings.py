@@ -14,7 +14,7 @@ from jaxfl.commands.run import print_results
 from jaxfl.experiments.conclusions import conclude
 from jaxfl.experiments.findings import findings, pairs, verdicts
 from jaxfl.experiments.folder import RunFolder
-from jaxfl.experiments.from_log import result_of
+from jaxfl.experiments.from_log import not_run, result_of
 from jaxfl.experiments.lines import add_guarantee, add_privacy
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.experiments.schema import load, packaged, parse
@@ -290,9 +290,24 @@ def test_pictures_of_large_grids_say_what_they_leave_out(tmp_path, monkeypatch, 
     else:
         assert names == [f"Rule {i}" for i in (*range(4), *range(6, 14))]
         assert titles == [f"Attack {i}" for i in range(1, 13)]
-        assert "of 14 lines the 8 best and 4 worst by their worst panel" in title
+        assert "of 14 lines the 8 best and 4 worst by the worst panel that all are in" in title
         assert "of 13 panels the 12 of lowest mean accuracy" in title
     assert len(styles) == len(names)
+
+
+def test_lines_are_told_apart_by_the_panels_that_all_are_in():
+    """The best does badly where it is alone; of one line nothing ran."""
+    (cell, *_), cells = experiment().cells, {}
+    for row in range(14):
+        for column in ("Shared", "Alone")[: 1 + (row == 13)]:
+            accuracy = 0.01 if column == "Alone" else 0.05 * (row + 1)
+            cells[f"Rule {row}", column] = result_of(cell, [line(cell, accuracy)], 0.0)
+    cells["Rule X", "Shared"] = not_run(cell, "why")
+    rows = [f"Rule {row}" for row in (*range(14), "X")]
+    drawn, columns, (said,) = plots._told_apart(rows, ["Shared", "Alone"], cells)
+    assert drawn == [f"Rule {row}" for row in (*range(4), *range(6, 14))]
+    assert columns == ["Shared", "Alone"]
+    assert said.startswith("of 14 lines")
 
 
 def test_tables_have_privacy_and_fairness():

@@ -128,6 +128,7 @@ def test_results_are_read_back(whole):
     assert experiment.cells == small().cells
     for mine, theirs in zip(results, whole[1], strict=True):
         np.testing.assert_array_equal(mine.test, theirs.test)
+        assert mine.status == theirs.status, "the reason, too, where it did not run"
         assert mine.honest_selected == pytest.approx(theirs.honest_selected, nan_ok=True)
 
 

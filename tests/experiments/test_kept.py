@@ -37,7 +37,7 @@ def test_what_is_kept_is_what_was_logged(run, tmp_path):
     np.testing.assert_allclose(mean.last, [seed[-1] for seed in by_seed], atol=1e-6)
     np.testing.assert_allclose(mean.best, [max(seed) for seed in by_seed], atol=1e-6)
     assert (mean.status, mean.seeds, mean.success) == ("done", [0, 1], [])
-    assert bulyan.status == "not applicable"
+    assert "Bulyan needs" in bulyan.status
     assert bulyan.last == []
     assert math.isnan(bulyan.honest_selected)
     # What compiles is no part of the time in which rounds ran.
