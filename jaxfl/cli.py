@@ -115,7 +115,9 @@ app.command()(track)
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs, or of kept results.")
+    ],
 ) -> None:
     """Compare runs cell by cell; say what differs between them and what was left out.
 

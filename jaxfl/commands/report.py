@@ -23,8 +23,8 @@ def report(
 ) -> None:
     """Write one HTML file of finished runs, to be opened in a browser without a network.
 
-    Of kept results there are tables, heat maps, rankings and claims, but no curves. Folders that
-    hold neither, or are damaged, are left out, and named: exit code 1.
+    Of kept results there are tables, heat maps, rankings and claims, but nothing over rounds or
+    clients. Folders that hold neither, or are damaged, are left out, and named: exit code 1.
     """
     runs, damaged = intact(folders)
     alone = len(folders) == 1 and not is_kept(folders[0])
