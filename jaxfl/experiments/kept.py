@@ -210,7 +210,6 @@ def _cell(line: Any, runs: int) -> Cell:
     if not isinstance(line, dict):
         raise ValueError("it is no table")
     hints, given = get_type_hints(Cell), _numbers(line)
-    given.pop("signs", None)  # was kept for a while, and read by nobody
     needed = {
         f.name
         for f in dataclasses.fields(Cell)
