@@ -420,7 +420,7 @@ def server(seed):
     batch = Batch(
         jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.ones(12, bool)
     )
-    return context(objective=objective, root_batch=batch)
+    return context(objective=objective, root_batch=batch, learning_rate=jnp.float32(0.1))
 
 
 def test_a_memory_is_public_where_it_follows_from_what_was_sent():
