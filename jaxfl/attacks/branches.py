@@ -54,7 +54,7 @@ class Branches(Several):
         def branch(i: int, attack: Attack) -> Batch:
             return attack.poison(batch, self.seen_by(i, client), key)
 
-        return self._chosen([functools.partial(branch, i, a) for i, a in enumerate(self.attacks)])
+        return self.one_of(branch, self.number)
 
     def prepare(self, params: Float[Array, " d"], state: State) -> Any:
         def prepared(i: int, attack: Attack) -> Any:
@@ -70,7 +70,7 @@ class Branches(Several):
         def branch(i: int, attack: Attack) -> Float[Array, " d"]:
             return attack.bend(gradient, prepared[i], self.seen_by(i, client))
 
-        return self._chosen([functools.partial(branch, i, a) for i, a in enumerate(self.attacks)])
+        return self.one_of(branch, self.number)
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         everybody = jnp.ones_like(view.honest)
@@ -84,7 +84,4 @@ class Branches(Several):
             crafted, memory = attack.craft(own, state[i])
             return view.full(crafted), (*state[:i], memory, *state[i + 1 :])
 
-        return self._chosen([functools.partial(branch, i, a) for i, a in enumerate(self.attacks)])
-
-    def _chosen(self, branches: list[Any]) -> Any:
-        return jax.lax.switch(self.number, branches)
+        return self.one_of(branch, self.number)

@@ -43,7 +43,7 @@ class Gauge(Attack):
 
     def craft(self, view: AttackView, state: State) -> tuple[Float[Array, "a d"], State]:
         assert view.params is not None
-        own = view.own_rows()
+        own = honest = view.own_rows()
         params = view.params.astype(own.dtype)
         factor, rate = jnp.asarray(self.factor, own.dtype), view.learning_rate.astype(own.dtype)
         for pair in adapters_of(view.segments):
@@ -54,4 +54,4 @@ class Gauge(Attack):
                 sent = rows.safe_ratio(now[None] - times * (now[None] - rate * moved), rate)
                 own = own.at[:, segment.offset : segment.end].set(sent.reshape(sent.shape[0], -1))
         # Where the server takes no step there is nothing to turn.
-        return jnp.where(rate == 0, view.own_rows(), own), state
+        return jnp.where(rate == 0, honest, own), state

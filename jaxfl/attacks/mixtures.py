@@ -2,6 +2,7 @@
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,6 +45,11 @@ class Several(Combination):
     @abc.abstractmethod
     def turn_of(self, client: ClientView) -> Int[Array, ""]:
         """Which of the attacks this client runs."""
+
+    def one_of(self, branch: Callable[[int, Attack], Any], number: Int[Array, ""]) -> Any:
+        """What ``branch`` gives for the attack of this number; no other is computed."""
+        branches = [functools.partial(branch, i, a) for i, a in enumerate(self.attacks)]
+        return jax.lax.switch(number, branches)
 
     def seen_by(self, number: int, client: ClientView) -> ClientView:
         """The client as this one of the attacks is told of it: with a memory of its own."""
@@ -112,8 +118,7 @@ class TimeVarying(Several):
             crafted, memory = attack.craft(view, state[i])
             return view.full(crafted), (*watched[:i], memory, *watched[i + 1 :])
 
-        branches = [functools.partial(branch, i, a) for i, a in enumerate(self.attacks)]
-        return jax.lax.switch(self.turn(view.round), branches)
+        return self.one_of(branch, self.turn(view.round))
 
 
 class Mixed(Several):
