@@ -262,7 +262,7 @@ def test_of_what_an_older_jaxfl_kept_no_more_is_said_than_is_known(run, tmp_path
     keep(run, tmp_path)
     path = tmp_path / "cells.jsonl"
     first = json.loads(path.read_text().splitlines()[0])
-    first |= {"signs": [], "malicious_selected": 0.25, "status": "diverged", "last": [None, 0.1]}
+    first |= {"malicious_selected": 0.25, "status": "diverged", "last": [None, 0.1]}
 
     def read(**changes):
         path.write_text(json.dumps(first | changes))
