@@ -5,7 +5,8 @@ times `import jaxfl`, `jaxfl list`, a run into an empty cache (cold), the same r
 and what a cell costs in a warm grid of 100 cells of one round. With ``--before``, another checkout
 of jaxfl (such as a git worktree of an older commit) takes every step in turn with this one, and
 a row says whether both wrote the same bytes to ``rounds.jsonl`` (versions that log other things, or
-compute in another order, do not). Writes ``grid.json`` and ``grid.md``.
+compute in another order, do not); ``--set-now`` sets keys that the other does not know. Writes
+``grid.json`` and ``grid.md``.
 """
 
 import argparse
@@ -47,8 +48,9 @@ ONE = ('sweep.attack=["none"]', 'sweep.aggregator=["mean"]', "sweep.optimizer.le
 class Checkout:
     """One version of jaxfl, with a cache of its own in a temporary folder."""
 
-    def __init__(self, source: Path, folder: Path) -> None:
+    def __init__(self, source: Path, folder: Path, settings: Sequence[str]) -> None:
         self.folder = folder
+        self._settings = settings
         folder.mkdir()
         self._variables = os.environ | {
             "PYTHONPATH": str(source.resolve()),
@@ -69,8 +71,8 @@ class Checkout:
         return time.perf_counter() - started
 
     def run(self, name: str, out: str, settings: Sequence[str] = ()) -> float:
-        """Wall clock of ``jaxfl run``."""
-        changes = [word for setting in settings for word in ("--set", setting)]
+        """Wall clock of ``jaxfl run`` with these settings and this version's own."""
+        changes = [word for s in (*settings, *self._settings) for word in ("--set", s)]
         words = ("-m", "jaxfl.cli", "run", name, "--quiet", "--force", "--out", out, *changes)
         return self.seconds(*words)
 
@@ -110,17 +112,16 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout, timed in turn with this one")
     parser.add_argument("--experiment", default="quickstart", help="a packaged one or a file")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE; may be repeated")
+    parser.add_argument("--set-now", action="append", default=[], help="only of this version")
     parser.add_argument("--repeats", type=int, default=2, help="of what compiles nothing")
     parser.add_argument("--out", type=Path, help="folder for grid.json and grid.md")
     options = parser.parse_args()
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as temporary:
-        sources = {"before": options.before, "now": HERE}
-        checkouts = {
-            of: Checkout(source, Path(temporary) / of)
-            for of, source in sources.items()
-            if source is not None
-        }
+        checkouts = {"now": Checkout(HERE, Path(temporary) / "now", options.set_now)}
+        if options.before:
+            before = Checkout(options.before, Path(temporary) / "before", ())
+            checkouts = {"before": before} | checkouts
         found = measure(checkouts, options.experiment, options.set, options.repeats)
         same = {
             out: len({checkout.log(out) for checkout in checkouts.values()}) == 1
@@ -141,7 +142,8 @@ def main() -> None:
     report.show(Console())
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": machine, "experiment": name, "seconds": found}
+        facts = {"machine": machine, "experiment": name, "now set": options.set_now}
+        facts["seconds"] = found
         facts |= {"same bytes": same} if options.before else {}
         (options.out / "grid.json").write_text(json.dumps(facts, indent=1) + "\n")
         (options.out / "grid.md").write_text(report.markdown() + "\n")
