@@ -150,6 +150,25 @@ def table(results: list[Measured]) -> Report:
     return report
 
 
+def by_shape(results: list[Measured]) -> Report:
+    """A line per rule, its shapes side by side."""
+    shapes = [f"{n} x {d:,}" for n, _, d in dict.fromkeys(result.shape for result in results)]
+    header = ("rule", *(f"{shape} (ms)" for shape in shapes), "x ByzFL", "x floor")
+    report = Report("Rules by shape", header)
+    rules: dict[str, dict[str, Measured]] = {}
+    for result in results:
+        n, _, d = result.shape
+        rules.setdefault(result.entry.name, {})[f"{n} x {d:,}"] = result
+    for name, found in rules.items():
+        ratios = [found[s].speedup("ByzFL") if s in found else None for s in shapes]
+        told = ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        times = (f"{1e3 * found[s].ours.best:.2f}" if s in found else "-" for s in shapes)
+        floors = (f"{found[s].ours.best / found[s].floor:.1f}" for s in shapes if s in found)
+        against = ", ".join(told) if any(ratios) else "-"
+        report.rows.append((name, *times, against, ", ".join(floors)))
+    return report
+
+
 def by_family(results: list[Measured]) -> Report:
     """Geometric means of the speed-up over ByzFL."""
     report = Report(
@@ -214,7 +233,8 @@ def main() -> None:
             result = measure(entry, n, f, d, updates, floor, arguments.repeats)
             if result is not None:
                 results.append(result)
-    reports = [table(results), by_family(results)]
+    common = [result for result in results if result.shape not in SUBSETS]
+    reports = [table(results), by_shape(common), by_family(results)]
     if not arguments.quick and not arguments.only:
         reports.append(wide_medians(max(arguments.repeats // 2, 2)))
     for report in reports:

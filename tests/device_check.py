@@ -39,10 +39,10 @@ from jaxfl import (
 )
 from jaxfl.blocks import run_block, run_rounds
 from jaxfl.component import capability
-from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, synthetic
+from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, from_arrays, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.memory import estimate
-from jaxfl.models import MLP, Softmax
+from jaxfl.models import MLP, Softmax, Transformer
 from jaxfl.numerics.gram import inner_products
 from jaxfl.plan import make_plan
 from jaxfl.privacy import BandedNoise, NoPrivacy, QuantileClip
@@ -64,9 +64,6 @@ SETS = np.stack(
 TABLE = every_rule(f=BYZANTINE) | {"gibbs_mean": GibbsMean(f=BYZANTINE, sets=SETS)}
 TOGETHER = 8
 """Rules in a program: all in one would take more mappings than Linux allows."""
-SPREAD = ("shard_map",)
-"""The way that lays out rules and attacks anew. By the other each device computes them whole, as
-one device does, which some of them show for all."""
 LEAVES_OUT = Every(
     rules=(
         CenteredClipping(),
@@ -91,8 +88,8 @@ class Watched(Aggregator):
         return Aggregated(update=found.update, state=tuple(updates), info=Info())
 
 
-def simulate(federation, data=DATA, **settings):
-    simulation = Simulation(federation, data, Softmax(), evaluate_every=ROUNDS, **settings)
+def simulate(federation, data=DATA, model=Softmax(), **settings):
+    simulation = Simulation(federation, data, model, evaluate_every=ROUNDS, **settings)
     history = simulation.run(ROUNDS)
     return jax.device_get((history.state, history.records, history.evaluations, simulation))
 
@@ -116,10 +113,10 @@ def compare(name: str, one, many) -> None:
             np.testing.assert_array_equal(b, a, err_msg=where)
 
 
-def check(name: str, federation, ways=WAYS, **settings) -> None:
+def check(name: str, federation, **settings) -> None:
     assert len(jax.devices()) == 8
     *one, _ = simulate(federation, **settings)
-    for way in ways:
+    for way in WAYS:
         *many, simulation = simulate(federation, **settings, devices=jax.devices(), way=way)
         before = simulation.state.params
         assert len(before.sharding.device_set) == 8
@@ -130,7 +127,7 @@ def check(name: str, federation, ways=WAYS, **settings) -> None:
 
 
 def first_rules() -> None:
-    rules(list(TABLE)[:TOGETHER], ways=WAYS)
+    rules(list(TABLE)[:TOGETHER])
 
 
 def other_rules() -> None:
@@ -142,7 +139,7 @@ def new_rules() -> None:
     rules([name for name in list(TABLE)[TOGETHER:] if name in NEW], TOGETHER // 2)
 
 
-def rules(names: list[str], together: int = TOGETHER, ways=SPREAD) -> None:
+def rules(names: list[str], together: int = TOGETHER) -> None:
     """Some side by side on the same matrices, with client momentum."""
     for first in range(0, len(names), together):
         some = names[first : first + together]
@@ -150,7 +147,7 @@ def rules(names: list[str], together: int = TOGETHER, ways=SPREAD) -> None:
             aggregator=Every(rules=tuple(TABLE[name] for name in some)),
             algorithm=FedSGD(batch_size=4, momentum=0.9),
         )
-        check(", ".join(some), federation, ways)
+        check(", ".join(some), federation)
         jax.clear_caches()
 
 
@@ -161,7 +158,7 @@ def noise() -> None:
         participation=Poisson(rate=0.7),
         privacy=MessagePrivacy(clip=1.0, noise_multiplier=0.05),
     )
-    check("noise_then_attack", private, SPREAD)
+    check("noise_then_attack", private)
     two = [DATASET.split(Dirichlet(alpha=0.5), CLIENTS, seed=s) for s in (1, 2)]
     late = private.replace(noise_order="attack_then_noise")
     check("attack_then_noise, two seeds", late, data=two, seeds=(1, 2))
@@ -183,9 +180,10 @@ def private() -> None:
 def attacks() -> None:
     """Every attack, side by side: each has an attacker of its own, whose rows are compared.
 
-    Attacks that learn do so alone; a backdoor in texts has no place in these images.
+    Attacks that learn do so alone, and the one on texts has its own data.
     """
-    examples = {n: cls.example() for n, cls in ATTACKS.items() if n != "token_backdoor"}
+    examples = {name: cls.example() for name, cls in ATTACKS.items()}
+    on_texts = examples.pop("token_backdoor")
     every = tuple(attack for attack in examples.values() if not attack.learns)
     byzantine = len(every)
     dataset = digits().set_apart(RareData(label=7, size=20))
@@ -193,7 +191,14 @@ def attacks() -> None:
     alone = {name: attack for name, attack in examples.items() if attack.learns}
     for name, attack in {f"{byzantine} attacks": Mixed(attacks=every), **alone}.items():
         federation = BASE.replace(attack=attack, byzantine=byzantine, aggregator=Watched())
-        check(name, federation, SPREAD, data=data)
+        check(name, federation, data=data)
+    random = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    words = (2 + 3 * labels[:, None] + random.integers(0, 3, (240, 6))).astype("i4")
+    texts = from_arrays(words[:180], labels[:180], words[180:], labels[180:]).split(IID(), 9)
+    model = Transformer(vocabulary=14, width=8, layers=1, heads=2, hidden=8)
+    federation = BASE.replace(attack=on_texts, byzantine=3, aggregator=Watched())
+    check("token_backdoor", federation, data=texts, model=model)
 
 
 def mechanisms() -> None:

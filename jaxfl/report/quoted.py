@@ -1,11 +1,13 @@
-"""Tables of README and documents that quote kept results: written from ``results/``.
+"""Tables of README and documents that quote kept results and measurements.
 
 Between ``<!-- results: NAME [ACROSS] [OPTIONS] -->`` and ``<!-- /results -->`` stands the table of
 ``results/NAME``: one axis of its grid across, ``attack`` unless another is named, all else down.
 ``deviation`` adds that over seeds, ``worst`` a last column, ``kept`` the share of attackers'
-messages that were taken.
+messages that were taken. Between ``<!-- measured: NAME TITLE -->`` and ``<!-- /measured -->`` stands
+the table whose title begins so in ``docs/measurements/NAME.json``, which a benchmark wrote.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,8 +21,10 @@ from jaxfl.report.grid import in_percent, lines_of, worst
 from jaxfl.report.markdown import as_markdown
 
 DOCUMENTS = ("README.md", "docs/studies.md")
+MEASURED_IN = ("docs/performance.md",)
 OPTIONS = ("deviation", "worst", "kept")
 BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+MEASURED = re.compile(r"(<!-- measured: (\S+) ([^>]+?) -->\n).*?(\n<!-- /measured -->)", re.DOTALL)
 
 
 def with_results(text: str, results: Path) -> str:
@@ -32,11 +36,34 @@ def with_results(text: str, results: Path) -> str:
     return BLOCK.sub(lambda block: block[1] + _table(block[2].split(), results) + block[3], text)
 
 
+def with_measured(text: str, measurements: Path) -> str:
+    """A document with all its tables of measurements as the benchmarks wrote them.
+
+    Raises:
+      ValueError: a table that no benchmark wrote.
+    """
+    return MEASURED.sub(
+        lambda block: block[1] + _measured(block[2], block[3], measurements) + block[4], text
+    )
+
+
 def write_quoted(root: Path, results: Path) -> None:
     """Writes the tables into the documents of a clone."""
     for name in DOCUMENTS:
         path = root / name
         path.write_text(with_results(path.read_text(), results))
+    for name in MEASURED_IN:
+        path = root / name
+        path.write_text(with_measured(path.read_text(), root / "docs" / "measurements"))
+
+
+def _measured(name: str, title: str, measurements: Path) -> str:
+    path = measurements / f"{name}.json"
+    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    for table in tables:
+        if table["title"].startswith(title):
+            return as_markdown([table["header"], *table["rows"]])
+    raise ValueError(f"no table {title!r} was measured by benchmarks.{name}")
 
 
 def _table(words: Sequence[str], results: Path) -> str:
