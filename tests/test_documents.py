@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 import os
 import re
 import resource
@@ -106,6 +107,26 @@ def test_quoted_results_are_those_that_are_kept(name):
     older = re.sub(r"(\| )(\d\d\.\d)( |,)", r"\g<1>00.0\3", text, count=1)
     assert older != text
     assert quoted.with_results(older, ROOT / "results") == text
+
+
+@pytest.mark.parametrize("name", quoted.MEASURED_IN)
+def test_quoted_measurements_are_those_that_a_benchmark_wrote(name):
+    text = (ROOT / name).read_text()
+    assert "<!-- measured: " in text
+    assert text == quoted.with_measured(text, ROOT / "docs" / "measurements")
+
+
+def test_a_measured_table_is_found_by_how_its_title_begins(tmp_path):
+    tables = [
+        {"title": f"Cost, {n} cores", "header": ["a", "ms"], "rows": [["x", n]]} for n in "24"
+    ]
+    (tmp_path / "it.json").write_text(json.dumps({"tables": tables}))
+    text = "<!-- measured: it {} -->\nold\n<!-- /measured -->"
+    got = quoted.with_measured(text.format("Cost, 4"), tmp_path)
+    assert got.splitlines()[1:-1] == ["| a | ms |", "| --- | --- |", "| x | 4 |"]
+    for name in ("it Costs", "nothing Cost"):
+        with pytest.raises(ValueError, match="no table 'Cost"):
+            quoted.with_measured(f"<!-- measured: {name} -->\n\n<!-- /measured -->", tmp_path)
 
 
 def typed_by_hand(text):

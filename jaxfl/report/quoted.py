@@ -3,8 +3,9 @@
 Between ``<!-- results: NAME [ACROSS] [OPTIONS] -->`` and ``<!-- /results -->`` stands the table of
 ``results/NAME``: one axis of its grid across, ``attack`` unless another is named, all else down.
 ``deviation`` adds that over seeds, ``worst`` a last column, ``kept`` the share of attackers'
-messages that were taken. Between ``<!-- measured: NAME TITLE -->`` and ``<!-- /measured -->`` stands
-the table whose title begins so in ``docs/measurements/NAME.json``, which a benchmark wrote.
+messages that were taken. Between ``<!-- measured: NAME TITLE -->`` and ``<!-- /measured -->``
+stands the table whose title begins so in ``docs/measurements/NAME.json``, which
+``benchmarks.NAME`` wrote.
 """
 
 import json
