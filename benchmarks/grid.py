@@ -10,6 +10,7 @@ compute in another order, do not); ``--set-now`` sets keys that the other does n
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -145,6 +146,7 @@ def main() -> None:
         facts = {"machine": machine, "experiment": name, "now set": options.set_now}
         facts["seconds"] = found
         facts |= {"same bytes": same} if options.before else {}
+        facts["tables"] = [dataclasses.asdict(report)]
         (options.out / "grid.json").write_text(json.dumps(facts, indent=1) + "\n")
         (options.out / "grid.md").write_text(report.markdown() + "\n")
 

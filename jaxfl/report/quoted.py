@@ -21,7 +21,12 @@ from jaxfl.experiments.labels import place
 from jaxfl.report.grid import in_percent, lines_of, worst
 from jaxfl.report.markdown import as_markdown
 
-DOCUMENTS = ("README.md", "docs/studies.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/studies.md",
+    "docs/language_models.md",
+    "docs/expected_robustness.md",
+)
 MEASURED_IN = ("docs/performance.md",)
 OPTIONS = ("deviation", "worst", "kept")
 BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
