@@ -113,7 +113,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repeat of one round")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     timing.a_device_per_core()
     machine = timing.describe_machine()

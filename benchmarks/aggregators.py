@@ -12,7 +12,6 @@ a case run in turn in one process.
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -241,12 +240,7 @@ def main() -> None:
         report.show(console)
     console.print(f"GEMM rate {rate / 1e9:.0f} GFLOP/s")
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        text = "\n\n".join(report.markdown() for report in reports)
-        (arguments.out / "aggregators.md").write_text(text + "\n")
-        facts = {"machine": machine, "gemm_flops": rate}
-        facts["tables"] = [dataclasses.asdict(report) for report in reports]
-        (arguments.out / "aggregators.json").write_text(json.dumps(facts, indent=1) + "\n")
+        timing.write(arguments.out, "aggregators", machine, reports, gemm_flops=rate)
 
 
 if __name__ == "__main__":

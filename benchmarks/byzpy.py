@@ -10,7 +10,6 @@ repository (github.com/Byzpy/byzpy), columns "Without ActorPool" and the best po
 import argparse
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,15 +282,10 @@ def main() -> None:
     for case in CASES:
         results.append(measure(case, rate, repeats, shrink))
         console.print(f"{case.name}: {1e3 * results[-1].ours.best:.2f} ms")
-    table(results).show(console)
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "machine": timing.describe_machine(),
-        "gemm_rate": rate,
-        "rules": [dataclasses.asdict(result) for result in results],
-    }
-    (options.out / "byzpy.json").write_text(json.dumps(record, indent=1))
-    (options.out / "byzpy.md").write_text(table(results).markdown() + "\n")
+    report = table(results)
+    report.show(console)
+    facts = {"gemm_rate": rate, "rules": [dataclasses.asdict(result) for result in results]}
+    timing.write(options.out, "byzpy", timing.describe_machine(), [report], **facts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ and noise of 0.3 times the dispersion; ``camps``, two honest groups, the smaller
 
 import argparse
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ import numpy as np
 from rich.console import Console
 
 import jaxfl
-from benchmarks.timing import Report, describe_machine
+from benchmarks.timing import Report, describe_machine, write
 from jaxfl import robustness as law_of
 from jaxfl.aggregators import Aggregator
 from jaxfl.attacks import Attack
@@ -267,7 +266,7 @@ def main() -> None:
         chosen(rules_of(LAWS["clusters"]()), options.rules)  # before anything is measured
     except ValueError as error:
         parser.error(str(error))
-    console, facts, texts = Console(width=160), {}, []
+    console, facts, reports = Console(width=160), {}, []
     parts = options.out / "parts" if options.out else None
     for i, family in enumerate(options.families):
         facts[family] = {}
@@ -286,14 +285,17 @@ def main() -> None:
                 parts=parts,
             )
         for what in ("adaptive", "no attack"):
-            report = table(family, facts[family], what)
-            report.show(console)
-            texts.append(report.markdown())
+            reports.append(table(family, facts[family], what))
+            reports[-1].show(console)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        whole = {"machine": describe_machine(), "sets": options.sets, "families": facts}
-        (options.out / "expected.json").write_text(json.dumps(whole, indent=1) + "\n")
-        (options.out / "expected.md").write_text("\n\n".join(texts) + "\n")
+        write(
+            options.out,
+            "expected",
+            describe_machine(),
+            reports,
+            sets=options.sets,
+            families=facts,
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ older loops over pairs.
 import argparse
 import dataclasses
 import importlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -173,11 +172,10 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     machine = timing.describe_machine()
     results = measure(*((64, 1) if options.quick else (1, 5)))
-    table(results).show(Console(width=120))
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "rules": [dataclasses.asdict(result) for result in results]}
-    (options.out / "flower.json").write_text(json.dumps(record, indent=1))
-    (options.out / "flower.md").write_text(table(results).markdown() + "\n")
+    report = table(results)
+    report.show(Console(width=120))
+    rules = [dataclasses.asdict(result) for result in results]
+    timing.write(options.out, "flower", machine, [report], rules=rules)
 
 
 if __name__ == "__main__":

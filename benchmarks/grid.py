@@ -10,8 +10,6 @@ compute in another order, do not); ``--set-now`` sets keys that the other does n
 """
 
 import argparse
-import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.timing import Report, describe_machine
+from benchmarks.timing import Report, describe_machine, write
 
 HERE = Path(__file__).parent.parent
 MANY = """
@@ -142,13 +140,8 @@ def main() -> None:
             report.rows.append((f"rounds.jsonl, {out}", *[""] * len(found), said))
     report.show(Console())
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": machine, "experiment": name, "now set": options.set_now}
-        facts["seconds"] = found
-        facts |= {"same bytes": same} if options.before else {}
-        facts["tables"] = [dataclasses.asdict(report)]
-        (options.out / "grid.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (options.out / "grid.md").write_text(report.markdown() + "\n")
+        facts = {"experiment": name, "now_set": options.set_now, "seconds": found}
+        write(options.out, "grid", machine, [report], **facts)
 
 
 if __name__ == "__main__":

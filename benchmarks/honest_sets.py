@@ -7,7 +7,6 @@ measurement needs a machine that does nothing else.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 import jaxfl
-from benchmarks.timing import Report, describe_machine
+from benchmarks.timing import Report, describe_machine, write
 from jaxfl import robustness
 
 LAW = robustness.Clusters(
@@ -75,10 +74,8 @@ def main() -> None:
         facts.append({"sets": count, "together": whole, "one by one": single, "ratio": ratio})
     report.show(Console(width=160))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        whole_facts = {"machine": describe_machine(), "rounds": options.rounds, "runs": facts}
-        (options.out / "honest_sets.json").write_text(json.dumps(whole_facts, indent=1) + "\n")
-        (options.out / "honest_sets.md").write_text(report.markdown() + "\n")
+        more = {"rounds": options.rounds, "runs": facts}
+        write(options.out, "honest_sets", describe_machine(), [report], **more)
 
 
 if __name__ == "__main__":

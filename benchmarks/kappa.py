@@ -188,7 +188,6 @@ def main() -> None:
     for table in (report, learned):
         table.show(console)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write(arguments.out, "kappa", describe_machine(), (report, learned))
     if above:
         raise SystemExit("above what is known to be the most: " + "; ".join(above))

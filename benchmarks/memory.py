@@ -8,7 +8,6 @@ two ways run in turn, and of several processes' best times the best counts.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -127,13 +126,7 @@ def main() -> None:
         slow, fast = best.values()
         report.rows.append((name, f"{slow * 1e3:.1f}", f"{fast * 1e3:.1f}", f"{slow / fast:.2f}"))
     report.show(console)
-    given.out.mkdir(parents=True, exist_ok=True)
-    machine = timing.describe_machine()
-    table = [dict(zip(report.header, row, strict=True)) for row in report.rows]
-    (given.out / "memory.json").write_text(
-        json.dumps({"machine": machine, "tunables": TUNABLES, "rows": table}, indent=1)
-    )
-    (given.out / "memory.md").write_text(report.markdown() + "\n")
+    timing.write(given.out, "memory", timing.describe_machine(), [report], tunables=TUNABLES)
 
 
 if __name__ == "__main__":

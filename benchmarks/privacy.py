@@ -248,7 +248,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="of every way; 7, or 2 if quick")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     console, quick = Console(width=200, markup=False), arguments.quick
     timing.a_device_per_core()
     machine = timing.describe_machine()
@@ -271,9 +270,8 @@ def main() -> None:
         report, row = times(case, theirs)
         goals.rows.append(row)
         reports.append(report)
-        timing.write(
-            arguments.out, "privacy", machine, reports
-        )  # what is measured stays, whatever follows
+        # What is measured stays, whatever follows.
+        timing.write(arguments.out, "privacy", machine, reports)
         console.print(f"{model}: memory ...")
         reports.append(memory(model))
         if not quick:

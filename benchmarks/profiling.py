@@ -10,7 +10,6 @@ and kept.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,7 @@ def main() -> None:
         )
     report.show(console)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "profiling.md").write_text(report.markdown() + "\n")
-        record = {"machine": machine, "rounds": measured}
-        (options.out / "profiling.json").write_text(json.dumps(record, indent=1) + "\n")
+        timing.write(options.out, "profiling", machine, [report], rounds=measured)
 
 
 if __name__ == "__main__":

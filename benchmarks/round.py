@@ -204,7 +204,6 @@ def main() -> None:
     parser.add_argument("--chunks", action="store_true", help="also compare client_chunk values")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     console, repeats = Console(), 2 if arguments.quick else 7
     timing.a_device_per_core()
     machine = timing.describe_machine()

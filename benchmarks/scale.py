@@ -10,7 +10,6 @@ reason; rules that compare all with all are only planned at 100,000 clients, not
 
 import argparse
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes
+from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes, write
 from jaxfl import (
     ARC,
     CGE,
@@ -228,7 +227,8 @@ def main() -> None:
     most = 100 if options.quick else options.most
     words = set(filter(None, options.only.split(",")))
     console = Console(width=160)
-    console.print(describe_machine())
+    machine = describe_machine()
+    console.print(machine)
     columns = ("rule", "model", "clients", "of", "updates", "a round", "a client", "peak memory")
     report = Report(f"FedSGD, {IMAGES} images a client", (*columns, "compile"))
     found: dict[Case, Cost] = {}
@@ -240,11 +240,8 @@ def main() -> None:
     fitted = exponents(found)
     console.print({name: round(a, 3) for name, a in fitted.items()})
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "scale.md").write_text(report.markdown() + "\n")
         lines = [dataclasses.asdict(c) | known(cost) for c, cost in found.items()]
-        whole = {"machine": describe_machine(), "rounds": lines, "exponents": fitted}
-        (options.out / "scale.json").write_text(json.dumps(whole, indent=1) + "\n")
+        write(options.out, "scale", machine, [report], rounds=lines, exponents=fitted)
 
 
 def known(cost: Cost) -> dict[str, Any]:

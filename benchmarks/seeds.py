@@ -16,7 +16,6 @@ test counts the bytes that programs move (``tests/test_seeds.py``).
 
 import argparse
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -127,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small shape, few repeats")
     parser.add_argument("--only", default="", help="rules whose name contains this")
-    parser.add_argument("--out", type=Path, help="folder for seeds.md")
+    parser.add_argument("--out", type=Path, help="folder for seeds.json and seeds.md")
     options = parser.parse_args()
     with_the_commands_malloc()
     n, f, d = QUICK if options.quick else SHAPE
@@ -147,10 +146,9 @@ def main() -> None:
         report.rows.append((name, *times, f"{ratio(cost):.2f}"))
     report.show(console)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "seeds.md").write_text(report.markdown() + "\n")
-        record = {"machine": timing.describe_machine(), "seconds a seed": found}
-        (options.out / "seeds.json").write_text(json.dumps(record, indent=1))
+        timing.write(
+            options.out, "seeds", timing.describe_machine(), [report], seconds_a_seed=found
+        )
     dear = sorted(name for name, cost in found.items() if ratio(cost) > MOST)
     if dear:
         console.print(f"above {MOST}: {len(dear)} of {len(found)}: {', '.join(dear)}")

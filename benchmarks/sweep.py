@@ -6,7 +6,6 @@ is a leaf. Writes ``sweep.json`` and ``sweep.md``.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 import jaxfl
-from benchmarks.timing import Report, describe_machine, in_fresh_process
+from benchmarks.timing import Report, describe_machine, in_fresh_process, write
 from jaxfl import IPM, SGD, Federation, FedSGD, Simulation, TrimmedMean
 from jaxfl.models import MLP, Model, Softmax
 
@@ -81,10 +80,7 @@ def main() -> None:
         report.rows.append((name, f"{alone:.1f}", f"{one:.1f}", f"{alone / one:.1f}"))
     report.show(Console())
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        facts = {"machine": describe_machine(), "rounds": rounds, "seconds": found}
-        (options.out / "sweep.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (options.out / "sweep.md").write_text(report.markdown() + "\n")
+        write(options.out, "sweep", describe_machine(), [report], rounds=rounds, seconds=found)
 
 
 if __name__ == "__main__":

@@ -121,10 +121,14 @@ class Report:
         console.print(table)
 
 
-def write(folder: Path, name: str, machine: dict[str, str], reports: Sequence[Report]) -> None:
-    """The tables and the machine as ``name.json`` and ``name.md``."""
-    content = {"machine": machine, "tables": [dataclasses.asdict(report) for report in reports]}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+def write(
+    folder: Path, name: str, machine: dict[str, str], reports: Sequence[Report], **facts: object
+) -> None:
+    """The tables and the machine as ``name.json`` and ``name.md``; the first with more facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = [dataclasses.asdict(report) for report in reports]
+    content = {"machine": machine, **facts, "tables": tables}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     facts = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
     text = "\n\n".join([*(report.markdown() for report in reports), facts])
     (folder / f"{name}.md").write_text(text + "\n")

@@ -36,7 +36,14 @@ from rich.console import Console
 
 import jaxfl_launch
 from benchmarks.tasks import ATTACKS, MODELS, TASKS, Task, federation, load, operations
-from benchmarks.timing import Report, a_device_per_core, describe_machine, gemm_rate, installed
+from benchmarks.timing import (
+    Report,
+    a_device_per_core,
+    describe_machine,
+    gemm_rate,
+    installed,
+    write,
+)
 from jaxfl import Simulation
 from jaxfl.data import IID
 
@@ -48,7 +55,7 @@ LIMIT = 1500
 WAYS = {"loop": "PyTorch loop", "byzfl": "ByzFL", "flower": "Flower"}
 
 
-def write(task: Task, path: Path) -> None:
+def write_data(task: Task, path: Path) -> None:
     """The data as the rivals read them: normalised, channels first, divided as ours; our model."""
     dataset = load(task)
     data = dataset.split(IID(), task.clients)
@@ -153,7 +160,7 @@ def compare(name: str, task: Task, flower_python: str, console: Console) -> list
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
-        write(task, path)
+        write_data(task, path)
         for attack in task.attacks:
             attacked = dataclasses.replace(task, attack=attack)
             words = [sys.executable, "-m", "benchmarks.training", "--ours", name]
@@ -219,11 +226,8 @@ def main() -> None:
         runs += compare(name, tasks[name], options.flower_python, console)
     report = table(runs, floors)
     report.show(console)
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "gemm": rate, "floors": floors}
-    record |= {"runs": [dataclasses.asdict(run) for run in runs]}
-    (options.out / "training.json").write_text(json.dumps(record, indent=1))
-    (options.out / "training.md").write_text(report.markdown() + "\n")
+    facts = {"gemm": rate, "floors": floors, "runs": [dataclasses.asdict(run) for run in runs]}
+    write(options.out, "training", machine, [report], **facts)
 
 
 if __name__ == "__main__":
