@@ -203,6 +203,7 @@ def attacked(tmp_path_factory):
         "rounds": 4,
         "evaluate_every": 2,
         "byzantine": 2,
+        "attacks_share_program": True,
         "model": "softmax",
         "data": {"name": "digits", "clients": 7},
         "sweep": {
