@@ -195,10 +195,11 @@ def attacks() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(240) % 3
     words = (2 + 3 * labels[:, None] + random.integers(0, 3, (240, 6))).astype("i4")
-    texts = from_arrays(words[:180], labels[:180], words[180:], labels[180:]).split(IID(), 9)
+    texts = from_arrays(words[:180], labels[:180], words[180:], labels[180:])
+    data = texts.split(IID(), 9, root=RootData(size=30))
     model = Transformer(vocabulary=14, width=8, layers=1, heads=2, hidden=8)
     federation = BASE.replace(attack=on_texts, byzantine=3, aggregator=Watched())
-    check("token_backdoor", federation, data=texts, model=model)
+    check("token_backdoor", federation, data=data, model=model)
 
 
 def mechanisms() -> None:
