@@ -129,9 +129,11 @@ def smallest(values: Float[Array, "n c"], k: Whole) -> Bool[Array, "n c"]:
 
     ``k`` may be traced. NaN counts as +inf. No gradient: a selection is a constant.
     """
-    n = values.shape[0]
+    n, c = values.shape
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, n)
     values = _without_nan(jax.lax.stop_gradient(values))
+    if c == 1 and n > digits.ONE_TILE:
+        return _smallest_of_many(values[:, 0], k)[:, None]
     return columns.map_blocks(lambda v: _smallest(v, k), values, width=column_width(n))
 
 
@@ -282,6 +284,15 @@ def _mean_where(mask: Array, values: Array, count: Whole) -> Array:
     """Of ``count`` values in each column, as a product: XLA sums a leading axis slowly on a CPU."""
     ones = jnp.ones(values.shape[:1], values.dtype)
     return jnp.matmul(ones, jnp.where(mask, values, 0), precision="highest") / count
+
+
+def _smallest_of_many(values: Array, k: Array) -> Array:
+    """Of one column, which may have millions of rows: tiles of it would be walked row by row."""
+    bits = digits.ordered_bits(values)
+    last = digits.kth_of_many(bits, jnp.maximum(k, 1) - 1)
+    below, ties = bits < last, bits == last
+    room = k - jnp.sum(below, dtype=jnp.int32)
+    return below | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= room))
 
 
 def _smallest(values: Array, k: Array) -> Array:

@@ -175,6 +175,16 @@ def test_smallest_of_many_rows(n):
         np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
 
 
+@pytest.mark.parametrize("n", [193, 5000])
+def test_smallest_of_one_long_column(n):
+    rng = np.random.default_rng(n)
+    drawn = rng.normal(size=n), rng.integers(0, 3, n), rng.choice([0, -0.0, np.nan, -np.inf], n)
+    for column in drawn:
+        values = column.astype(np.float32)[:, None]
+        for k in (0, 1, n // 3, n - 1, n):
+            np.testing.assert_array_equal(smallest(values, k), stable_smallest(values, k))
+
+
 def test_smallest_in_blocks_of_columns():
     values = np.random.default_rng(0).integers(0, 9, (300, 4500)).astype(np.float32)
     assert order.column_width(300) < 4500
