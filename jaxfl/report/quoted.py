@@ -27,7 +27,7 @@ DOCUMENTS = (
     "docs/language_models.md",
     "docs/expected_robustness.md",
 )
-MEASURED_IN = ("docs/performance.md",)
+MEASURED_IN = ("docs/performance.md", "docs/profiling.md")
 OPTIONS = ("deviation", "worst", "kept")
 BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
 MEASURED = re.compile(r"(<!-- measured: (\S+) ([^>]+?) -->\n).*?(\n<!-- /measured -->)", re.DOTALL)
