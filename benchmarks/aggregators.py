@@ -210,6 +210,12 @@ def wide_medians(repeats: int) -> Report:
     return report
 
 
+def reports_of(results: list[Measured]) -> list[Report]:
+    """All tables of rules."""
+    common = [result for result in results if result.shape not in SUBSETS]
+    return [table(results), by_shape(common), by_family(results)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small shape, to see it run")
@@ -224,7 +230,8 @@ def main() -> None:
     for n, f, d in QUICK if arguments.quick else (*SHAPES, *SUBSETS):
         updates = draw(n, d)
         read, gram = floors(updates, rate, arguments.repeats)
-        entries = [e for e in ENTRIES if not arguments.only or arguments.only in e.name]
+        chosen = arguments.only or ""
+        entries = [e for e in ENTRIES if chosen in e.name and n <= e.most]
         if (n, f, d) in SUBSETS:
             entries = [e for e in entries if e.name in ("MDA", "SMEA")]
         for entry in track(entries, f"n = {n}, f = {f}, d = {d}", console=console, transient=True):
@@ -232,8 +239,10 @@ def main() -> None:
             result = measure(entry, n, f, d, updates, floor, arguments.repeats)
             if result is not None:
                 results.append(result)
-    common = [result for result in results if result.shape not in SUBSETS]
-    reports = [table(results), by_shape(common), by_family(results)]
+        if arguments.out:  # what is measured stays, whatever follows
+            reports = reports_of(results)
+            timing.write(arguments.out, "aggregators", machine, reports, gemm_flops=rate)
+    reports = reports_of(results)
     if not arguments.quick and not arguments.only:
         reports.append(wide_medians(max(arguments.repeats // 2, 2)))
     for report in reports:

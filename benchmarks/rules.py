@@ -28,6 +28,8 @@ class Entry:
     pre: tuple[str, ...] = ()
     gram: bool = False
     """Whether the rule needs all inner products."""
+    most: int = 10_000
+    """Clients beyond which a call takes minutes."""
 
 
 def one_layer(dim: int) -> Segments:
@@ -152,7 +154,7 @@ ENTRIES = [
     Entry("FLTrust", "other", lambda f: rules.FLTrust()),
     Entry("RLR", "other", lambda f: rules.RLR()),
     Entry("FoundationFL", "other", lambda f: rules.FoundationFL()),
-    Entry("GAS", "other", lambda f: rules.GAS(f=f)),
+    Entry("GAS", "other", lambda f: rules.GAS(f=f), most=100),
     Entry("FedSECA", "other", lambda f: rules.FedSECA()),
     Entry("LASA", "other", lambda f: rules.LASA()),
     Entry("Huber", "other", lambda f: rules.Huber()),
