@@ -129,8 +129,8 @@ def write(
     tables = [dataclasses.asdict(report) for report in reports]
     content = {"machine": machine, **facts, "tables": tables}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    facts = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
-    text = "\n\n".join([*(report.markdown() for report in reports), facts])
+    said = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
+    text = "\n\n".join([*(report.markdown() for report in reports), said])
     (folder / f"{name}.md").write_text(text + "\n")
 
 
