@@ -167,7 +167,7 @@ class Detector:
         self.sent |= dict(zip(ids, x, strict=True))
 
 
-@pytest.mark.parametrize("cohort", [N, 8])
+@pytest.mark.parametrize("cohort", [pytest.param(N, marks=pytest.mark.slow), 8])
 def test_fldetector(cohort):
     """Clients with quadratic losses; three of them send noise on top, from the first round on."""
     random = np.random.default_rng(0)

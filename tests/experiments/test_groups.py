@@ -103,7 +103,10 @@ def together_and_alone(path, experiment, monkeypatch):
     return [indices for indices, _ in told]
 
 
-@pytest.mark.parametrize("attack", [{"name": "gaussian", "std": 0.5}, "label_flip"])
+@pytest.mark.parametrize(
+    "attack",
+    [{"name": "gaussian", "std": 0.5}, pytest.param("label_flip", marks=pytest.mark.slow)],
+)
 def test_numbers_of_attackers_are_one_program(tmp_path, monkeypatch, attack):
     experiment = grid(sweep=SEVERAL, attack=attack, data=TABLE["data"] | {"clients": 7})
     # Without an attacker no row is crafted: another program.

@@ -132,8 +132,8 @@ def test_traced_ranks_are_as_known_ones_of_fewer_rows(n):
     absent = np.random.default_rng(1).permutation(n + 3) < 3
     padded = np.full((n + 3, 12), np.inf, np.float32)
     padded[~absent] = values
-    few = ((2, n - 3), ((n - 1) // 2, n // 2 + 1))
-    for low, high in few if n > 100 else (*few, (0, n), (1, 3), (3, 4)):
+    few = ((2, n - 3),)
+    for low, high in few if n > 100 else (*few, (0, n), ((n - 1) // 2, n // 2 + 1), (3, 4)):
         known = (
             lambda v, low=low, high=high: order.mean_of_ranks(v, low, high),
             lambda v, low=low, high=high: order.mean_of_nearest(v, low, high, high),
