@@ -34,7 +34,7 @@ MOST_SECONDS = CORES * GOAL
 does not grow by what else the suite runs. ``python -m benchmarks.notebooks`` asks the clock."""
 CELL = 600
 """Seconds by the clock, on a busy machine, after which a cell does not end any more."""
-BY_HAND = ["adapters-backdoor", "misspecified_f"]
+BY_HAND = ["adapters-backdoor"]
 """Experiments whose tables are typed in documents, because they are not kept, or are of several
 runs. None is added."""
 READ = {"05_language_model": "ag_news"}
