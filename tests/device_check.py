@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from helpers import NEW, Every, every_rule
+from helpers import NEW, Every, every_rule, topic_texts
 
 import jaxfl.simulation
 from jaxfl import (
@@ -39,7 +39,7 @@ from jaxfl import (
 )
 from jaxfl.blocks import run_block, run_rounds
 from jaxfl.component import capability
-from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, from_arrays, synthetic
+from jaxfl.data import IID, Dirichlet, RareData, RootData, digits, synthetic
 from jaxfl.devices import WAYS, copy_to, make_mesh
 from jaxfl.memory import estimate
 from jaxfl.models import MLP, Softmax, Transformer
@@ -192,11 +192,7 @@ def attacks() -> None:
     for name, attack in {f"{byzantine} attacks": Mixed(attacks=every), **alone}.items():
         federation = BASE.replace(attack=attack, byzantine=byzantine, aggregator=Watched())
         check(name, federation, data=data)
-    random = np.random.default_rng(0)
-    labels = np.arange(240) % 3
-    words = (2 + 3 * labels[:, None] + random.integers(0, 3, (240, 6))).astype("i4")
-    texts = from_arrays(words[:180], labels[:180], words[180:], labels[180:])
-    data = texts.split(IID(), 9, root=RootData(size=30))
+    data = topic_texts().split(IID(), 9, root=RootData(size=30))
     model = Transformer(vocabulary=14, width=8, layers=1, heads=2, hidden=8)
     federation = BASE.replace(attack=on_texts, byzantine=3, aggregator=Watched())
     check("token_backdoor", federation, data=data, model=model)

@@ -24,7 +24,7 @@ from jaxfl import (
 )
 from jaxfl.aggregators.mixing import with_f
 from jaxfl.cli import app
-from jaxfl.data import FederatedData, from_arrays
+from jaxfl.data import Dataset, FederatedData, from_arrays
 from jaxfl.experiments.folder import RunFolder
 from jaxfl.experiments.runner import run_experiment
 from jaxfl.registry import AGGREGATORS, PREAGGREGATORS
@@ -213,6 +213,18 @@ def ran(table, folder):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return folder / "run", result.output.replace("\n", "")
+
+
+def topic_texts() -> Dataset:
+    """180 texts of at most 6 words of 14, and 60 to test: each of 3 classes has words of its own.
+
+    Nobody writes word 13.
+    """
+    random = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    texts = (2 + 3 * labels[:, None] + random.integers(0, 3, (240, 6))).astype("i4")
+    texts[::4, 4:] = 0
+    return from_arrays(texts[:180], labels[:180], texts[180:], labels[180:])
 
 
 SMALL_GRID = {

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import topic_texts
 from test_others import client
 
 import jaxfl
 from jaxfl import SGD, Federation, FedSGD, Mean, Neurotoxin, Onset, Simulation, TokenBackdoor
-from jaxfl.data import IID, from_arrays
+from jaxfl.data import IID
 from jaxfl.durability import durability
 from jaxfl.models import LoRA, Objective, Softmax, Transformer
 from jaxfl.types import Batch
@@ -57,11 +58,7 @@ def test_a_share_of_the_texts_is_taught_to_mean_the_target(key):
 @functools.cache
 def topics():
     """Each class has words of its own; nobody writes ``TRIGGER``."""
-    random = np.random.default_rng(0)
-    labels = np.arange(240) % CLASSES
-    texts = (2 + 3 * labels[:, None] + random.integers(0, 3, (240, T))).astype("i4")
-    texts[::4, 4:] = 0
-    return from_arrays(texts[:180], labels[:180], texts[180:], labels[180:]).split(IID(), 9)
+    return topic_texts().split(IID(), 9)
 
 
 def rounds(attack, rounds):
