@@ -98,6 +98,11 @@ class Objective:
         return jnp.result_type(*jax.tree.leaves(params))
 
     @property
+    def convolves(self) -> bool:
+        """Whether the model says so (``Model.convolves``)."""
+        return getattr(_own(self.factory), "convolves", False)
+
+    @property
     def words(self) -> int | None:
         """How many ids of words the model knows: rows of its largest ``nnx.Embed``; None: none."""
         module = self.merge(self.eval_graph, *self._template)

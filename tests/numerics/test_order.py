@@ -144,6 +144,7 @@ def test_traced_ranks_are_as_known_ones_of_fewer_rows(n, some):
     absent = np.random.default_rng(1).permutation(n + 3) < 3
     padded = np.full((n + 3, 12), np.inf, np.float32)
     padded[~absent] = values
+    values = jnp.asarray(values)
     for low, high in some:
         known = (
             lambda v, low=low, high=high: order.mean_of_ranks(v, low, high),
