@@ -14,7 +14,6 @@ wrong. ``--quick`` runs the same code at small sizes, on any device.
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ from benchmarks.kernels import STATISTICS, Statistic, against_xla
 from benchmarks.rules import ENTRIES, one_layer
 from jaxfl.aggregators import Aggregator
 from jaxfl.data import synthetic
-from jaxfl.files import write_aside
 from jaxfl.plan import make_plan
 from jaxfl.profiling import profile
 from jaxfl.profiling.peaks import copy_rate, gemm_rate
@@ -276,7 +274,7 @@ def main() -> None:
     print(f"{took:.0f} s; " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     lines = [dataclasses.asdict(row) for row in rows]
     whole = {"machine": machine, "seconds": took, "counts": counts, "rows": lines}
-    write_aside(options.out / "gpu.json", json.dumps(whole, indent=1).encode())
+    timing.save(options.out / "gpu.json", whole)
     raise SystemExit(bool(counts["wrong"] or counts["failed"]))
 
 

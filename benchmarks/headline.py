@@ -10,14 +10,13 @@ significantly lower than any in none. Writes JSON.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.timing import Report
+from benchmarks.timing import Report, save
 from jaxfl.experiments.finished import read_results
 from jaxfl.experiments.kept import is_kept, read_kept
 from jaxfl.experiments.over_sets import (
@@ -115,8 +114,7 @@ def main() -> None:
         of_laws = [{"labels": dict(labels), "rules": law} for labels, law in laws.items()]
         facts[str(path)] = {"size": size, "laws": of_laws}
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        save(options.out, facts)
 
 
 def besides_law(labels: Labels) -> Labels:

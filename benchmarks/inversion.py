@@ -13,13 +13,13 @@ Epsilon is of that one message, at delta = 1e-5.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import save
 from jaxfl import Federation, FedSGD, NoPrivacy, Simulation
 from jaxfl.accounting import guarantee
 from jaxfl.data import Dataset, mnist
@@ -82,10 +82,9 @@ def main() -> None:
         pictures[model] = shown
     print(table(found))
     if given.docs is not None:
-        text = json.dumps([dataclasses.asdict(one) for one in found], indent=1)
-        for folder in ("measurements", "images"):
-            (given.docs / folder).mkdir(parents=True, exist_ok=True)
-        (given.docs / "measurements" / "inversion.json").write_text(text + "\n")
+        (given.docs / "images").mkdir(parents=True, exist_ok=True)
+        path = given.docs / "measurements" / "inversion.json"
+        save(path, [dataclasses.asdict(one) for one in found])
         draw(images[:count, :, :, 0] / 255, pictures, given.docs / "images" / "inversion.png")
 
 

@@ -18,9 +18,8 @@ import numpy as np
 from rich.console import Console
 
 import jaxfl
-from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes
+from benchmarks.timing import Report, describe_machine, in_fresh_process, peak_bytes, save
 from jaxfl import ALIE, SGD, FedSGD, Mean, NoAttack, SignGuard, simulate
-from jaxfl.files import write_aside
 from jaxfl.models import (
     CNN,
     MLP,
@@ -142,7 +141,7 @@ def main() -> None:
             continue
         case = dataclasses.replace(case, rounds=min(case.rounds, 2)) if options.quick else case
         record["models"][name] = in_fresh_process(learn, case, options.data_dir)
-        write_aside(path, (json.dumps(record, indent=1) + "\n").encode())
+        save(path, record)
         print(name, record["models"][name]["accuracy"], flush=True)
     table(record["models"]).show(Console())
 

@@ -6,7 +6,6 @@ needs that is not here (a package, data) makes it fail, and is said. Writes ``no
 """
 
 import argparse
-import json
 import os
 import resource
 import sys
@@ -19,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rich.console import Console
 
-from benchmarks.timing import Report, describe_machine
+from benchmarks.timing import Report, describe_machine, save
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 GOAL = 120
@@ -72,9 +71,7 @@ def main() -> None:
         console.print(line)
     report.show(console)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        record = {"machine": machine, "notebooks": found}
-        (options.out / "notebooks.json").write_text(json.dumps(record, indent=1) + "\n")
+        save(options.out / "notebooks.json", {"machine": machine, "notebooks": found})
     sys.exit(any(line["failed"] or line["seconds"] > GOAL for line in found))
 
 

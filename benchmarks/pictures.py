@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import jaxfl
 from benchmarks.expected import LAWS, MOST, RING, N, gradients_of, trimmed
-from benchmarks.timing import describe_machine
+from benchmarks.timing import describe_machine, save
 from jaxfl import robustness as law_of
 from jaxfl.aggregators import Aggregator
 from jaxfl.robustness import Law, bounds
@@ -226,7 +226,7 @@ def main() -> None:
         "sets": count,
         "panels": {title: lines for title, (lines, *_) in panels.items()},
     }
-    (measurements / "pictures.json").write_text(json.dumps(record, indent=1) + "\n")
+    save(measurements / "pictures.json", record)
 
 
 if __name__ == "__main__":

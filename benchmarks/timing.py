@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from jaxfl.files import write_aside
+
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
@@ -125,13 +127,16 @@ def write(
     folder: Path, name: str, machine: dict[str, str], reports: Sequence[Report], **facts: object
 ) -> None:
     """The tables and the machine as ``name.json`` and ``name.md``; the first with more facts."""
-    folder.mkdir(parents=True, exist_ok=True)
     tables = [dataclasses.asdict(report) for report in reports]
-    content = {"machine": machine, **facts, "tables": tables}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    save(folder / f"{name}.json", {"machine": machine, **facts, "tables": tables})
     said = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
     text = "\n\n".join([*(report.markdown() for report in reports), said])
-    (folder / f"{name}.md").write_text(text + "\n")
+    write_aside(folder / f"{name}.md", f"{text}\n".encode())
+
+
+def save(path: Path, record: object) -> None:
+    """What a benchmark measured as a JSON file, and its folder where there is none."""
+    write_aside(path, f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def describe_machine() -> dict[str, str]:
