@@ -13,6 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+FEW = 4
+"""Up to so many channels, slices of single columns are too narrow to vectorise."""
+COLUMNS, OUTPUTS = (1, 2, 4), 64
+"""How many neighbouring outputs one row of the product may then make, and its most numbers."""
+
 
 def patches_convolution(
     lhs: Float[Array, "b h w c"],
@@ -28,6 +33,8 @@ def patches_convolution(
     """A two-dimensional convolution as shifted slices and one matrix product.
 
     Takes the place of ``jax.lax.conv_general_dilated`` in ``nnx.Conv(conv_general_dilated=...)``.
+    Of images of few channels, a row of the product makes several neighbouring outputs: fewer
+    numbers are copied, for products with the kernel's zeros beside it.
 
     Raises:
       ValueError: for dilated or grouped convolutions, which it does not do.
@@ -40,17 +47,49 @@ def patches_convolution(
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], (kh, kw), (sh, sw), padding)
     lhs = jnp.pad(lhs, ((0, 0), *((int(a), int(b)) for a, b in padding), (0, 0)))
     height, width = (lhs.shape[1] - kh) // sh + 1, (lhs.shape[2] - kw) // sw + 1
-    shifted = [
-        lhs[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
-        for i, j in itertools.product(range(kh), range(kw))
-    ]
-    kernel = rhs.reshape(-1, out)
-    if channels > 1:
-        return jnp.matmul(jnp.concatenate(shifted, axis=-1), kernel, **precision)
-    # Slices one number wide do not vectorise; whole images side by side do.
-    patches = jnp.stack([image[..., 0] for image in shifted]).reshape(kh * kw, -1)
-    product = jax.lax.dot_general(patches, kernel, (((0,), (0,)), ((), ())), **precision)
+    if channels <= FEW:
+        together = max(t for t in COLUMNS if width % t == 0 and (t == 1 or t * out <= OUTPUTS))
+        patches = _windows(lhs, (kh, kw), (sh, sw), (height, width), together)
+        kernel = _side_by_side(rhs, sw, together).reshape(-1, together * out)
+    else:
+        shifted = [
+            lhs[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+            for i, j in itertools.product(range(kh), range(kw))
+        ]
+        patches, kernel = jnp.concatenate(shifted, axis=-1), rhs.reshape(-1, out)
+    # As a matrix: of more axes, the kernel's gradient would copy its other factor, transposed.
+    product = jnp.matmul(patches.reshape(-1, kernel.shape[0]), kernel, **precision)
     return product.reshape(lhs.shape[0], height, width, out)
+
+
+def _windows(
+    images: Float[Array, "b h w c"],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    size: tuple[int, int],
+    together: int,
+) -> Float[Array, "b h_out w_parts p"]:
+    """What ``together`` neighbouring outputs of a row see, one row of the kernel after another.
+
+    Columns with their channels are runs of numbers, which are copied whole.
+    """
+    (kh, kw), (sh, sw), (height, width) = kernel, strides, size
+    b, h, w, channels = images.shape
+    rows = images.reshape(b, h, w * channels)
+    span, step = (sw * (together - 1) + kw) * channels, sw * together * channels
+    runs = [rows[..., at : at + span] for at in range(0, step * (width // together), step)]
+    seen = jnp.stack(runs, axis=2)
+    shifted = [seen[:, i : i + (height - 1) * sh + 1 : sh] for i in range(kh)]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _side_by_side(
+    kernel: Float[Array, "kh kw c o"], stride: int, together: int
+) -> Float[Array, "kh span c t o"]:
+    """The kernel at each of ``together`` neighbouring places of what they see; 0 elsewhere."""
+    none, last = (0, 0), stride * (together - 1)
+    at = [(stride * t, last - stride * t) for t in range(together)]
+    return jnp.stack([jnp.pad(kernel, (none, pad, none, none)) for pad in at], axis=3)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_half w_half c"]:

@@ -13,12 +13,12 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME", [(1, 1), (1, 1)], [(0, 2), (1, 0)]])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("strides", "channels"), [((1, 1), 6), ((2, 1), 3), ((3, 2), 3)])
 @pytest.mark.parametrize("kernel", [pytest.param((3, 3), marks=pytest.mark.slow), (2, 5)])
-def test_convolution_and_its_gradients_equal_xlas(padding, strides, kernel):
+def test_convolution_and_its_gradients_equal_xlas(padding, strides, channels, kernel):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 9, 11, 3)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(*kernel, 3, 4)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 9, 11, channels)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(*kernel, channels, 4)), jnp.float32)
 
     def ours(x, w):
         return patches_convolution(x, w, strides, padding)
