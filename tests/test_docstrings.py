@@ -52,6 +52,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(profiler, "machine_peaks", lambda: Peaks("known", 1, 1e11, 1e10))
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_say(name):
