@@ -15,10 +15,9 @@ from jaxfl.aggregators import Mean
 from jaxfl.arguments import integer, seed_of
 from jaxfl.clients import FedAvg, FedSGD
 from jaxfl.data.federated import FederatedData
-from jaxfl.evaluation import EVALUATION_BATCH
 from jaxfl.federation import Federation
 from jaxfl.models import Softmax
-from jaxfl.models.objective import ModelState, Objective
+from jaxfl.models.objective import AT_ONCE, ModelState, Objective
 from jaxfl.numerics.noise import normal
 from jaxfl.optimizers import SGD, Optimizer
 from jaxfl.participation import Full
@@ -267,7 +266,7 @@ def _largest_norm(data: FederatedData) -> Float[Array, ""]:
     def norm(sample: Array) -> Array:
         return jnp.linalg.norm(data.normalise(sample[None]).astype(jnp.float32).ravel())
 
-    return jnp.max(jax.lax.map(norm, data.inputs, batch_size=EVALUATION_BATCH))
+    return jnp.max(jax.lax.map(norm, data.inputs, batch_size=AT_ONCE))
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "draws"))
@@ -290,7 +289,7 @@ def _votes(
             seen = data.normalise(sample[None])
             return jnp.argmax(objective.logits(copy, model_state, seen)[0])
 
-        answers = jax.lax.map(answer, data.test_inputs, batch_size=EVALUATION_BATCH)
+        answers = jax.lax.map(answer, data.test_inputs, batch_size=objective.at_once)
         return total + jax.nn.one_hot(answers, data.classes, dtype=jnp.int32), None
 
     start = jnp.zeros((data.test_inputs.shape[0], data.classes), jnp.int32)

@@ -16,10 +16,6 @@ from jaxfl.models.words import mean_over_words
 from jaxfl.state import FederationState, Plan
 from jaxfl.types import Struct
 
-EVALUATION_BATCH = 500
-"""Samples that a model is asked about at once."""
-CONVOLVING_BATCH = 50
-"""Of a model that convolves, on a CPU: patches of more images leave its cache."""
 OWN_BATCH = 64
 """Samples of one client that its own model is evaluated on at once."""
 
@@ -139,10 +135,8 @@ def _over(
     Of the samples at ``index`` where it is given; they are read batch by batch, never all copied.
     """
     on_one = functools.partial(_on_one, plan, data, state, state.params, change)
-    patches = plan.objective.convolves and jax.default_backend() == "cpu"
     # A text has logits for each of its words.
-    size = CONVOLVING_BATCH if patches else EVALUATION_BATCH
-    size = max(1, size // math.prod(labels.shape[1:]))
+    size = max(1, plan.objective.at_once // math.prod(labels.shape[1:]))
     one, samples = on_one, (inputs, labels)
     if index is not None:
         one, samples = lambda i: on_one((inputs[i], labels[i])), index

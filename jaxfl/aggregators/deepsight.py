@@ -157,8 +157,13 @@ def _quotients(
     model_state = {} if context.model_state is None else context.model_state
 
     def answers(flat: Array, model_state: PyTree, inputs: Array) -> Array:
-        logits = context.objective.logits(context.objective.unravel(flat), model_state, inputs)
-        return jax.nn.softmax(logits.astype(rate.dtype))
+        objective, params = context.objective, context.objective.unravel(flat)
+
+        def answer(sample: Array) -> Array:
+            logits = objective.logits(params, model_state, sample[None])[0]
+            return jax.nn.softmax(logits.astype(rate.dtype))
+
+        return jax.lax.map(answer, inputs, batch_size=objective.at_once)
 
     def one(shared: PyTree, row: Array) -> Array:
         params, rate, model_state, inputs, before = shared

@@ -22,6 +22,8 @@ ModelState = PyTree
 """State of a model that is not trained, such as the running averages of batch normalisation."""
 Loss = Callable[[Array, Array], Array]
 Factory = Callable[[nnx.Rngs], nnx.Module]
+AT_ONCE, IN_CACHE = 500, 50
+"""Samples that a model answers at once; where a CPU convolves, patches of more leave its cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +100,10 @@ class Objective:
         return jnp.result_type(*jax.tree.leaves(params))
 
     @property
-    def convolves(self) -> bool:
-        """Whether the model says so (``Model.convolves``)."""
-        return getattr(_own(self.factory), "convolves", False)
+    def at_once(self) -> int:
+        """How many samples the model is best asked about at once."""
+        convolves = getattr(_own(self.factory), "convolves", False)
+        return IN_CACHE if convolves and jax.default_backend() == "cpu" else AT_ONCE
 
     @property
     def words(self) -> int | None:

@@ -126,7 +126,8 @@ def of_those_before(values, low, high):
 
 
 @pytest.mark.parametrize(
-    "n", [9, pytest.param(130, marks=pytest.mark.slow)]  # compiles for half a minute
+    "n",
+    [9, pytest.param(130, marks=pytest.mark.slow)],  # compiles for half a minute
 )
 def test_traced_ranks_are_as_known_ones_of_fewer_rows(n):
     values = np.random.default_rng(0).normal(size=(n, 12)).astype(np.float32)
