@@ -1,5 +1,6 @@
 """Kept results as a page: papers' tables with ours, and what else was really run."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -258,8 +259,9 @@ def _run(kept: Kept, run: int) -> str:
     took = duration(sum(cell.seconds for cell in kept.cells if cell.run == run))
     day = env.get("started", "an unknown day")[:10]
     machine = f"{env.get('processor', 'a processor not recorded')}, {env.get('cores', '?')} cores"
-    versions = f"{_jax(env)}, Python {env.get('python', '?')}"
-    versions += "".join(f", then on {_jax(later)}" for later in env.get("resumed", []))
+    on = [_jax(part) for part in (env, *env.get("resumed", []))]
+    versions = f"{on[0]}, Python {env.get('python', '?')}"
+    versions += "".join(f", then on {b}" for a, b in itertools.pairwise(on) if a != b)
     return f"Run on {day} in {took} ({machine}; {versions})."
 
 

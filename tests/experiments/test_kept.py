@@ -139,12 +139,14 @@ def test_a_run_that_went_on_elsewhere_is_still_one(run, tmp_path):
     shutil.copytree(run, path)
     keep(path, tmp_path / "kept")
     facts = json.loads((path / "environment.json").read_text())
-    (path / "environment.json").write_text(json.dumps(facts | {"resumed": [facts]}))
+    later = facts | {"packages": facts["packages"] | {"jax": "99.0"}}
+    (path / "environment.json").write_text(json.dumps(facts | {"resumed": [facts, later, later]}))
     keep(path, tmp_path / "kept")
     kept = read_kept(tmp_path / "kept")
     assert (len(kept.environments), {cell.run for cell in kept.cells}) == (1, {0})
     assert kept.environments[0]["resumed"]
-    assert "then on jax" in replications_page(tmp_path)
+    assert replications_page(tmp_path).count("then on jax") == 1
+    assert ", then on jax 99.0)" in replications_page(tmp_path)
 
 
 def tuned():
