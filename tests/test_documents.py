@@ -34,9 +34,6 @@ MOST_SECONDS = CORES * GOAL
 does not grow by what else the suite runs. ``python -m benchmarks.notebooks`` asks the clock."""
 CELL = 600
 """Seconds by the clock, on a busy machine, after which a cell does not end any more."""
-BY_HAND = ["adapters-backdoor"]
-"""Experiments whose tables are typed in documents, because they are not kept, or are of several
-runs. None is added."""
 READ = {"05_language_model": "ag_news"}
 """What published data they read."""
 
@@ -105,7 +102,7 @@ def test_quoted_results_are_those_that_are_kept(name):
     assert text == quoted.with_results(text, ROOT / "results")
     # What is kept is what is quoted: an older number would be written anew.
     start = text.index("<!-- results: ")
-    older = text[:start] + re.sub(r"(\| )(\d\d\.\d)( |,)", r"\g<1>00.0\3", text[start:], count=1)
+    older = text[:start] + re.sub(r"(\| )(\d+\.\d)( |,|;)", r"\g<1>00.0\3", text[start:], count=1)
     assert older != text
     assert quoted.with_results(older, ROOT / "results") == text
 
@@ -147,7 +144,7 @@ def test_tables_of_experiments_are_generated():
     assert typed_by_hand(text.format("")) == ["mnist"]
     assert typed_by_hand(text.format("<!-- results: mnist -->\n")) == []
     documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-    assert sorted(name for path in documents for name in typed_by_hand(path.read_text())) == BY_HAND
+    assert [name for path in documents for name in typed_by_hand(path.read_text())] == []
 
 
 def test_what_is_quoted_must_be_there():
@@ -156,6 +153,18 @@ def test_what_is_quoted_must_be_there():
         quoted.with_results(text.format("mnist nothing"), ROOT / "results")
     with pytest.raises(ValueError, match="nowhere"):
         quoted.with_results(text.format("nowhere"), ROOT / "results")
+
+
+def test_markers_that_are_still_empty_are_filled_each():
+    text = "<!-- results: {} -->\n<!-- /results -->\nand\n".format
+    names = "adapters-backdoor_reduced aggregator backdoor", "storage"
+    found = quoted.with_results("".join(map(text, names)), ROOT / "results")
+    assert found.count("and") == 2
+    backdoor, storage = found.split("and", 1)
+    # Of the axes whose label is the same in all cells, such as the attack, nothing is said.
+    assert "| rank 8 | 47.9; 100.0; 20 |" in backdoor
+    assert "Median" in storage
+    assert quoted.with_results(found, ROOT / "results") == found
 
 
 PUBLIC = {k: v for names in public_names().values() for k, v in names.items()}

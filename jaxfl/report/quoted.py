@@ -1,11 +1,11 @@
 """Tables of README and documents that quote kept results and measurements.
 
 Between ``<!-- results: NAME [ACROSS] [OPTIONS] -->`` and ``<!-- /results -->`` stands the table of
-``results/NAME``: one axis of its grid across, ``attack`` unless another is named, all else down.
-``deviation`` adds that over seeds, ``worst`` a last column, ``kept`` the share of attackers'
-messages that were taken. Between ``<!-- measured: NAME TITLE -->`` and ``<!-- /measured -->``
-stands the table whose title begins so in ``docs/measurements/NAME.json``, which
-``benchmarks.NAME`` wrote.
+``results/NAME``: one axis of its grid across, ``attack`` unless another is named, the others that
+vary down. ``deviation`` adds that over seeds, ``worst`` a last column, ``kept`` the share of
+attackers' messages that were taken; ``backdoor`` gives its success, and how long it lasted, in
+place of the accuracy. Between ``<!-- measured: NAME TITLE -->`` and ``<!-- /measured -->`` stands
+the table whose title begins so in ``docs/measurements/NAME.json``, which ``benchmarks.NAME`` wrote.
 """
 
 import json
@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfl.experiments.kept import Cell, Kept, read_kept
+from jaxfl.experiments.kept import Cell, read_kept
 from jaxfl.experiments.labels import place
+from jaxfl.experiments.reported import METRICS
+from jaxfl.report.backdoors import in_words
 from jaxfl.report.grid import in_percent, lines_of, worst
 from jaxfl.report.markdown import as_markdown
 
@@ -28,9 +30,10 @@ DOCUMENTS = (
     "docs/expected_robustness.md",
 )
 MEASURED_IN = ("docs/performance.md", "docs/profiling.md")
-OPTIONS = ("deviation", "worst", "kept")
-BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
-MEASURED = re.compile(r"(<!-- measured: (\S+) ([^>]+?) -->\n).*?(\n<!-- /measured -->)", re.DOTALL)
+METRIC = "test accuracy"
+OPTIONS = ("deviation", "worst", "kept", "backdoor")
+BLOCK = re.compile(r"(<!-- results: ([^>]+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+MEASURED = re.compile(r"(<!-- measured: (\S+) ([^>]+?) -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
 
 def with_results(text: str, results: Path) -> str:
@@ -39,7 +42,9 @@ def with_results(text: str, results: Path) -> str:
     Raises:
       ValueError: a table of what is not kept, or with an axis that the grid does not have.
     """
-    return BLOCK.sub(lambda block: block[1] + _table(block[2].split(), results) + block[3], text)
+    return BLOCK.sub(
+        lambda block: f"{block[1]}{_table(block[2].split(), results)}\n{block[3]}", text
+    )
 
 
 def with_measured(text: str, measurements: Path) -> str:
@@ -49,7 +54,7 @@ def with_measured(text: str, measurements: Path) -> str:
       ValueError: a table that no benchmark wrote.
     """
     return MEASURED.sub(
-        lambda block: block[1] + _measured(block[2], block[3], measurements) + block[4], text
+        lambda block: f"{block[1]}{_measured(block[2], block[3], measurements)}\n{block[4]}", text
     )
 
 
@@ -79,23 +84,35 @@ def _table(words: Sequence[str], results: Path) -> str:
     kept = read_kept(results / name)
     if any(across not in cell.labels for cell in kept.cells):
         raise ValueError(f"results {name}: the grid has no axis {across!r}")
-    lines = lines_of(
-        ((cell.labels, _entry(cell, options)) for cell in kept.cells), "test accuracy", across
-    )
-    return as_markdown(_with_worst(lines, kept, across) if "worst" in options else lines)
+    varying = {
+        axis for axis in kept.cells[0].labels if len({c.labels[axis] for c in kept.cells}) > 1
+    }
+    shown = varying | {across}
+    cells = [
+        ({axis: label for axis, label in cell.labels.items() if axis in shown}, cell)
+        for cell in kept.cells
+    ]
+    lines = lines_of(((labels, _entry(cell, options)) for labels, cell in cells), METRIC, across)
+    return as_markdown(_with_worst(lines, cells, across) if "worst" in options else lines)
 
 
-def _with_worst(lines: list[list[str]], kept: Kept, across: str) -> list[list[str]]:
+def _with_worst(
+    lines: list[list[str]], cells: Sequence[tuple[dict[str, str], Cell]], across: str
+) -> list[list[str]]:
     """The lines with the lowest accuracy of each, and where that is."""
     means: dict[str, list[tuple[str, str, float]]] = {}
-    for cell in kept.cells:
-        row, column = place(cell.labels, "test accuracy", across)
+    for labels, cell in cells:
+        row, column = place(labels, METRIC, across)
         means.setdefault(row, []).append((column, cell.status, cell.final))
     header, *rest = lines
     return [[*header, "worst"], *([*line, worst(means[line[0]])] for line in rest)]
 
 
 def _entry(cell: Cell, options: Sequence[str]) -> str:
+    if "backdoor" in options:
+        success = METRICS["success"][1](cell)
+        mean = float(np.mean(success)) if len(success) else math.nan
+        return in_words(mean, cell.planted, cell.lifespan, cell.outlived)
     several = "deviation" in options and len(cell.last) > 1
     deviation = float(np.std(cell.finals, ddof=1)) if several else math.nan
     text = in_percent(cell.status, cell.final, deviation)

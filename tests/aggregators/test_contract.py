@@ -295,9 +295,9 @@ def test_every_product_of_many_rows_is_of_the_highest_precision(name):
 def test_only_the_models_own_products_are_not(name):
     products = below_highest(name, N)
     assert products
-    # Inputs [20, 9], or [256, 9] of DeepSight's, parameters of the layer [9, 3]; no product takes
-    # the rows of updates [N, D].
-    inputs = "256x9x" if RULES[name].makes_inputs else "20x9x"
+    # Inputs [20, 9], or one by one [256, 1, 9] of DeepSight's, parameters of the layer [9, 3]; no
+    # product takes the rows of updates [N, D].
+    inputs = "256x1x9x" if RULES[name].makes_inputs else "20x9x"
     assert all(inputs in line and f"x{D}x" not in line for line in products)
 
 
