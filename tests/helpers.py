@@ -114,6 +114,8 @@ def every_rule(f: int) -> dict[str, Aggregator]:
 class NoObjective:
     """Evaluates nothing: for contexts of which only shapes matter."""
 
+    at_once = 500
+
     def evaluate(self, flat, statistics, inputs, labels):
         return jnp.zeros(labels.shape), jnp.zeros(labels.shape)
 
