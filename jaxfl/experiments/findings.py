@@ -208,7 +208,7 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[Verdict]
         unit, name = unit_of(finding.metric)
         holds = [unit * (more - less) > finding.by for _, more, less in compared]
         if not holds:
-            why = left_out if there else "the sweep has no such cells"
+            why = left_out if there else "no such cells have run"
             found.append(Verdict(finding.claim, f"not compared, {why}."))
             continue
         word = "reproduced" if all(holds) else "not reproduced"

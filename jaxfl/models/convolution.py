@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 FEW = 4
 """Up to so many channels, slices of single columns are too narrow to vectorise."""
 COLUMNS, OUTPUTS = (1, 2, 4), 64
-"""How many neighbouring outputs one row of the product may then make, and its most numbers."""
+"""How many neighbouring outputs a row of the product may then make, and the most numbers of it."""
+MOST_RUNS = 32
+"""Of wider images a slice for each of a row's runs would make large programs."""
 
 
 def patches_convolution(
@@ -34,7 +36,8 @@ def patches_convolution(
 
     Takes the place of ``jax.lax.conv_general_dilated`` in ``nnx.Conv(conv_general_dilated=...)``.
     Of images of few channels, a row of the product makes several neighbouring outputs: fewer
-    numbers are copied, for products with the kernel's zeros beside it.
+    numbers are copied, at the price of products with zeros beside the kernel, by which a pixel
+    that is not finite makes NaN of up to three columns beside its own.
 
     Raises:
       ValueError: for dilated or grouped convolutions, which it does not do.
@@ -47,8 +50,8 @@ def patches_convolution(
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], (kh, kw), (sh, sw), padding)
     lhs = jnp.pad(lhs, ((0, 0), *((int(a), int(b)) for a, b in padding), (0, 0)))
     height, width = (lhs.shape[1] - kh) // sh + 1, (lhs.shape[2] - kw) // sw + 1
-    if channels <= FEW:
-        together = max(t for t in COLUMNS if width % t == 0 and (t == 1 or t * out <= OUTPUTS))
+    together = max(t for t in COLUMNS if width % t == 0 and (t == 1 or t * out <= OUTPUTS))
+    if channels <= FEW and 0 < width // together <= MOST_RUNS:
         patches = _windows(lhs, (kh, kw), (sh, sw), (height, width), together)
         kernel = _side_by_side(rhs, sw, together).reshape(-1, together * out)
     else:

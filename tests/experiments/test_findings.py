@@ -109,7 +109,7 @@ def test_claims_are_compared_cell_by_cell():
     assert costs.endswith("Chance.")
     assert evens.startswith("noise evens out: **reproduced** (client_variance in squared %; ")
     assert evens.endswith("; Median: 400 against 100).")
-    assert none.endswith("not compared, the sweep has no such cells.")
+    assert none.endswith("not compared, no such cells have run.")
 
 
 def test_one_cell_may_be_the_measure_of_many():

@@ -13,7 +13,9 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME", [(1, 1), (1, 1)], [(0, 2), (1, 0)]])
-@pytest.mark.parametrize(("strides", "channels"), [((1, 1), 6), ((2, 1), 3), ((3, 2), 3)])
+@pytest.mark.parametrize(
+    ("strides", "channels"), [((1, 1), 6), ((2, 2), 6), ((2, 1), 3), ((3, 2), 3)]
+)
 @pytest.mark.parametrize("kernel", [pytest.param((3, 3), marks=pytest.mark.slow), (2, 5)])
 def test_convolution_and_its_gradients_equal_xlas(padding, strides, channels, kernel):
     rng = np.random.default_rng(0)
