@@ -30,6 +30,7 @@ from jaxfl.attacks import IPM, NoAttack
 from jaxfl.clients import FedSGD
 from jaxfl.data import IID, Dataset, mnist
 from jaxfl.federation import Federation
+from jaxfl.files import write_aside
 from jaxfl.models import SignGuardCNN
 from jaxfl.optimizers import SGD
 from jaxfl.preaggregators import NNM
@@ -154,7 +155,7 @@ def write_markdown(curves: Sequence[Curve], path: Path) -> None:
         "|" + " --- |" * len(HEADER),
         *("| " + " | ".join(row) + " |" for row in rows(curves)),
     ]
-    path.write_text("\n".join(lines) + "\n")
+    write_aside(path, ("\n".join(lines) + "\n").encode())
 
 
 def show(curves: Sequence[Curve], console: Console) -> None:
